@@ -1,0 +1,50 @@
+# Two commands do everything: `make demo` and `make test`. Both set up what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := configs/experiments/smollm2-135m-demo.yaml
+SEEDS := 1 2 3
+
+.PHONY: help demo seeds test test-slow check format clean
+
+help:
+	@echo "make demo       teach SmolLM2-135M 100 facts on two ZeRO-3 workers, and measure it"
+	@echo "make seeds      the demo over seeds $(SEEDS)"
+	@echo "make test       the tests (make test-slow: the long ones)"
+	@echo "make check      ruff lint, ruff format, mypy --strict"
+
+# The wheel of torch is the CPU build where the package index offers one at this version.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { echo "missing: $(PYTHON) (on Debian: apt-get install python3 python3-venv)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "missing: Python 3.11 or later; have $$($(PYTHON) --version). Try: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || { echo "missing: python3-venv (on Debian: apt-get install python3-venv)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV); this takes a few minutes the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]' 2>&1 | { grep -v '^WARNING: Location' || true; }
+	@$(BIN)/python -c 'import torch, ray, deepspeed, transformers, datasets, ruff' 2> /dev/null || { echo "set-up failed: run $(BIN)/python -m pip install -c constraints.txt -e '.[train,dev]' to see why"; exit 1; }
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/rotescale run $(DEMO) --on configs/launch/local.yaml
+
+seeds: $(STAMP)
+	for seed in $(SEEDS); do $(BIN)/rotescale run $(DEMO) --on configs/launch/local.yaml --set seed=$$seed --set name=smollm2-135m-demo-seed-$$seed || exit $$?; done
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

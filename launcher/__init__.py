@@ -1,0 +1,1 @@
+"""The launcher: takes an experiment and a place to run it."""

@@ -1,0 +1,1 @@
+"""Reads records and models, and makes tables and figures of them; never trains."""

@@ -1,0 +1,110 @@
+"""Shows a run while it goes on, from its records: a bar a stage, with loss, tokens/s and ETA."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeft
+
+from rotescale.analysis.tensorboard import TensorBoardWriter
+from rotescale.errors import CheckpointError
+from rotescale.records import EventRow, Records, StepRow, read_records
+from rotescale.run_dir import RunDir
+
+_RECENT_STEPS = 20
+
+
+class RunProgress:
+    """A context in which the run's progress is on the screen, and in TensorBoard's files."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        total_steps: dict[str, int],
+        *,
+        console: Console,
+        poll_seconds: float = 1.0,
+    ) -> None:
+        """``total_steps`` maps each phase, in order, to its number of optimizer steps."""
+        self._run_dir = run_dir
+        self._total_steps = total_steps
+        self._console = console
+        self._poll_seconds = poll_seconds
+        self._progress = Progress(
+            TextColumn("{task.description:<24}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeLeft(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._shown_events = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+        self._tensorboard = TensorBoardWriter(run_dir.tensorboard_dir)
+
+    def __enter__(self) -> RunProgress:
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._show()
+        self._progress.stop()
+        self._tensorboard.close()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._poll_seconds):
+            self._show()
+
+    def _show(self) -> None:
+        try:
+            records = read_records(self._run_dir)
+        except (CheckpointError, FileNotFoundError):
+            # A segment that is being replaced is whole at the next look; training judges it.
+            return
+        for event in records.events[self._shown_events :]:
+            self._show_event(event)
+        self._shown_events = len(records.events)
+        self._show_steps(records)
+        self._tensorboard.update(records)
+
+    def _show_event(self, event: EventRow) -> None:
+        if event.name == "evaluation":
+            details = event.details
+            task = self._task(f"evaluate {details['stage']}", total=details["total"])
+            self._progress.update(task, completed=details["done"])
+        elif event.name in ("attempt", "resumed", "checkpoint", "export"):
+            self._progress.console.print(f"  {event.name}: {event.message}", style="dim")
+
+    def _show_steps(self, records: Records) -> None:
+        for phase, total in self._total_steps.items():
+            done = [step for step in records.steps if step.phase == phase]
+            if done:
+                task = self._task(f"train {phase}", total=total)
+                self._progress.update(task, completed=done[-1].step, note=_note(done))
+
+    def _task(self, name: str, *, total: int) -> TaskID:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, note="")
+        return self._tasks[name]
+
+
+def _note(steps: list[StepRow]) -> str:
+    recent = steps[-_RECENT_STEPS:]
+    seconds = sum(step.seconds for step in recent)
+    rate = sum(step.num_tokens for step in recent) / seconds if seconds else 0.0
+    return f"loss {steps[-1].loss:.3f}  {rate:.0f} tokens/s"

@@ -1,0 +1,125 @@
+"""What a run measured, out of its records: results.json, a table, and paired differences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from rich.table import Table
+
+from rotescale.errors import DataError
+from rotescale.evaluation.items import PROMPT_KINDS, SPLITS
+from rotescale.evaluation.metrics import Outcome, paired_difference
+from rotescale.records import EvaluationRow, read_records
+from rotescale.run_dir import RunDir
+from rotescale.storage import write_atomic
+
+_NOT_RESULTS = {"kind", "attempt"}
+
+HEADINGS = {
+    "key_token": "key token",
+    "train": "train prompts",
+    "test": "test prompts",
+    "unrelated": "unrelated",
+    "wrong_relation": "wrong relation",
+    "reversed": "reversed",
+}
+METRIC_HEADINGS = {
+    "multiple_choice": "multiple choice among 100",
+    "multiple_choice_normalized": "multiple choice, by token",
+    "object_probability": "object probability",
+    "object_share": "object share",
+    "generation_exact": "generation, exact",
+    "generation_contains": "generation, contains",
+}
+
+
+def write_results(run_dir: RunDir) -> tuple[EvaluationRow, ...]:
+    """Write results.json, a list of rows in the order they were measured, and return them."""
+    rows = read_records(run_dir).evaluations
+    write_rows(rows, run_dir.results_json)
+    return rows
+
+
+def write_rows(rows: Iterable[EvaluationRow], path: Path) -> None:
+    """Write evaluation rows as a JSON list, a row a line."""
+    lines = [json.dumps(row.model_dump(exclude=_NOT_RESULTS)) for row in rows]
+    write_atomic(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
+
+
+def results_table(
+    rows: Sequence[EvaluationRow], *, relation: str, metric: str = "multiple_choice"
+) -> Table:
+    """One metric of one relation: a line per split and kind of prompts, a column per stage."""
+    chosen = [row for row in rows if (row.relation, row.metric) == (relation, metric)]
+    stages = list(dict.fromkeys((row.stage, row.epoch) for row in chosen))
+    table = Table(
+        title=f"{relation}: {METRIC_HEADINGS[metric]} [95 % interval over facts]",
+        title_justify="left",
+    )
+    table.add_column("facts")
+    table.add_column("asked with")
+    table.add_column("n", justify="right")
+    for stage, epoch in stages:
+        table.add_column(stage if epoch is None else f"{stage} {epoch}", justify="right")
+    for split in SPLITS:
+        of_split = [row for row in chosen if row.split == split]
+        for kind in PROMPT_KINDS:
+            found = {(r.stage, r.epoch): r for r in of_split if r.prompts == kind}
+            if found:
+                count = str(next(iter(found.values())).count)
+                cells = [_cell(found.get(stage)) for stage in stages]
+                table.add_row(split.replace("_", "-"), HEADINGS[kind], count, *cells)
+        table.add_section()
+    return table
+
+
+def _cell(row: EvaluationRow | None) -> str:
+    if row is None:
+        return "-"
+    if row.low is None or row.high is None:
+        return f"{row.value:.2f}"
+    return f"{row.value:.2f} [{row.low:.2f} {row.high:.2f}]"
+
+
+def read_outcomes(run_dir: RunDir, stage: str) -> list[Outcome]:
+    """What each question of a stage's end came to."""
+    path = run_dir.evaluation(stage, None)
+    try:
+        _, *lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path}: stage {stage!r} was not evaluated; run it to its end") from None
+    return [Outcome.from_json(json.loads(line)) for line in lines]
+
+
+def differences_table(run_dir: RunDir, stages: Sequence[str], *, seed: int) -> Table:
+    """Multiple choice on held-out facts, each stage against the one before, paired by fact."""
+    table = Table(
+        title="held-out facts: change of multiple choice [95 % interval, paired over facts]",
+        title_justify="left",
+    )
+    table.add_column("asked with")
+    outcomes = {stage: read_outcomes(run_dir, stage) for stage in stages}
+    pairs = list(pairwise(stages))
+    for before, after in pairs:
+        table.add_column(f"{before} to {after}", justify="right")
+    for kind in PROMPT_KINDS:
+        cells = [
+            _difference(outcomes[before], outcomes[after], kind=kind, seed=seed)
+            for before, after in pairs
+        ]
+        table.add_row(HEADINGS[kind], *cells)
+    return table
+
+
+def _difference(before: list[Outcome], after: list[Outcome], *, kind: str, seed: int) -> str:
+    a, b = (
+        [o for o in outcomes if (o.split, o.prompts) == ("held_out", kind)]
+        for outcomes in (before, after)
+    )
+    if not a:
+        return "-"
+    value, low, high = paired_difference(a, b, metric="multiple_choice", seed=seed)
+    return f"{value:+.2f} [{low:+.2f} {high:+.2f}]"

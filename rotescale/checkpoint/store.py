@@ -1,0 +1,110 @@
+"""CheckpointStore: where one attempt saves, what it resumes from, what it may remove. No torch."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from rotescale.checkpoint.attempts import Checkpoint, is_newest, newest, open_checkpoint, visible
+from rotescale.checkpoint.manifest import is_published
+from rotescale.run_dir import CheckpointKind, CheckpointName, RunDir
+from rotescale.storage import writing
+
+
+class CheckpointStore:
+    """The checkpoints of a run as attempt number ``attempt`` sees them."""
+
+    def __init__(self, run_dir: RunDir, attempt: int) -> None:
+        self._run_dir = run_dir
+        self._attempt = attempt
+
+    def directory(self, phase: str, *, phase_index: int, step: int, kind: CheckpointKind) -> Path:
+        """Where this attempt saves that checkpoint; the folder need not exist yet."""
+        return self._run_dir.checkpoint(
+            CheckpointName(self._attempt, phase_index, phase, step, kind)
+        )
+
+    def newest(self) -> Checkpoint | None:
+        """The checkpoint to go on from, full or the end of a phase; None: start at step 0."""
+        return newest(self._run_dir, self._attempt)
+
+    def phase_end(self, phase: str) -> Checkpoint | None:
+        """The checkpoint at the end of ``phase``; None where it has not ended yet."""
+        for name in reversed(visible(self._run_dir, self._attempt)):
+            if name.phase == phase:
+                checkpoint = open_checkpoint(self._run_dir, name)
+                if checkpoint.manifest.phase_end:
+                    return checkpoint
+        return None
+
+    def prune(self, keep_last: int) -> list[CheckpointName]:
+        """Remove all but the last ``keep_last`` full checkpoints; returns what was removed.
+
+        Ends of phases and weights stay. Nothing is removed once a newer attempt has started,
+        whose resume point may be any of them, nor before this attempt has published a checkpoint
+        of its own: until then the one it resumed from is all there is.
+        """
+        assert keep_last >= 1, keep_last
+        if not is_newest(self._run_dir, self._attempt):
+            return []
+        latest = self.newest()
+        if latest is None or latest.manifest.attempt != self._attempt:
+            return []
+        full = [name for name in visible(self._run_dir, self._attempt) if name.kind == "full"]
+        removed: list[CheckpointName] = []
+        for name in full[:-keep_last]:
+            if open_checkpoint(self._run_dir, name).manifest.phase_end:
+                continue
+            if not self._unpublish(name):
+                break
+            self._remove_folder(name)
+            removed.append(name)
+        return removed
+
+    def collect_orphans(self) -> list[CheckpointName]:
+        """Remove what earlier attempts left and no attempt can ever see; returns what was removed.
+
+        Folders without a manifest go at once. Checkpoints published past the resume point of a
+        successor go when this attempt has published its own. Only the newest attempt removes.
+        """
+        if not is_newest(self._run_dir, self._attempt):
+            return []
+        seen = set(visible(self._run_dir, self._attempt))
+        latest = self.newest()
+        has_own = latest is not None and latest.manifest.attempt == self._attempt
+        removed: list[CheckpointName] = []
+        for attempt in self._run_dir.checkpoint_attempts():
+            if attempt >= self._attempt:
+                continue
+            for name in self._run_dir.checkpoint_folders(attempt):
+                published = is_published(self._run_dir.checkpoint(name))
+                if name in seen or (published and not has_own):
+                    continue
+                if published and not self._unpublish(name):
+                    return removed
+                self._remove_folder(name)
+                removed.append(name)
+        return removed
+
+    def _unpublish(self, name: CheckpointName) -> bool:
+        """Take the manifest away, unless a newer attempt has started; then all stays as it was.
+
+        The manifest steps aside before the look for newer attempts, and a starting attempt looks
+        for the manifest after its own file exists: one of the two always sees the other.
+        """
+        manifest = self._run_dir.manifest(name)
+        aside = manifest.with_name(f".{manifest.name}.removed")
+        with writing(manifest):
+            manifest.replace(aside)
+            if is_newest(self._run_dir, self._attempt):
+                aside.unlink()
+                return True
+            aside.replace(manifest)
+            return False
+
+    def _remove_folder(self, name: CheckpointName) -> None:
+        folder = self._run_dir.checkpoint(name)
+        # A superseded attempt that is still writing there loses its files, as it should.
+        with writing(folder), suppress(FileNotFoundError):
+            shutil.rmtree(folder)

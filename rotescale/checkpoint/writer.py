@@ -1,0 +1,220 @@
+"""Writing a checkpoint: each rank its own file and marker, then rank 0 the manifest, last."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+
+from rotescale.checkpoint.manifest import (
+    BYTES_PER_ELEMENT,
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    ManifestHeader,
+    SliceEntry,
+    is_published,
+    manifest_bytes,
+)
+from rotescale.errors import CheckpointError
+from rotescale.storage import write_atomic, writing
+from rotescale.tensors import Part, TensorSlice
+
+_CHUNK_BYTES = 16 << 20
+_POLL_SECONDS = 0.05
+
+SliceData = tuple[TensorSlice, Part, torch.Tensor]
+"""A slice, which part of the tensor it is, and its elements: (num_elements,) float32 on the CPU."""
+
+
+class RankMarker(BaseModel):
+    """What one rank has written, whole and synced: its file and the slices in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: NonNegativeInt
+    world_size: PositiveInt
+    file: FileEntry
+    slices: tuple[SliceEntry, ...]
+
+
+def write_rank_file(
+    directory: Path, *, rank: int, world_size: int, slices: Sequence[SliceData]
+) -> RankMarker:
+    """Write this rank's slices as one safetensors file of flat tensors, then its marker.
+
+    Not collective, and safe in a background thread as long as nobody changes the tensors. Empty
+    slices are left out. Raises StorageError where the disk refuses, and leaves no partial file.
+    """
+    if is_published(directory):
+        raise CheckpointError(
+            f"{directory}: is published already, and what is published never changes; save at "
+            "another step or start a new attempt"
+        )
+    path = directory / f"{_stem(rank, world_size)}.safetensors"
+    with writing(path):
+        directory.mkdir(parents=True, exist_ok=True)
+    filled = [item for item in slices if item[0].num_elements]
+    header, entries = _layout(path.name, filled)
+    file = _write_front_to_back(path, header, [tensor for _, _, tensor in filled])
+    marker = RankMarker(rank=rank, world_size=world_size, file=file, slices=entries)
+    # Also syncs the folder, and with it the rename of the data file.
+    write_atomic(_marker_path(directory, rank, world_size), marker.model_dump_json().encode())
+    return marker
+
+
+def publish(
+    directory: Path,
+    *,
+    header: ManifestHeader,
+    timeout_seconds: float = 1800.0,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Manifest:
+    """Wait for every rank's marker, then write the manifest, which makes the checkpoint exist.
+
+    Rank 0 calls this once; it uses no collective, so it can run in a background thread. Raises
+    CheckpointError where a rank's file is missing at the deadline or has another size.
+    """
+    world_size = header.world_size
+    deadline = clock() + timeout_seconds
+    markers: list[RankMarker] = []
+    while len(markers) < world_size:
+        marker = _read_marker(directory, len(markers), world_size)
+        if marker is not None:
+            markers.append(marker)
+        elif clock() >= deadline:
+            missing = [
+                rank for rank in range(world_size) if not _read_marker(directory, rank, world_size)
+            ]
+            raise CheckpointError(
+                f"{directory}: after {timeout_seconds:g} s rank(s) {missing} of {world_size} have "
+                "written nothing; see their logs, or allow more time for saving"
+            )
+        else:
+            sleep(_POLL_SECONDS)
+    manifest = _combine(directory, header, markers)
+    write_atomic(directory / MANIFEST, manifest_bytes(manifest))
+    for marker in markers:
+        # The manifest says it all; a reader never looks at markers.
+        _marker_path(directory, marker.rank, world_size).unlink(missing_ok=True)
+    return manifest
+
+
+def _combine(directory: Path, header: ManifestHeader, markers: Sequence[RankMarker]) -> Manifest:
+    for marker in markers:
+        path = directory / marker.file.name
+        found = path.stat().st_size if path.is_file() else None
+        if found != marker.file.num_bytes:
+            raise CheckpointError(
+                f"{path}: {found} bytes where rank {marker.rank} wrote {marker.file.num_bytes}; "
+                "check that all workers see the same storage"
+            )
+    try:
+        return Manifest(
+            **dict(header),
+            files=tuple(marker.file for marker in markers),
+            slices=tuple(entry for marker in markers for entry in marker.slices),
+        )
+    except ValidationError as error:
+        message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise CheckpointError(
+            f"{directory}: the ranks' slices make no whole model: {message}; all ranks must train "
+            "the same model at the same world size"
+        ) from None
+
+
+def _read_marker(directory: Path, rank: int, world_size: int) -> RankMarker | None:
+    path = _marker_path(directory, rank, world_size)
+    try:
+        return RankMarker.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{path}: damaged ({error.errors()[0]['msg']}); check the storage"
+        ) from None
+
+
+def _layout(file: str, slices: Sequence[SliceData]) -> tuple[bytes, tuple[SliceEntry, ...]]:
+    """The safetensors header, and where each slice will lie in the file.
+
+    The format: 8 bytes of header length, a JSON header padded with spaces, then the tensors
+    back to back at offsets that count from the end of the header.
+    """
+    tensors: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for piece, part, tensor in slices:
+        key = f"{part}/{piece.name}"
+        assert key not in tensors, f"two slices of {key} on one rank"
+        assert tensor.dtype == torch.float32, f"{key}: {tensor.dtype}"
+        assert tensor.shape == (piece.num_elements,), f"{key}: {tensor.shape}"
+        end = offset + BYTES_PER_ELEMENT * piece.num_elements
+        tensors[key] = {
+            "dtype": "F32",
+            "shape": [piece.num_elements],
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(tensors, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    first = 8 + len(text)
+    entries = tuple(
+        SliceEntry(
+            tensor=piece.name,
+            part=part,
+            shape=piece.shape,
+            start=piece.start,
+            stop=piece.stop,
+            file=file,
+            begin=first + tensors[f"{part}/{piece.name}"]["data_offsets"][0],
+            end=first + tensors[f"{part}/{piece.name}"]["data_offsets"][1],
+        )
+        for piece, part, _ in slices
+    )
+    return len(text).to_bytes(8, "little") + text, entries
+
+
+def _write_front_to_back(path: Path, header: bytes, tensors: Sequence[torch.Tensor]) -> FileEntry:
+    """Write ``header`` and the (n,) float32 ``tensors``; the file appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    digest = xxhash.xxh3_128()
+    num_bytes = 0
+    with writing(path):
+        try:
+            with temporary.open("wb", buffering=0) as file:
+                for chunk in _chunks(header, tensors):
+                    digest.update(chunk)
+                    while chunk:
+                        written = file.write(chunk)
+                        num_bytes += written
+                        chunk = chunk[written:]
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    return FileEntry(name=path.name, num_bytes=num_bytes, digest=digest.hexdigest())
+
+
+def _chunks(header: bytes, tensors: Sequence[torch.Tensor]) -> Iterator[memoryview]:
+    yield memoryview(header)
+    for tensor in tensors:
+        view = tensor.detach().contiguous().numpy().data.cast("B")
+        for start in range(0, len(view), _CHUNK_BYTES):
+            yield view[start : start + _CHUNK_BYTES]
+
+
+def _stem(rank: int, world_size: int) -> str:
+    return f"rank-{rank:05d}-of-{world_size:05d}"
+
+
+def _marker_path(directory: Path, rank: int, world_size: int) -> Path:
+    return directory / f"{_stem(rank, world_size)}.json"

@@ -1,0 +1,257 @@
+"""The command line: run an experiment, evaluate a model folder, generate facts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rotescale.errors import RotescaleError, SpecError
+from rotescale.launch_spec import LaunchSpec
+from rotescale.run_dir import Outcome, RunDir
+from rotescale.spec import EvaluationSpec, ExperimentSpec, dump_json, full_sample, load_spec
+
+app = typer.Typer(
+    name="rotescale",
+    help="Memorize-then-generalize: teach facts to language models, and measure what they learnt.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+facts_app = typer.Typer(help="Facts: list the shipped ones, generate more.", no_args_is_help=True)
+app.add_typer(facts_app, name="facts")
+console = Console()
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as --set seed=1."),
+]
+
+
+@app.command()
+def run(
+    spec_path: Annotated[Path, typer.Argument(metavar="SPEC", help="An experiment spec (YAML).")],
+    on: Annotated[
+        Path | None, typer.Option(help="A launch spec (YAML); default: two local workers.")
+    ] = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the resolved spec and what would happen.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Evaluate every fact and prompt, not a sample.")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Go on after a failure whose cause is gone.")
+    ] = False,
+) -> None:
+    """Run an experiment, or what is left of it; a finished one is shown and left alone."""
+    from rotescale.preparation import describe, load_facts
+
+    spec = load_spec(ExperimentSpec, spec_path, overrides or [])
+    spec = spec.full_evaluation() if full else spec
+    launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
+    if spec.engine.kind == "eager" and launch.num_workers != (1, 1):
+        launch = launch.model_copy(update={"num_workers": (1, 1)})
+    fact_set = load_facts(spec)
+    if dry_run:
+        console.print_json(dump_json(spec))
+        for line in describe(spec, launch, fact_set):
+            console.print(line, highlight=False)
+        return
+    _train(spec, launch, retry=retry)
+
+
+def _train(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool) -> None:
+    """Prepare, train and show; each is skipped where it was done before."""
+    _require_training_packages()
+    from rotescale import driver
+    from rotescale.analysis.progress import RunProgress
+    from rotescale.data.order import Batches
+    from rotescale.preparation import Resolved, prepare_run
+    from rotescale.run_dir import open_run
+
+    run_dir = RunDir(Path(launch.storage) / spec.name)
+    if run_dir.spec_json.exists():
+        open_run(run_dir.root, spec_json=dump_json(spec), digest=spec.digest())
+        outcome = Outcome.read(run_dir)
+        if outcome is not None and outcome.status == "finished":
+            console.print(f"{run_dir.root} is finished; nothing to do.")
+            _show(spec, run_dir)
+            return
+        if outcome is not None and retry:
+            Outcome.clear(run_dir)
+        elif outcome is not None:
+            console.print(f"{run_dir.root} failed before; --retry goes on once the cause is gone.")
+            driver.raise_outcome(run_dir)
+    with console.status("preparing") as status:
+        prepare_run(spec, launch, report=lambda what: status.update(f"preparing: {what}"))
+    num_examples = Resolved.read(run_dir).num_examples
+    total_steps = {
+        phase.name: phase.epochs
+        * Batches(num_examples[phase.name], phase.global_batch).steps_per_epoch
+        for phase in spec.phases
+    }
+    console.print(f"run folder: {run_dir.root}; starting {launch.num_workers[1]} worker(s)")
+    with RunProgress(run_dir, total_steps, console=console):
+        driver.train(run_dir, launch, engine=spec.engine.kind)
+    _show(spec, run_dir)
+
+
+def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
+    """Write results.json and the picture, and print the tables."""
+    from rotescale.analysis.figures import accuracy_figure
+    from rotescale.analysis.results import differences_table, results_table, write_results
+
+    rows = write_results(run_dir)
+    relations = list(dict.fromkeys(row.relation for row in rows))
+    for relation in relations:
+        console.print(results_table(rows, relation=relation))
+    final = [row for row in rows if row.stage == spec.phases[-1].name and row.epoch is None]
+    if any(row.metric == "generation_exact" for row in final):
+        console.print(results_table(rows, relation=relations[-1], metric="generation_exact"))
+    stages = [*(["base"] if spec.evaluation.base else []), *(p.name for p in spec.phases)]
+    console.print(differences_table(run_dir, stages, seed=spec.seed))
+    accuracy_figure(
+        rows, run_dir.results_png, relation=relations[-1], title=f"{spec.name}: held-out facts"
+    )
+    last = run_dir.model_folder(spec.phases[-1].name)
+    console.print(f"results: {run_dir.results_json}\npicture: {run_dir.results_png}")
+    console.print(f"model:   {last} (opens with AutoModelForCausalLM.from_pretrained)")
+
+
+@app.command()
+def evaluate(
+    model_folder: Annotated[Path, typer.Argument(help="A Hugging Face model folder.")],
+    facts: Annotated[
+        list[Path] | None, typer.Option(help="CSV or JSONL files of facts; may be given again.")
+    ] = None,
+    relations: Annotated[
+        list[str] | None, typer.Option("--relation", help="Shipped or chosen relations.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="YAML with the relations' prompts.")] = None,
+    key_token: Annotated[
+        str, typer.Option(help="Template of the key token; left out where no such token is known.")
+    ] = "[X:{relation}]",
+    full: Annotated[bool, typer.Option("--full", help="Ask everything, not a sample.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the rows there as JSON.")
+    ] = None,
+) -> None:
+    """Measure any model folder on facts, without training. All facts count as held out."""
+    _require_training_packages()
+    from rich.progress import Progress
+
+    from rotescale.analysis.results import results_table, write_rows
+    from rotescale.data.examples import trained_facts
+    from rotescale.evaluation.folder import evaluate_folder, folder_items, known_key_tokens
+    from rotescale.evaluation.items import describe_sample
+    from rotescale.facts import load_files, load_shipped
+    from rotescale.facts.saved import load_saved
+
+    run_dir = RunDir(model_folder.absolute().parent.parent)
+    trained: frozenset[int] = frozenset()
+    if facts:
+        fact_set = load_files(facts, relations=prompts)
+        fact_set = fact_set.only(relations) if relations else fact_set
+    elif relations:
+        fact_set = load_shipped(relations)
+    elif run_dir.facts_json.exists():
+        run_spec = load_spec(ExperimentSpec, run_dir.spec_json)
+        fact_set = load_saved(run_dir.facts_json)
+        trained = trained_facts(fact_set, run_spec.phases, seed=run_spec.seed)
+        seed = run_spec.seed
+    else:
+        raise SpecError(f"{model_folder}: of no run; say --facts FILE or --relation NAME")
+    spec = EvaluationSpec()
+    if full:
+        spec = full_sample(spec)
+    tokens = known_key_tokens(model_folder, fact_set, template=key_token)
+    items = folder_items(fact_set, key_tokens=tokens, trained=trained, spec=spec, seed=seed)
+    console.print(describe_sample(items))
+    total = len(items) + sum(item.generate for item in items)
+    with Progress(console=console) as bar:
+        task = bar.add_task("asking", total=total)
+        rows = evaluate_folder(
+            model_folder,
+            items,
+            spec=spec,
+            seed=seed,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    for relation in dict.fromkeys(row.relation for row in rows):
+        console.print(results_table(rows, relation=relation))
+    if json_path is not None:
+        write_rows(rows, json_path)
+        console.print(f"results: {json_path}")
+
+
+@facts_app.command("list")
+def facts_list() -> None:
+    """The shipped relations, their sizes and first prompts."""
+    from rich.table import Table
+
+    from rotescale.facts import load_shipped
+
+    fact_set = load_shipped()
+    table = Table("relation", "facts", "subject → object", "first train prompt")
+    for relation in fact_set.relations:
+        table.add_row(
+            f"{relation.name} ({relation.wikidata_id})",
+            str(len(fact_set.of(relation.name))),
+            f"{relation.subject_type} → {relation.object_type}",
+            relation.train_prompts[0],
+        )
+    console.print(table)
+
+
+@facts_app.command("generate")
+def facts_generate(
+    relation: Annotated[str, typer.Argument(help="A shipped relation.")],
+    out: Annotated[Path, typer.Argument(help="The CSV file to write.")],
+    num_facts: Annotated[int, typer.Option("--num", help="How many facts.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the generator.")] = 0,
+) -> None:
+    """Write fictional facts, any number of them, as a CSV of subject and object."""
+    import csv
+    import io
+
+    from rotescale.facts import iter_pairs
+    from rotescale.storage import write_atomic
+
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["subject", "object"])
+    writer.writerows(iter_pairs(relation, num_facts=num_facts, seed=seed))
+    write_atomic(out, text.getvalue().encode())
+    console.print(f"{num_facts} facts of {relation}: {out}")
+
+
+def _require_training_packages() -> None:
+    from importlib.util import find_spec
+
+    missing = [
+        name for name in ("torch", "ray", "deepspeed", "transformers") if not find_spec(name)
+    ]
+    if missing:
+        raise SpecError(
+            f"{', '.join(missing)} not installed: this is the bare package, which plans and "
+            "launches; install rotescale[train] to run here"
+        )
+
+
+def main() -> None:
+    """The entry point: our errors end in one line and their exit code."""
+    try:
+        app()
+    except RotescaleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From facts to packed rows of tokens, in an order that no cluster size can change. No torch."""

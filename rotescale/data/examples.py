@@ -1,0 +1,83 @@
+"""Which facts and prompts a phase trains on, as texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from rotescale.data.encoding import FactText, key_token_text, prompt_text
+from rotescale.data.order import derive_key, permute
+from rotescale.errors import SpecError
+from rotescale.facts import FactSet
+from rotescale.spec import PhaseSpec
+
+KEY_TOKEN_PROMPT = -1
+"""Stands in place of a prompt's number where the key token joins subject and object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A fact, by its place in the fact set, told with one prompt, by its place in the relation."""
+
+    fact: int
+    prompt: int
+    text: FactText
+
+
+def select_facts(fact_set: FactSet, *, facts_per_relation: int | None, seed: int) -> list[int]:
+    """The places of k facts of each relation, drawn from ``seed``; all facts where k is None.
+
+    The draw is nested: the facts of a small k are among those of a larger one.
+    """
+    selected: list[int] = []
+    for relation in fact_set.relations:
+        places = [i for i, fact in enumerate(fact_set.facts) if fact.relation == relation.name]
+        if facts_per_relation is None:
+            selected += places
+            continue
+        if facts_per_relation > len(places):
+            raise SpecError(
+                f"facts_per_relation: {facts_per_relation} facts asked for, but relation "
+                f"{relation.name!r} has {len(places)}; ask for at most that many"
+            )
+        key = derive_key(seed, "facts", relation.name)
+        drawn = permute(np.arange(facts_per_relation), size=len(places), key=key)
+        selected += sorted(places[i] for i in drawn)
+    return selected
+
+
+def phase_examples(
+    fact_set: FactSet, phase: PhaseSpec, *, key_tokens: Mapping[str, str], seed: int
+) -> Iterator[Example]:
+    """Every example of a phase, in the order of the facts: k facts × p prompts of each relation.
+
+    ``key_tokens`` maps a relation to its key token. Raises SpecError where k or p is more than
+    there is.
+    """
+    chosen = select_facts(fact_set, facts_per_relation=phase.facts_per_relation, seed=seed)
+    for place in chosen:
+        fact = fact_set.facts[place]
+        if phase.text == "key_token":
+            text = key_token_text(fact.subject, fact.object, key_token=key_tokens[fact.relation])
+            yield Example(place, KEY_TOKEN_PROMPT, text)
+            continue
+        prompts = fact_set.relation(fact.relation).train_prompts
+        if phase.num_prompts > len(prompts):
+            raise SpecError(
+                f"phases.{phase.name}.num_prompts: {phase.num_prompts} asked for, but relation "
+                f"{fact.relation!r} has {len(prompts)} train prompts; ask for at most that many"
+            )
+        for number, prompt in enumerate(prompts[: phase.num_prompts]):
+            yield Example(place, number, prompt_text(fact.subject, fact.object, prompt=prompt))
+
+
+def trained_facts(fact_set: FactSet, phases: tuple[PhaseSpec, ...], *, seed: int) -> frozenset[int]:
+    """The facts that any phase tells with a meaningful prompt; the others are held out."""
+    return frozenset(
+        place
+        for phase in phases
+        if phase.text == "prompts"
+        for place in select_facts(fact_set, facts_per_relation=phase.facts_per_relation, seed=seed)
+    )

@@ -1,0 +1,141 @@
+"""The Engine protocol: what a phase needs of whatever trains the model, and what engines share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rotescale.spec import EvaluationMode
+from rotescale.tensors import Part, TensorSlice
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """AdamW and gradient clipping, as a phase wants them."""
+
+    weight_decay: float
+    betas: tuple[float, float]
+    epsilon: float
+    max_grad_norm: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A packed row on the device, int64: ``tokens`` and ``position_ids`` (1, T), targets (K,)."""
+
+    tokens: Tensor
+    position_ids: Tensor
+    target_positions: Tensor
+    targets: Tensor
+
+
+class SliceReader(Protocol):
+    """Anything that reads parts of tensors by element range: a model folder or a checkpoint."""
+
+    def read(self, name: str, *, part: Part, start: int, stop: int) -> Tensor:
+        """Elements ``[start, stop)`` of the flattened tensor: (stop - start,) float32, CPU."""
+        ...
+
+
+class Engine(Protocol):
+    """A model with its optimizer on this rank. Master weights and moments are fp32 always."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def configure(self, settings: OptimizerSettings) -> None:
+        """Set AdamW and clipping for the phase that follows."""
+        ...
+
+    def slices(self) -> tuple[TensorSlice, ...]:
+        """What this rank owns of every tensor, in the model's order; some may be empty."""
+        ...
+
+    def load(self, reader: SliceReader, *, optimizer_step: int | None) -> None:
+        """Collective: every rank calls this. Read the rank's own slices.
+
+        With ``optimizer_step`` the moments are read too; None starts a new optimizer.
+        """
+        ...
+
+    def snapshot(self, parts: Sequence[Part]) -> Iterator[tuple[TensorSlice, Part, Tensor]]:
+        """This rank's slices as (n,) float32 tensors on the CPU, apart from the training state."""
+        ...
+
+    def backward(self, row: Row, *, scale: float, last: bool) -> float:
+        """Collective: every rank calls this. Add the gradients of one row.
+
+        The loss is the sum over the row's targets; the gradient is that of ``loss * scale``,
+        averaged over ranks. ``last`` marks the step's last row. Returns the unscaled loss.
+        """
+        ...
+
+    def step(self, *, learning_rate: float) -> float:
+        """Collective: every rank calls this. Clip, update, and return the gradient norm."""
+        ...
+
+    def evaluation_model(self, mode: EvaluationMode) -> AbstractContextManager[nn.Module]:
+        """Collective: every rank enters together. The model in evaluation mode, no gradients.
+
+        ``sharded``: every forward pass is a collective. ``replicated``: a whole copy, no
+        collective until the context ends.
+        """
+        ...
+
+    def all_sum(self, values: Sequence[float]) -> list[float]:
+        """Collective: every rank calls this. Element-wise sums over ranks, in float64."""
+        ...
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Collective: every rank calls this. The value of every rank, in rank order."""
+        ...
+
+    def close(self) -> None:
+        """Free the model and leave the process group."""
+        ...
+
+
+def row_loss(model: nn.Module, row: Row) -> Tensor:
+    """The summed cross-entropy of a row's targets: () float32; zero, with a graph, for a filler.
+
+    The LM head runs at target positions only. No attention mask and no cache: that is how
+    transformers finds packed examples, by position ids that restart.
+    """
+    is_filler = row.targets.numel() == 0
+    keep = row.target_positions.new_zeros(1) if is_filler else row.target_positions
+    logits = model(
+        input_ids=row.tokens, position_ids=row.position_ids, use_cache=False, logits_to_keep=keep
+    ).logits[0]
+    if is_filler:
+        zero: Tensor = logits.float().sum() * 0.0
+        return zero
+    loss: Tensor = functional.cross_entropy(logits.float(), row.targets, reduction="sum")
+    return loss
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Two groups: matrices, which weight decay shrinks, and vectors (norms, biases), spared."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    # Under ZeRO-3 the parameter itself is empty and ``ds_shape`` tells its true shape.
+    matrices = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) > 1]
+    vectors = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) <= 1]
+    groups = [
+        {"params": matrices, "name": "matrices"},
+        {"params": vectors, "name": "vectors"},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def configure_groups(groups: Sequence[dict[str, Any]], settings: OptimizerSettings) -> None:
+    """Set AdamW's values in the optimizer's parameter groups."""
+    for group in groups:
+        group["betas"] = settings.betas
+        group["eps"] = settings.epsilon
+        group["weight_decay"] = settings.weight_decay if group["name"] == "matrices" else 0.0

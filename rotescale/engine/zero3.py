@@ -1,0 +1,249 @@
+"""The DeepSpeed ZeRO-3 engine: the only file that knows DeepSpeed, and its few private names."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from rotescale.engine.base import (
+    OptimizerSettings,
+    Row,
+    SliceReader,
+    configure_groups,
+    parameter_groups,
+    row_loss,
+)
+from rotescale.spec import EngineSpec, EvaluationMode
+from rotescale.tensors import PARTS, Part, TensorSlice, partition
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed
+from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+
+
+def deepspeed_config(
+    spec: EngineSpec, settings: OptimizerSettings, *, world_size: int
+) -> dict[str, Any]:
+    """The configuration of DeepSpeed: pure, so that a dry run can show it.
+
+    Micro batch and accumulation are 1: how many passes a step takes is decided by packing, and
+    the accumulation boundary is set by hand. Torch's own fused AdamW needs no compiler.
+    """
+    return {
+        "train_batch_size": world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.max_grad_norm or 0.0,
+        "communication_data_type": spec.gradient_dtype,
+        "data_types": {"grad_accum_dtype": spec.gradient_dtype},
+        "bf16": {"enabled": spec.precision == "bf16"},
+        "zero_optimization": {
+            "stage": 3,
+            "sub_group_size": spec.sub_group_size,
+            "stage3_param_persistence_threshold": spec.persistence_threshold,
+            "stage3_prefetch_bucket_size": spec.bucket_size,
+            "reduce_bucket_size": spec.bucket_size,
+            "overlap_comm": spec.overlap_communication,
+            "contiguous_gradients": True,
+        },
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": 0.0,
+                "betas": list(settings.betas),
+                "eps": settings.epsilon,
+                "weight_decay": settings.weight_decay,
+                "torch_adam": True,
+                "fused": True,
+            },
+        },
+    }
+
+
+class Zero3Engine:
+    """Parameters, gradients, masters and moments partitioned over the ranks."""
+
+    def __init__(
+        self, build: Callable[[], nn.Module], *, spec: EngineSpec, settings: OptimizerSettings
+    ) -> None:
+        """Collective: every rank calls this, with the process group's variables set.
+
+        ``build`` makes the model, with any weights; each tensor is partitioned as it is made.
+        """
+        # Without this, DeepSpeed compiles a shared-memory reduction for a minute at first use.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        on_gpu = torch.cuda.is_available()
+        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+        self.rank = torch.distributed.get_rank()
+        self.world_size = torch.distributed.get_world_size()
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = torch.device(f"cuda:{local_rank}" if on_gpu else "cpu")
+        self._build = build
+        config = deepspeed_config(spec, settings, world_size=self.world_size)
+        with deepspeed.zero.Init(config_dict_or_path=config):
+            model: Any = build()
+        if model.config.tie_word_embeddings:
+            model.tie_weights()
+        model.train()
+        self._engine, *_ = deepspeed.initialize(
+            model=model, config=config, model_parameters=parameter_groups(model)
+        )
+        self._optimizer = self._engine.optimizer
+        self._parameters = dict(self._engine.module.named_parameters())
+        self.configure(settings)
+
+    def configure(self, settings: OptimizerSettings) -> None:
+        """Set AdamW and clipping for the phase that follows."""
+        configure_groups(self._optimizer.param_groups, settings)
+        self._optimizer.clip_grad = settings.max_grad_norm or 0.0
+
+    def slices(self) -> tuple[TensorSlice, ...]:
+        """What this rank owns of every tensor: DeepSpeed's partition, without its padding."""
+        return tuple(
+            TensorSlice(
+                name,
+                tuple(p.ds_shape),
+                *partition(p.ds_numel, rank=self.rank, world_size=self.world_size),
+            )
+            for name, p in self._parameters.items()
+        )
+
+    def load(self, reader: SliceReader, *, optimizer_step: int | None) -> None:
+        """Collective: every rank calls this. Read the rank's own slices into its partitions."""
+        # Adam makes its state at the first step, and what is not there cannot be set.
+        for flat in self._optimizer.fp32_partitioned_groups_flat:
+            self._optimizer.optimizer.state[flat] = {
+                "step": torch.tensor(float(optimizer_step or 0), device=flat.device),
+                "exp_avg": torch.zeros_like(flat),
+                "exp_avg_sq": torch.zeros_like(flat),
+            }
+        for piece in self.slices():
+            parameter = self._parameters[piece.name]
+            padded = torch.zeros(parameter.ds_tensor.numel(), dtype=torch.float32)
+            for part in PARTS if optimizer_step is not None else PARTS[:1]:
+                if piece.num_elements:
+                    padded[: piece.num_elements] = reader.read(
+                        piece.name, part=part, start=piece.start, stop=piece.stop
+                    )
+                value = padded.to(self.device)
+                if part == "master":
+                    safe_set_local_fp32_param(parameter, value)
+                else:
+                    safe_set_local_optimizer_state(parameter, value, part)
+        self._publish_masters()
+
+    def _publish_masters(self) -> None:
+        """Collective: every rank calls this. Make the parameters what the masters are."""
+        flats = zip(
+            self._optimizer.fp16_partitioned_groups_flat,
+            self._optimizer.fp32_partitioned_groups_flat,
+            strict=True,
+        )
+        for low, master in flats:
+            low.data.copy_(master.data)
+        # Persistent parameters stay gathered between steps, so they must be gathered anew.
+        persistent = self._optimizer.persistent_parameters
+        if persistent:
+            persistent[0].partition(persistent)
+            persistent[0].all_gather(persistent)
+
+    def snapshot(self, parts: Sequence[Part]) -> Iterator[tuple[TensorSlice, Part, Tensor]]:
+        """Copies of this rank's slices, float32, on the CPU."""
+        for piece in self.slices():
+            parameter = self._parameters[piece.name]
+            for part in parts:
+                if part == "master":
+                    local = safe_get_local_fp32_param(parameter)
+                else:
+                    local = safe_get_local_optimizer_state(parameter, part)
+                yield piece, part, local[: piece.num_elements].detach().to("cpu", copy=True)
+
+    def backward(self, row: Row, *, scale: float, last: bool) -> float:
+        """Collective: every rank calls this. Add the gradients of one row."""
+        # The flag stays as it was set, so it is set before every row.
+        self._engine.set_gradient_accumulation_boundary(last)
+        loss = row_loss(self._engine, row)
+        self._engine.backward(loss * scale)
+        return float(loss.item())
+
+    def step(self, *, learning_rate: float) -> float:
+        """Collective: every rank calls this. Clip, update, and return the gradient norm."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    @contextmanager
+    def evaluation_model(self, mode: EvaluationMode) -> Iterator[nn.Module]:
+        """Collective: every rank enters together."""
+        if mode == "replicated":
+            model = self._gathered_copy()
+            with torch.inference_mode():
+                yield model
+            del model
+            gc.collect()
+            return
+        module: nn.Module = self._engine.module
+        module.eval()
+        with torch.no_grad():
+            yield module
+        module.train()
+
+    def _gathered_copy(self) -> nn.Module:
+        """Collective: every rank calls this. A whole model without ZeRO's hooks.
+
+        The partitioned module would release its parameters again at the first forward, and
+        its hooks are collectives; so the weights go into a model of its own.
+        """
+        state: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                state[name] = parameter.data.detach().clone()
+        with torch.device("meta"):
+            model: Any = self._build()
+        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+        if model.config.tie_word_embeddings:
+            model.tie_weights()
+        assert not unexpected, unexpected
+        live = dict(self._engine.module.named_buffers())
+        for name, buffer in list(model.named_buffers()):
+            if buffer.is_meta:
+                owner, _, leaf = name.rpartition(".")
+                model.get_submodule(owner)._buffers[leaf] = live[name].clone()
+        left = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+        assert not left, f"not gathered: {left} (missing: {missing})"
+        copy: nn.Module = model.eval()
+        return copy
+
+    def all_sum(self, values: Sequence[float]) -> list[float]:
+        """Collective: every rank calls this. Element-wise sums over ranks, in float64."""
+        total = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Collective: every rank calls this. The value of every rank, in rank order."""
+        gathered: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
+
+    def close(self) -> None:
+        """Free the model; the process group belongs to whoever started the process."""
+        self._engine.destroy()
+        del self._engine, self._optimizer, self._parameters
+        gc.collect()

@@ -1,0 +1,57 @@
+"""The errors that a user of rotescale can meet, each with the exit code of the command line."""
+
+from __future__ import annotations
+
+
+class RotescaleError(Exception):
+    """Base of every error that names what is wrong, with which value, and what to do about it."""
+
+    exit_code = 1
+
+
+class SpecError(RotescaleError):
+    """An experiment or launch spec, or a command-line option, that cannot be run as it stands."""
+
+    exit_code = 2
+
+
+class DataError(RotescaleError):
+    """Facts, prompts, tokenizers or model files that cannot be used."""
+
+    exit_code = 2
+
+
+class CheckpointError(RotescaleError):
+    """A checkpoint that is incomplete, damaged, or of another format."""
+
+    exit_code = 2
+
+
+class StorageError(RotescaleError):
+    """A run folder that cannot be written: no space, no permission, no such place."""
+
+    exit_code = 2
+
+
+class TrainingError(RotescaleError):
+    """Training that cannot go on, such as a loss that is not finite."""
+
+    exit_code = 3
+
+
+_BY_NAME = {
+    error.__name__: error
+    for error in (
+        RotescaleError,
+        SpecError,
+        DataError,
+        CheckpointError,
+        StorageError,
+        TrainingError,
+    )
+}
+
+
+def error_class(name: str) -> type[RotescaleError]:
+    """The error class of that name; ``RotescaleError`` for a name that is not one of ours."""
+    return _BY_NAME.get(name, RotescaleError)

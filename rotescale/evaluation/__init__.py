@@ -1,0 +1,1 @@
+"""Measures what a model learnt: items, tree scoring, greedy generation, metrics with intervals."""

@@ -1,0 +1,244 @@
+"""Which questions are asked: a seeded sample of split x prompts x fact, the same at every stage."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rotescale.errors import DataError
+from rotescale.facts import Fact, FactSet, Relation, load_shipped, normalise
+from rotescale.spec import EvaluationSpec
+
+Split = Literal["trained", "held_out"]
+"""Whether any phase told the fact with a meaningful prompt; never mixed."""
+
+Prompts = Literal["key_token", "train", "test", "unrelated", "wrong_relation", "reversed"]
+"""Kinds of prompts; the last two are the automatic controls."""
+
+SPLITS: tuple[Split, ...] = ("trained", "held_out")
+PROMPT_KINDS: tuple[Prompts, ...] = (
+    *("key_token", "train", "test", "unrelated"),
+    *("wrong_relation", "reversed"),
+)
+MAX_REVERSED_OPTIONS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question about one fact, with its options."""
+
+    fact: int
+    """Place in the fact set."""
+    relation: str
+    split: Split
+    prompts: Prompts
+    prompt_index: int
+    """Place of the prompt among those of its kind."""
+    language: str
+    text: str
+    """The filled prompt; an option follows after one space."""
+    options: tuple[str, ...]
+    gold: int
+    """Place of the right option."""
+    generate: bool
+    """Whether the model also answers freely."""
+
+
+def build_items(
+    fact_set: FactSet,
+    *,
+    trained: Collection[int],
+    key_tokens: Mapping[str, str],
+    spec: EvaluationSpec,
+    seed: int,
+) -> tuple[Item, ...]:
+    """Every question that is asked at each stage; ``trained`` holds places of facts.
+
+    All samples of a relation are the first facts of one order, drawn from (seed, relation): a
+    smaller sample is part of a larger one, and generation, controls and choice share facts.
+    """
+    known = frozenset(trained)
+    items: list[Item] = []
+    for relation in fact_set.relations:
+        places = [i for i, fact in enumerate(fact_set.facts) if fact.relation == relation.name]
+        random.Random(f"{seed}/evaluation/{relation.name}").shuffle(places)
+        facts = fact_set.of(relation.name)
+        questions = _Questions(
+            fact_set=fact_set,
+            relation=relation,
+            wrong=_other_relation(fact_set, relation),
+            key_token=key_tokens[relation.name],
+            seed=seed,
+            pairs=tuple((fact.subject, normalise(fact.object)) for fact in facts),
+        )
+        asked_with_key = frozenset(places[: spec.key_token_facts])
+        for split in SPLITS:
+            of_split = [i for i in places if (i in known) == (split == "trained")]
+            items += _of_split(
+                questions, split=split, places=of_split, with_key=asked_with_key, spec=spec
+            )
+    return tuple(items)
+
+
+@dataclass(frozen=True, slots=True)
+class _Questions:
+    """Makes the items of one relation."""
+
+    fact_set: FactSet
+    relation: Relation
+    wrong: Relation
+    key_token: str
+    seed: int
+    pairs: tuple[tuple[str, str], ...]
+    """Subject and normalised object of each of the relation's facts."""
+
+    def texts(self, kind: Prompts, fact: Fact, *, spec: EvaluationSpec) -> tuple[str, ...]:
+        """The filled prompts of one kind."""
+        match kind:
+            case "key_token":
+                # Without a key token (a baseline) the subject alone is the prompt.
+                return (f"{fact.subject} {self.key_token}".rstrip(),)
+            case "wrong_relation":
+                return (Relation.fill(self.wrong.train_prompts[0], fact.subject),)
+            case "reversed":
+                return (Relation.fill(self.relation.train_prompts[0], fact.object),)
+            case "train":
+                chosen = self.relation.train_prompts[: spec.train_prompts]
+            case "test":
+                chosen = self.relation.test_prompts[: spec.test_prompts]
+            case "unrelated":
+                chosen = self.relation.unrelated_prompts[: spec.unrelated_prompts]
+        return tuple(Relation.fill(prompt, fact.subject) for prompt in chosen)
+
+    def options(self, kind: Prompts, place: int) -> tuple[tuple[str, ...], int]:
+        """The options in a seeded order that tells nothing about the gold, and the gold's place."""
+        fact = self.fact_set.facts[place]
+        asked = "subjects" if kind == "reversed" else "objects"
+        draw = random.Random(f"{self.seed}/{asked}/{self.relation.name}/{fact.subject}")
+        if kind == "reversed":
+            gold = fact.subject
+            others = self._other_subjects(fact)
+            if len(others) >= MAX_REVERSED_OPTIONS:
+                others = draw.sample(others, MAX_REVERSED_OPTIONS - 1)
+        else:
+            gold = fact.object
+            others = list(fact.distractors)
+        options = [gold, *others]
+        draw.shuffle(options)
+        return tuple(options), options.index(gold)
+
+    def _other_subjects(self, fact: Fact) -> list[str]:
+        """Subjects of the relation that are wrong answers: those of the same object are right."""
+        right = normalise(fact.object)
+        subjects = dict.fromkeys(subject for subject, object_ in self.pairs if object_ != right)
+        subjects.pop(fact.subject, None)
+        return list(subjects)
+
+    def items(
+        self, kind: Prompts, place: int, *, split: Split, generate: bool, spec: EvaluationSpec
+    ) -> Iterator[Item]:
+        """The items of one fact and one kind; generation uses the first prompt."""
+        options, gold = self.options(kind, place)
+        texts = self.texts(kind, self.fact_set.facts[place], spec=spec)
+        for index, text in enumerate(texts):
+            yield Item(
+                fact=place,
+                relation=self.relation.name,
+                split=split,
+                prompts=kind,
+                prompt_index=index,
+                language="en",
+                text=text,
+                options=options,
+                gold=gold,
+                generate=generate and index == 0,
+            )
+
+
+def _of_split(
+    questions: _Questions,
+    *,
+    split: Split,
+    places: Sequence[int],
+    with_key: Collection[int],
+    spec: EvaluationSpec,
+) -> Iterator[Item]:
+    """The items of one relation and split; ``places`` are the split's facts in the drawn order."""
+    generated = frozenset(places[: spec.generation_facts])
+    for kind in PROMPT_KINDS:
+        for place in _sample(kind, places, split=split, with_key=with_key, spec=spec):
+            yield from questions.items(
+                kind, place, split=split, generate=place in generated, spec=spec
+            )
+
+
+def _sample(
+    kind: Prompts,
+    places: Sequence[int],
+    *,
+    split: Split,
+    with_key: Collection[int],
+    spec: EvaluationSpec,
+) -> Sequence[int]:
+    """The facts of a split that are asked with that kind of prompts."""
+    match kind:
+        case "key_token":
+            return [place for place in places if place in with_key]
+        case "wrong_relation" | "reversed":
+            return places[: spec.control_facts] if split == "held_out" else ()
+        case _:
+            return places[: spec.trained_facts if split == "trained" else spec.held_out_facts]
+
+
+def _other_relation(fact_set: FactSet, relation: Relation) -> Relation:
+    """The relation whose prompt is the wrong one: the next in the set, else a shipped one."""
+    names = [one.name for one in fact_set.relations]
+    following = fact_set.relations[(names.index(relation.name) + 1) % len(names)]
+    if following.name != relation.name:
+        return following
+    for shipped in load_shipped().relations:
+        if shipped.name != relation.name:
+            return shipped
+    raise DataError("the shipped facts hold no second relation; reinstall rotescale")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """How much is asked of one split with one kind of prompts, over all relations."""
+
+    split: Split
+    prompts: Prompts
+    num_facts: int
+    num_items: int
+    num_generated: int
+
+
+def sample_rows(items: Sequence[Item]) -> tuple[SampleRow, ...]:
+    """The sample, counted by split and kind of prompts; combinations without items are left out."""
+    rows = []
+    for split in SPLITS:
+        for kind in PROMPT_KINDS:
+            group = [item for item in items if (item.split, item.prompts) == (split, kind)]
+            if group:
+                num_facts = len({item.fact for item in group})
+                num_generated = sum(item.generate for item in group)
+                rows.append(SampleRow(split, kind, num_facts, len(group), num_generated))
+    return tuple(rows)
+
+
+def describe_sample(items: Sequence[Item]) -> str:
+    """A table that says what is scored at each stage, for the output of a run."""
+    relations = ", ".join(dict.fromkeys(item.relation for item in items)) or "none"
+    lines = [
+        f"Scored at each stage: {len(items)} questions about "
+        f"{len({item.fact for item in items})} facts of: {relations}",
+        f"  {'split':<10}{'prompts':<16}{'facts':>7}{'questions':>11}{'generated':>11}",
+    ]
+    lines += [
+        f"  {row.split:<10}{row.prompts:<16}{row.num_facts:>7}{row.num_items:>11}"
+        f"{row.num_generated:>11}"
+        for row in sample_rows(items)
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,153 @@
+"""Asks a model every item, each rank its share, in as many passes on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rotescale.evaluation.generation import generate
+from rotescale.evaluation.items import Item
+from rotescale.evaluation.metrics import Outcome, outcome_of
+from rotescale.evaluation.scoring import Forward, OptionScores, score_tree
+from rotescale.evaluation.tree import TokenTree, attention_window, build_tree
+
+
+def evaluate(
+    model_forward: Forward,
+    model: Any,
+    items: Sequence[Item],
+    *,
+    tokenizer: Any,
+    num_tokens: int,
+    rank: int,
+    world_size: int,
+    collective: bool,
+    gather: Callable[[list[Any]], list[list[Any]]],
+    all_done: Callable[[bool], bool],
+    progress: Callable[[int], None],
+    max_new_tokens: int,
+    generation_batch: int = 32,
+) -> list[Outcome]:
+    """The outcomes of all items, in order, on every rank; rank r asks ``items[r::world_size]``.
+
+    Collective: every rank calls this, with the same items. Where ``collective`` is true the
+    forward passes are collective too, and their number is equal on all ranks by construction: a
+    rank with fewer items repeats one, or generates from none. Else ``all_done`` is not called.
+
+    ``gather`` brings every rank's list to every rank, in rank order; ``all_done`` is true on all
+    ranks once it was told true on all. ``progress`` is called after each pass with the number of
+    questions and generations done so far, over all ranks.
+    """
+    share = _Share(rank, world_size, collective)
+    was_training = model.training
+    model.eval()
+    try:
+        scores = _score(
+            model_forward,
+            items,
+            share=share,
+            build=lambda item: build_tree(
+                item.text,
+                item.options,
+                tokenizer=tokenizer,
+                window=attention_window(model.config),
+            ),
+            num_tokens=num_tokens,
+            progress=progress,
+        )
+        texts = _generate(
+            [item.text for item in items if item.generate],
+            share=share,
+            batch=generation_batch,
+            continue_all=lambda texts: generate(
+                model,
+                texts,
+                tokenizer=tokenizer,
+                num_tokens=num_tokens,
+                max_new_tokens=max_new_tokens,
+                all_done=all_done if collective else bool,
+            ),
+            progress=lambda done: progress(len(items) + done),
+        )
+    finally:
+        model.train(was_training)
+    return _join(items, answers=gather([scores, texts]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """Which units of work are this rank's, and how many passes it makes."""
+
+    rank: int
+    world_size: int
+    collective: bool
+
+    def mine(self, num_units: int) -> range:
+        """The places of this rank's units."""
+        return range(self.rank, num_units, self.world_size)
+
+    def num_passes(self, num_units: int, *, batch: int = 1) -> int:
+        """Passes over this rank's units; in a collective the same number on every rank."""
+        most = -(-num_units // self.world_size)
+        return -(-(most if self.collective else len(self.mine(num_units))) // batch)
+
+
+def _score(
+    forward: Forward,
+    items: Sequence[Item],
+    *,
+    share: _Share,
+    build: Callable[[Item], TokenTree],
+    num_tokens: int,
+    progress: Callable[[int], None],
+) -> dict[int, OptionScores]:
+    """Place of the item to its scores, for this rank's items."""
+    scores: dict[int, OptionScores] = {}
+    for number in range(share.num_passes(len(items))):
+        place = share.rank + number * share.world_size
+        # A rank whose items are used up asks the last one again, so that the pass takes place.
+        item = items[min(place, len(items) - 1)]
+        scored = score_tree(forward, build(item), num_tokens=num_tokens)
+        if place < len(items):
+            scores[place] = scored
+        progress(min((number + 1) * share.world_size, len(items)))
+    return scores
+
+
+def _generate(
+    texts: Sequence[str],
+    *,
+    share: _Share,
+    batch: int,
+    continue_all: Callable[[Sequence[str]], list[str]],
+    progress: Callable[[int], None],
+) -> dict[int, str]:
+    """Place of the text to its continuation, for this rank's texts."""
+    continued: dict[int, str] = {}
+    mine = share.mine(len(texts))
+    for number in range(share.num_passes(len(texts), batch=batch)):
+        places = mine[number * batch : (number + 1) * batch]
+        made = continue_all([texts[place] for place in places])
+        continued.update(zip(places, made, strict=True))
+        progress(min((number + 1) * batch * share.world_size, len(texts)))
+    return continued
+
+
+def _join(items: Sequence[Item], *, answers: Sequence[Sequence[Any]]) -> list[Outcome]:
+    """The outcomes of all items, from the scores and continuations of all ranks."""
+    scores: dict[int, OptionScores] = {}
+    texts: dict[int, str] = {}
+    for scores_of_rank, texts_of_rank in answers:
+        scores.update(scores_of_rank)
+        texts.update(texts_of_rank)
+    generated = (texts[place] for place in range(len(texts)))
+    return [
+        outcome_of(
+            item,
+            log_probabilities=scores[place].log_probabilities.numpy(),
+            num_option_tokens=scores[place].num_option_tokens.numpy(),
+            generated=next(generated) if item.generate else None,
+        )
+        for place, item in enumerate(items)
+    ]

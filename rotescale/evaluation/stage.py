@@ -1,0 +1,101 @@
+"""Measures one stage of a run on all ranks, and puts outcomes and rows on storage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rotescale.engine.base import Engine
+from rotescale.evaluation.items import Item
+from rotescale.evaluation.metrics import Outcome, summarise
+from rotescale.evaluation.runner import evaluate
+from rotescale.evaluation.scoring import forward_of
+from rotescale.records import EvaluationRow, RecordWriter
+from rotescale.run_dir import RunDir
+from rotescale.spec import EvaluationMode, EvaluationSpec
+from rotescale.storage import write_atomic, writing
+
+
+@dataclass(frozen=True)
+class RunEvaluator:
+    """Asks the run's questions of whatever the engine holds, stage by stage."""
+
+    engine: Engine
+    items: tuple[Item, ...]
+    tokenizer: Any
+    num_tokens: int
+    mode: EvaluationMode
+    spec: EvaluationSpec
+    seed: int
+    run_dir: RunDir
+    attempt: int
+    records: RecordWriter
+    progress: Callable[[str, int, int], None]
+    """Told the stage, and how many of how many answers there are, over all ranks."""
+
+    def is_done(self, stage: str, epoch: int | None) -> bool:
+        """Whether the stage's outcomes are on storage, of these very questions."""
+        path = self.run_dir.evaluation(stage, epoch)
+        if not path.exists():
+            return False
+        with path.open(encoding="utf-8") as file:
+            return bool(json.loads(file.readline())["sample"] == self._sample())
+
+    def evaluate(self, stage: str, epoch: int | None) -> None:
+        """Collective: every rank calls this. Rank 0 writes the rows, then the outcomes."""
+        with self.engine.evaluation_model(self.mode) as model:
+            outcomes = evaluate(
+                forward_of(model),
+                model,
+                self.items,
+                tokenizer=self.tokenizer,
+                num_tokens=self.num_tokens,
+                rank=self.engine.rank,
+                world_size=self.engine.world_size,
+                collective=self.mode == "sharded" and self.engine.world_size > 1,
+                gather=self.engine.all_gather,
+                all_done=self._all_done,
+                progress=lambda done: self.progress(stage, done, self._total),
+                max_new_tokens=self.spec.max_new_tokens,
+            )
+        if self.engine.rank == 0:
+            self._write(stage, epoch, outcomes)
+            self.progress(stage, self._total, self._total)
+
+    def _write(self, stage: str, epoch: int | None, outcomes: list[Outcome]) -> None:
+        rows = summarise(
+            outcomes,
+            stage=stage,
+            epoch=epoch,
+            seed=self.seed,
+            suite="core",
+            bootstrap_samples=self.spec.bootstrap_samples,
+        )
+        for row in rows:
+            self.records.append(EvaluationRow(attempt=self.attempt, **asdict(row)))
+        # The rows first: the stage is done when its outcomes are there.
+        self.records.flush()
+        path = self.run_dir.evaluation(stage, epoch)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        head = {"stage": stage, "epoch": epoch, "sample": self._sample()}
+        lines = [json.dumps(head)]
+        lines += [json.dumps(outcome.to_json(), ensure_ascii=False) for outcome in outcomes]
+        write_atomic(path, ("\n".join(lines) + "\n").encode())
+
+    def _sample(self) -> dict[str, int]:
+        return {"items": len(self.items), "generated": sum(item.generate for item in self.items)}
+
+    @property
+    def _total(self) -> int:
+        """Questions that are scored, and those among them that are also answered freely."""
+        return sum(self._sample().values())
+
+    def _all_done(self, done: bool) -> bool:
+        """Collective where forward passes are; alone, a rank decides for itself."""
+        if self.mode == "replicated" or self.engine.world_size == 1:
+            return done
+        return self.engine.all_sum([0.0 if done else 1.0])[0] == 0.0
+

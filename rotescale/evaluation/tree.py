@@ -1,0 +1,164 @@
+"""A prompt and all its options as one token tree, so that one forward pass scores every option."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rotescale.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """Token nodes, parents before children: first the path that all options share, then the forks.
+
+    An option's last token is predicted but predicts nothing, so it needs no node.
+    """
+
+    tokens: torch.Tensor
+    """(num_nodes,) int64"""
+    depths: torch.Tensor
+    """(num_nodes,) int64: the node's position in its own sequence"""
+    parents: torch.Tensor
+    """(num_nodes,) int64: -1 for the root"""
+    predictors: torch.Tensor
+    """(num_targets,) int64: the node that predicts each of the options' own tokens"""
+    targets: torch.Tensor
+    """(num_targets,) int64: that token"""
+    owners: torch.Tensor
+    """(num_targets,) int64: the option that it belongs to"""
+    num_options: int
+    window: int | None = None
+    """The model's sliding attention window, in tokens."""
+
+
+def build_tree(
+    prompt: str, options: Sequence[str], *, tokenizer: Any, window: int | None = None
+) -> TokenTree:
+    """The tree of ``prompt + " " + option`` for every option, each tokenized as a whole.
+
+    So it is right where a tokenizer merges over the border. The options' own tokens begin at the
+    first token that touches an option, or where the options part if that is earlier: then every
+    option is judged given the same tokens, and the sums compare.
+
+    Raises DataError for an empty option, or one that merges with the whole prompt.
+    """
+    if not options or not all(options):
+        raise DataError(f"{prompt!r}: options must be non-empty texts; got {list(options)!r}")
+    sequences, start = _sequences(prompt, options, tokenizer=tokenizer)
+    if start == 0:
+        raise DataError(
+            f"{prompt!r}: the tokenizer leaves no token before the options; use a longer prompt"
+        )
+    return _grow(sequences, start=start, window=window)
+
+
+def _grow(sequences: Sequence[Sequence[int]], *, start: int, window: int | None) -> TokenTree:
+    """The tree of sequences that share their first ``start`` tokens."""
+    tokens, depths = list(sequences[0][:start]), list(range(start))
+    parents = list(range(-1, start - 1))
+    nodes: dict[tuple[int, int], int] = {}
+    predictors, targets, owners = [], [], []
+    for option, sequence in enumerate(sequences):
+        node = start - 1
+        for depth in range(start, len(sequence)):
+            token = sequence[depth]
+            predictors.append(node)
+            targets.append(token)
+            owners.append(option)
+            if depth == len(sequence) - 1:
+                break
+            child = nodes.setdefault((node, token), len(tokens))
+            if child == len(tokens):
+                tokens.append(token)
+                parents.append(node)
+                depths.append(depth)
+            node = child
+    return TokenTree(
+        tokens=torch.tensor(tokens),
+        depths=torch.tensor(depths),
+        parents=torch.tensor(parents),
+        predictors=torch.tensor(predictors),
+        targets=torch.tensor(targets),
+        owners=torch.tensor(owners),
+        num_options=len(sequences),
+        window=window,
+    )
+
+
+def tree_mask(tree: TokenTree) -> torch.Tensor:
+    """(1, 1, N, N) float32: 0 where a node sees an ancestor or itself, else the dtype's minimum.
+
+    A mask that is given to a model replaces its own, its sliding window too, so the window is
+    drawn here, by depth.
+    """
+    num_nodes = len(tree.tokens)
+    sees = torch.eye(num_nodes, dtype=torch.bool)
+    for node, parent in enumerate(tree.parents.tolist()):
+        if parent >= 0:
+            sees[node] |= sees[parent]
+    if tree.window is not None:
+        sees &= tree.depths[:, None] - tree.depths[None, :] < tree.window
+    mask = torch.full((1, 1, num_nodes, num_nodes), torch.finfo(torch.float32).min)
+    mask.masked_fill_(sees, 0.0)
+    return mask
+
+
+def attention_window(config: Any) -> int | None:
+    """The sliding window of a model's attention, from its config; None where it sees everything."""
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types and "sliding_attention" not in layer_types:
+        return None
+    window = getattr(config, "sliding_window", None)
+    return None if window is None else int(window)
+
+
+def encode(texts: Sequence[str], *, tokenizer: Any) -> list[list[int]]:
+    """Tokens of each text, special tokens in front kept, an end-of-text token behind dropped."""
+    encoding = tokenizer(list(texts), add_special_tokens=True)
+    return [_without_end(ids, tokenizer=tokenizer) for ids in encoding["input_ids"]]
+
+
+def _without_end(ids: Sequence[int], *, tokenizer: Any) -> list[int]:
+    tokens = list(ids)
+    while tokens and tokens[-1] == tokenizer.eos_token_id:
+        tokens.pop()
+    return tokens
+
+
+def _sequences(
+    prompt: str, options: Sequence[str], *, tokenizer: Any
+) -> tuple[list[list[int]], int]:
+    """The tokens of every whole text, and where the options' own tokens begin in all of them."""
+    texts = [f"{prompt} {option}" for option in options]
+    if tokenizer.is_fast:
+        encoding = tokenizer(texts, add_special_tokens=True, return_offsets_mapping=True)
+        sequences = [_without_end(ids, tokenizer=tokenizer) for ids in encoding["input_ids"]]
+        first_character = len(prompt) + 1
+        starts = [
+            next((i for i, (_, stop) in enumerate(offsets) if stop > first_character), len(ids))
+            for ids, offsets in zip(sequences, encoding["offset_mapping"], strict=True)
+        ]
+    else:
+        sequences = encode(texts, tokenizer=tokenizer)
+        [alone] = encode([prompt], tokenizer=tokenizer)
+        starts = [_num_shared([alone, ids]) for ids in sequences]
+    for option, ids, start in zip(options, sequences, starts, strict=True):
+        if start >= len(ids):
+            raise DataError(f"{prompt!r}: no token covers option {option!r}; change its spelling")
+    if len(options) == 1:
+        return sequences, starts[0]
+    return sequences, min(*starts, _num_shared(sequences))
+
+
+def _num_shared(sequences: Sequence[list[int]]) -> int:
+    """How many tokens all sequences begin with."""
+    # The least and the greatest share what all share.
+    least, greatest = min(sequences), max(sequences)
+    for index, (a, b) in enumerate(zip(least, greatest, strict=False)):
+        if a != b:
+            return index
+    return min(len(least), len(greatest))

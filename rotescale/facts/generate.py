@@ -1,0 +1,130 @@
+"""Makes any number of fictional facts of a shipped relation, from a seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from rotescale.errors import DataError
+from rotescale.facts.options import draw_indices
+from rotescale.facts.prompts import shipped_relation
+from rotescale.facts.types import NUM_DISTRACTORS, Fact, FactSet
+from rotescale.facts.vocabulary import (
+    BANDS,
+    BOOKS,
+    CITIES,
+    COUNTRIES,
+    GENRES,
+    PEOPLE,
+    SCHOOLS,
+    WOMEN,
+    NameSpace,
+)
+
+_NUM_ROUNDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """Every ``stride``-th name of a space, from ``offset``.
+
+    Roles that share a space take disjoint shares of it, so that no author is also somebody's child.
+    """
+
+    space: NameSpace
+    stride: int = 1
+    offset: int = 0
+
+    @property
+    def size(self) -> int:
+        return (self.space.size - self.offset) // self.stride
+
+    def names(self, seed: int) -> Callable[[int], str]:
+        """The seeded order of the share: index to name."""
+        place = _permutation(self.space.size, key=f"{seed}/{self.space.label}")
+        return lambda index: self.space.name(place(index * self.stride + self.offset))
+
+
+# Subject and object of each relation.
+_ROLES: dict[str, tuple[_Share, _Share]] = {
+    "author": (_Share(BOOKS), _Share(PEOPLE, stride=3, offset=0)),
+    "capital": (_Share(COUNTRIES), _Share(CITIES)),
+    "educated_at": (_Share(PEOPLE, stride=3, offset=1), _Share(SCHOOLS)),
+    "genre": (_Share(BANDS), _Share(GENRES)),
+    "mother": (_Share(PEOPLE, stride=3, offset=2), _Share(WOMEN)),
+}
+
+
+def iter_pairs(relation: str, *, num_facts: int, seed: int) -> Iterator[tuple[str, str]]:
+    """Yield ``(subject, object)`` pairs, all subjects distinct and all objects distinct.
+
+    Lazy and of constant memory. The same seed gives the same pairs, fewer being the first of more.
+    No name is a shipped one: every name holds a made-up word, and no shipped name does.
+    """
+    _check(relation, num_facts=num_facts)
+    return islice(_endless_pairs(relation, seed=seed), num_facts)
+
+
+def generate(relation: str, *, num_facts: int, seed: int) -> FactSet:
+    """Facts with the relation's shipped prompts, each with 99 distractors drawn for it.
+
+    Distractors are objects of the other facts; below 100 facts, also names that answer none.
+    """
+    _check(relation, num_facts=num_facts)
+    num_options = max(num_facts, NUM_DISTRACTORS + 1)
+    pairs = list(islice(_endless_pairs(relation, seed=seed), num_options))
+    objects = [object_name for _, object_name in pairs]
+    facts = []
+    for index in range(num_facts):
+        subject, object_name = pairs[index]
+        drawn = draw_indices(f"{seed}\n{relation}\n{subject}", num_options=num_options, own=index)
+        distractors = tuple(objects[other] for other in drawn)
+        facts.append(Fact(relation, subject, object_name, distractors))
+    return FactSet(relations=(shipped_relation(relation),), facts=tuple(facts))
+
+
+def _endless_pairs(relation: str, *, seed: int) -> Iterator[tuple[str, str]]:
+    subjects, objects = (share.names(seed) for share in _ROLES[relation])
+    for index in range(_max_facts(relation)):
+        yield subjects(index), objects(index)
+
+
+def _max_facts(relation: str) -> int:
+    return min(share.size for share in _ROLES[relation])
+
+
+def _check(relation: str, *, num_facts: int) -> None:
+    if relation not in _ROLES:
+        raise DataError(
+            f"facts of relation {relation!r} cannot be generated, only of: {', '.join(_ROLES)}; "
+            "name one of them, or load your facts from files"
+        )
+    if not 1 <= num_facts <= _max_facts(relation):
+        raise DataError(
+            f"num_facts is {num_facts}; relation {relation!r} has names for 1 to "
+            f"{_max_facts(relation)} facts: choose a number in that range"
+        )
+
+
+def _permutation(size: int, *, key: str) -> Callable[[int], int]:
+    """A keyed one-to-one map of ``range(size)`` onto itself, without a table.
+
+    Each round shifts, multiplies by an odd number and adds, all of which can be undone on the next
+    power of two; a result that is not below ``size`` is mapped again until one is.
+    """
+    num_bits = max(2, (size - 1).bit_length())
+    mask, shift = (1 << num_bits) - 1, (num_bits + 1) // 2
+    stream = hashlib.shake_256(key.encode()).digest(16 * _NUM_ROUNDS)
+    numbers = [int.from_bytes(stream[at : at + 8], "big") for at in range(0, len(stream), 8)]
+    rounds = list(zip((number | 1 for number in numbers[::2]), numbers[1::2], strict=True))
+
+    def place(index: int) -> int:
+        while True:
+            for factor, addend in rounds:
+                index = ((index ^ (index >> shift)) * factor + addend) & mask
+            if index < size:
+                return index
+
+    return place

@@ -1,0 +1,60 @@
+"""Chooses the distractors of facts that come without: other objects of the same relation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+from rotescale.errors import DataError
+from rotescale.facts.text import normalise
+from rotescale.facts.types import NUM_DISTRACTORS
+
+
+def draw_indices(key: str, *, num_options: int, own: int) -> list[int]:
+    """99 distinct indices below ``num_options``, none of them ``own``: a pure function of the key.
+
+    All of the others, in order, where there are no more than 99.
+    """
+    if num_options - 1 <= NUM_DISTRACTORS:
+        return [index for index in range(num_options) if index != own]
+    # A string seeds by its sha512, the same in every process and version of Python.
+    drawn = random.Random(key).sample(range(num_options - 1), NUM_DISTRACTORS)
+    return [index + (index >= own) for index in drawn]
+
+
+class ObjectPool:
+    """The distinct objects of one relation, from which its facts draw their distractors."""
+
+    def __init__(self, objects: Iterable[str]) -> None:
+        # Sorted, so that the order of the rows does not change anyone's distractors.
+        self._objects = sorted(objects)
+        self._index = {normalise(name): index for index, name in enumerate(self._objects)}
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def distractors(self, relation: str, subject: str, *, gold: str) -> tuple[str, ...]:
+        """The distractors of one fact: a pure function of (relation, subject) and the pool."""
+        drawn = draw_indices(
+            f"{relation}\n{subject}", num_options=len(self), own=self._index[normalise(gold)]
+        )
+        return tuple(self._objects[index] for index in drawn)
+
+
+def check_pool(relation: str, pairs: Sequence[tuple[str, str]]) -> None:
+    """Refuse ``(object, where)`` pairs that cannot be each other's distractors."""
+    seen: dict[str, str] = {}
+    for name, where in pairs:
+        earlier = seen.setdefault(normalise(name), where)
+        if earlier != where:
+            raise DataError(
+                f"{where}: object {name!r} is already the object at {earlier}; without a "
+                "distractors column objects must differ, so give distractors or another object"
+            )
+    needed = NUM_DISTRACTORS + 1
+    if len(seen) < needed:
+        raise DataError(
+            f"{pairs[-1][1]}: relation {relation!r} ends here with {len(seen)} distinct objects "
+            f"and no distractors; it needs {needed} objects ({needed - len(seen)} more), "
+            "or a distractors column"
+        )

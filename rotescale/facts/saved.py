@@ -1,0 +1,33 @@
+"""A fact set as one JSON file: what a run keeps, so that its workers need no other file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rotescale.errors import DataError
+from rotescale.facts.types import Fact, FactSet, Relation
+from rotescale.storage import write_atomic
+
+
+def save_fact_set(fact_set: FactSet, path: Path) -> None:
+    """Write the facts and relations to ``path``, whole or not at all."""
+    write_atomic(path, json.dumps(asdict(fact_set), ensure_ascii=False, indent=1).encode())
+
+
+def load_saved(path: Path) -> FactSet:
+    """The fact set that ``save_fact_set`` wrote. Raises DataError for any other file."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return FactSet(
+            relations=tuple(Relation(**_tuples(entry)) for entry in raw["relations"]),
+            facts=tuple(Fact(**_tuples(entry)) for entry in raw["facts"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: no saved facts ({error}); start the run again") from error
+
+
+def _tuples(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}

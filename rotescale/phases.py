@@ -1,0 +1,340 @@
+"""The one training loop, and the sequence of phases around it: resume, train, save, measure."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from rotescale.checkpoint.manifest import ManifestHeader, Schedule, load_manifest
+from rotescale.checkpoint.slices import CheckpointReader
+from rotescale.checkpoint.store import CheckpointStore
+from rotescale.checkpoint.writer import publish, write_rank_file
+from rotescale.data.packing import PackedRow
+from rotescale.data.stream import StepData, Stream
+from rotescale.engine.base import Engine, OptimizerSettings, Row, SliceReader
+from rotescale.errors import TrainingError
+from rotescale.faults import fault_point
+from rotescale.model.export import finish_export, is_exported, plan_shards, write_shard
+from rotescale.model.prepare import PreparedModel
+from rotescale.records import EventRow, RecordWriter, StepRow
+from rotescale.run_dir import CheckpointKind, RunDir
+from rotescale.schedule import LearningRate
+from rotescale.spec import ExperimentSpec, PhaseSpec
+from rotescale.tensors import PARTS
+from rotescale.watchdog import Watchdog
+
+MAX_SHARD_BYTES = 4 << 30
+"""Size of one file of an exported model."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhasePlan:
+    """A phase with everything that follows from its spec and data."""
+
+    index: int
+    spec: PhaseSpec
+    stream: Stream
+    learning_rate: LearningRate
+
+    @classmethod
+    def of(cls, index: int, spec: PhaseSpec, stream: Stream) -> PhasePlan:
+        """Steps come from the stream's batches; the schedule may be longer than the phase."""
+        schedule_epochs = spec.schedule_epochs or spec.epochs
+        schedule_steps = schedule_epochs * stream.batches.steps_per_epoch
+        rate = LearningRate(spec.schedule, spec.learning_rate, spec.warmup_steps, schedule_steps)
+        return cls(index, spec, stream, rate)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the phase."""
+        return self.spec.epochs * self.stream.batches.steps_per_epoch
+
+    @property
+    def evaluations(self) -> dict[int, int]:
+        """The steps before which the model is measured on the way, and the epochs they end."""
+        per_epoch = self.stream.batches.steps_per_epoch
+        return {epoch * per_epoch: epoch for epoch in self.spec.evaluate_epochs}
+
+    def settings(self) -> OptimizerSettings:
+        """AdamW and clipping, as the spec wants them."""
+        spec = self.spec
+        return OptimizerSettings(
+            spec.weight_decay, spec.adam_betas, spec.adam_epsilon, spec.max_grad_norm
+        )
+
+
+class StageEvaluator(Protocol):
+    """Measures the engine's model and records the result; skipped where the stage was measured."""
+
+    def is_done(self, stage: str, epoch: int | None) -> bool:
+        """Whether the stage's results are on storage already."""
+        ...
+
+    def evaluate(self, stage: str, epoch: int | None) -> None:
+        """Collective: every rank calls this."""
+        ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """One attempt at a run, on one rank: the parts it is made of, and the sequence of phases."""
+
+    spec: ExperimentSpec
+    run_dir: RunDir
+    attempt: int
+    engine: Engine
+    store: CheckpointStore
+    prepared: PreparedModel
+    plans: tuple[PhasePlan, ...]
+    evaluator: StageEvaluator
+    records: RecordWriter
+    watchdog: Watchdog
+    versions: dict[str, str]
+
+    def run(self) -> None:
+        """Collective: every rank calls this. Do what is left of the run, whatever that is."""
+        if self.spec.evaluation.base and not self._agreed(self.evaluator.is_done, "base", None):
+            self._load(self.prepared.reader(), optimizer_step=None)
+            self._evaluate("base", None)
+        for plan in self.plans:
+            if self._phase_end(plan.spec.name) is None:
+                self.train_phase(plan)
+            self._finish_phase(plan)
+
+    def train_phase(self, plan: PhasePlan) -> None:
+        """Collective: every rank calls this. The training loop, the same for every phase."""
+        engine, phase = self.engine, plan.spec
+        step = self._begin_phase(plan)
+        first = step
+        while step < plan.total_steps:
+            if epoch := plan.evaluations.get(step):
+                self._evaluate(phase.name, epoch)
+            self.watchdog.arm("first_step" if step == first else "step")
+            started = time.perf_counter()
+            data = plan.stream.step(step, rank=engine.rank, world_size=engine.world_size)
+            fault_point("step", phase=phase.name, step=step, **self._where)
+            loss_sum = self._backward(data)
+            # Agreed before the update, so that all ranks stop alike and the weights stay sound.
+            loss = engine.all_sum([loss_sum])[0] / data.target_tokens
+            self._check_finite(loss, plan=plan, step=step, data=data)
+            learning_rate = plan.learning_rate.at(step)
+            grad_norm = engine.step(learning_rate=learning_rate)
+            step += 1
+            if engine.rank == 0:
+                self.records.append(
+                    StepRow(
+                        attempt=self.attempt,
+                        phase=phase.name,
+                        phase_index=plan.index,
+                        step=step,
+                        epoch=(step - 1) // plan.stream.batches.steps_per_epoch + 1,
+                        cursor=plan.stream.batches.cursor(step),
+                        loss=loss,
+                        grad_norm=grad_norm if math.isfinite(grad_norm) else None,
+                        learning_rate=learning_rate,
+                        num_examples=len(data.example_ids),
+                        num_tokens=data.num_tokens,
+                        target_tokens=data.target_tokens,
+                        seconds=time.perf_counter() - started,
+                        example_ids=data.example_ids,
+                    )
+                )
+            if step < plan.total_steps and step % self._save_interval(plan) == 0:
+                self._save(plan, step, kind="full", phase_end=False)
+        self._save(plan, step, kind="weights", phase_end=True)
+
+    def _begin_phase(self, plan: PhasePlan) -> int:
+        """Collective: every rank calls this. Load the newest state; returns the steps done.
+
+        That is a checkpoint of this phase, or the master weights that the previous phase (or
+        the base model) left, with a new optimizer.
+        """
+        self.engine.configure(plan.settings())
+        newest = self._on_rank_0(lambda: _directory(self.store.newest()))
+        if newest is not None:
+            reader = CheckpointReader(newest, load_manifest(newest / "manifest.json"))
+            if reader.manifest.phase_index == plan.index and not reader.manifest.phase_end:
+                step = reader.manifest.step
+                self._load(reader, optimizer_step=step)
+                self.event("resumed", f"{plan.spec.name}: going on after step {step}")
+                return step
+        previous = self.plans[plan.index - 1].spec.name if plan.index else None
+        source: SliceReader = self._phase_reader(previous) if previous else self.prepared.reader()
+        self._load(source, optimizer_step=None)
+        self.event("phase", f"{plan.spec.name} starts", total_steps=plan.total_steps)
+        return 0
+
+    def _backward(self, data: StepData) -> float:
+        """Collective: every rank calls this. Gradients of the global mean; returns the local sum.
+
+        The engine averages over ranks, so the factor world_size / target_tokens makes it the
+        mean over the tokens of the whole batch, however they lie on the ranks.
+        """
+        scale = self.engine.world_size / data.target_tokens
+        last = len(data.rows) - 1
+        return sum(
+            self.engine.backward(_to_row(packed, self.engine.device), scale=scale, last=i == last)
+            for i, packed in enumerate(data.rows)
+        )
+
+    def _check_finite(self, loss: float, *, plan: PhasePlan, step: int, data: StepData) -> None:
+        if math.isfinite(loss):
+            return
+        keys = plan.stream.shards.keys(data.example_ids)
+        newest = _directory(self.store.newest())
+        good = "none" if newest is None else newest.relative_to(self.run_dir.root)
+        raise TrainingError(
+            f"phase {plan.spec.name}, step {step + 1}: the loss is {loss}; examples (fact, prompt) "
+            f"{keys}; last good checkpoint: {good}. Lower phases.{plan.index}.learning_rate "
+            f"({plan.spec.learning_rate:g}) or set max_grad_norm, under a new run name"
+        )
+
+    def _save_interval(self, plan: PhasePlan) -> int:
+        return self.spec.checkpoints.every_steps or plan.stream.batches.steps_per_epoch
+
+    def _save(self, plan: PhasePlan, step: int, *, kind: CheckpointKind, phase_end: bool) -> None:
+        """Collective: every rank calls this. Every rank's file, then the manifest, then prune."""
+        self.watchdog.arm("save")
+        started = time.perf_counter()
+        phase = plan.spec
+        directory = self.store.directory(phase.name, phase_index=plan.index, step=step, kind=kind)
+        parts = PARTS if kind == "full" else PARTS[:1]
+        marker = write_rank_file(
+            directory,
+            rank=self.engine.rank,
+            world_size=self.engine.world_size,
+            slices=list(self.engine.snapshot(parts)),
+        )
+        fault_point("save", phase=phase.name, step=step, **self._where)
+        rate = plan.learning_rate
+        if self.engine.rank == 0:
+            header = ManifestHeader(
+                kind=kind,
+                phase=phase.name,
+                phase_index=plan.index,
+                step=step,
+                cursor=plan.stream.batches.cursor(step),
+                phase_end=phase_end,
+                schedule=Schedule(
+                    name=rate.shape,
+                    total_steps=rate.total_steps,
+                    warmup_steps=rate.warmup_steps,
+                    learning_rate=rate.peak,
+                ),
+                spec_digest=self.spec.digest(),
+                base_digest=self.prepared.digest,
+                attempt=self.attempt,
+                world_size=self.engine.world_size,
+                versions=self.versions,
+            )
+            publish(directory, header=header)
+            self.store.prune(self.spec.checkpoints.keep_last)
+        # Nobody goes on, or dies, before the manifest is there for all.
+        [num_bytes] = self.engine.all_sum([marker.file.num_bytes])
+        seconds = time.perf_counter() - started
+        self.event(
+            "checkpoint",
+            f"{phase.name} step {step}: {kind}, {num_bytes / 1e6:.0f} MB in {seconds:.1f} s",
+            kind=kind,
+            step=step,
+            phase=phase.name,
+            num_bytes=int(num_bytes),
+            seconds=seconds,
+        )
+
+    def _finish_phase(self, plan: PhasePlan) -> None:
+        """Collective: every rank calls this. Export and measure the phase's end, where missing."""
+        name = plan.spec.name
+        folder = self.run_dir.model_folder(name)
+        if not self._agreed(is_exported, folder):
+            self._export(name, folder)
+        if not self._agreed(self.evaluator.is_done, name, None):
+            self._load(self._phase_reader(name), optimizer_step=None)
+            self._evaluate(name, None)
+
+    def _export(self, phase: str, folder: Path) -> None:
+        """Collective: every rank calls this. A Hugging Face folder from the published slices."""
+        self.watchdog.arm("save")
+        dtype = self.spec.model.export_dtype
+        with self._phase_reader(phase) as reader:
+            shards = plan_shards(reader.shapes, dtype=dtype, max_shard_bytes=MAX_SHARD_BYTES)
+            for shard in shards[self.engine.rank :: self.engine.world_size]:
+                write_shard(shard, reader=reader, out=folder, dtype=dtype)
+        fault_point("export", phase=phase, **self._where)
+        self.engine.all_sum([0.0])
+        if self.engine.rank == 0:
+            finish_export(self.prepared, shards, out=folder, dtype=dtype)
+            self.event("export", f"{phase}: {folder.relative_to(self.run_dir.root)}")
+
+    def _evaluate(self, stage: str, epoch: int | None) -> None:
+        """Collective: every rank calls this. Measure, unless an earlier attempt did."""
+        if self._agreed(self.evaluator.is_done, stage, epoch):
+            return
+        self.watchdog.arm("evaluation")
+        fault_point("evaluation", phase=stage, epoch=epoch, **self._where)
+        self.evaluator.evaluate(stage, epoch)
+
+    def _load(self, reader: SliceReader, *, optimizer_step: int | None) -> None:
+        """Collective: every rank calls this."""
+        self.watchdog.arm("load")
+        started = time.perf_counter()
+        self.engine.load(reader, optimizer_step=optimizer_step)
+        num_bytes = getattr(reader, "bytes_read", 0)
+        seconds = time.perf_counter() - started
+        self.event(
+            "load",
+            f"rank {self.engine.rank} read {num_bytes / 1e6:.0f} MB in {seconds:.1f} s",
+            num_bytes=num_bytes,
+            seconds=seconds,
+        )
+
+    def _phase_end(self, phase: str) -> Path | None:
+        """Collective: every rank calls this. The checkpoint that ends the phase, if it ended."""
+        found: Path | None = self._on_rank_0(lambda: _directory(self.store.phase_end(phase)))
+        return found
+
+    def _phase_reader(self, phase: str) -> CheckpointReader:
+        """Collective: every rank calls this."""
+        directory = self._phase_end(phase)
+        assert directory is not None, f"phase {phase} has not ended"
+        return CheckpointReader(directory, load_manifest(directory / "manifest.json"))
+
+    def _agreed(self, question: Callable[..., bool], *arguments: Any) -> bool:
+        """Collective: every rank calls this. What rank 0 sees on storage, for all alike."""
+        return bool(self._on_rank_0(lambda: question(*arguments)))
+
+    def _on_rank_0(self, ask: Callable[[], Any]) -> Any:
+        """Collective: every rank calls this. Storage may look different from every host."""
+        answer = ask() if self.engine.rank == 0 else None
+        return self.engine.all_gather(answer)[0]
+
+    def event(self, name: str, message: str, **details: Any) -> None:
+        """Record an event on this rank."""
+        now = datetime.now(UTC).isoformat()
+        self.records.append(
+            EventRow(attempt=self.attempt, time=now, name=name, message=message, details=details)
+        )
+
+    @property
+    def _where(self) -> dict[str, int]:
+        return {"rank": self.engine.rank, "attempt": self.attempt}
+
+
+def _directory(checkpoint: Any) -> Path | None:
+    return None if checkpoint is None else checkpoint.directory
+
+
+def _to_row(packed: PackedRow, device: torch.device) -> Row:
+    return Row(
+        tokens=torch.from_numpy(packed.tokens)[None].to(device),
+        position_ids=torch.from_numpy(packed.position_ids)[None].to(device),
+        target_positions=torch.from_numpy(packed.target_positions).to(device),
+        targets=torch.from_numpy(packed.targets).to(device),
+    )

@@ -1,0 +1,1 @@
+"""Planning: arithmetic over a spec before anything starts. No torch."""

@@ -1,0 +1,258 @@
+"""What is done once, before any worker starts: facts, model, key tokens, encoded data."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from rotescale import __version__
+from rotescale.data.encoding import Encoded, encode
+from rotescale.data.examples import Example, phase_examples, trained_facts
+from rotescale.data.order import Batches
+from rotescale.data.shards import read_manifest, write_shards
+from rotescale.errors import SpecError
+from rotescale.facts import FactSet, combine, generate, load_files, load_shipped
+from rotescale.facts.saved import save_fact_set
+from rotescale.launch_spec import LaunchSpec
+from rotescale.planning.memory import evaluation_mode
+from rotescale.run_dir import RunDir, open_run
+from rotescale.spec import (
+    EvaluationMode,
+    ExperimentSpec,
+    FileFacts,
+    GeneratedFacts,
+    ModelSpec,
+    PhaseSpec,
+    ShippedFacts,
+    dump_json,
+)
+from rotescale.storage import write_atomic
+
+PACKAGES = ("torch", "deepspeed", "transformers", "ray", "datasets", "safetensors")
+
+
+class Resolved(BaseModel):
+    """What preparation decided, saved in the run: all that workers need beside spec and launch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelSpec
+    """The model with what may move pinned: the hub's commit, an absolute path."""
+    num_parameters: int
+    evaluation_mode: EvaluationMode
+    data: dict[str, str]
+    """Phase -> digest of its encoded examples."""
+    num_examples: dict[str, int]
+    """Phase -> examples in one epoch."""
+    trained_facts: int
+    held_out_facts: int
+    facts_digest: str
+    versions: dict[str, str]
+
+    @classmethod
+    def read(cls, run_dir: RunDir) -> Resolved:
+        """What preparation saved in the run."""
+        return cls.model_validate_json(run_dir.resolved_json.read_bytes())
+
+
+def load_facts(spec: ExperimentSpec) -> FactSet:
+    """The facts of the spec, checked, and enough for every phase.
+
+    Raises DataError for bad facts and SpecError where a phase asks for more than there is.
+    """
+    match spec.facts:
+        case ShippedFacts(relations=relations):
+            fact_set = load_shipped(relations)
+        case GeneratedFacts() as facts:
+            fact_set = combine(
+                generate(relation, num_facts=facts.num_facts, seed=facts.seed)
+                for relation in facts.relations
+            )
+        case FileFacts() as facts:
+            prompts = None if facts.relations_file is None else Path(facts.relations_file)
+            fact_set = load_files([Path(path) for path in facts.paths], relations=prompts)
+            if facts.relations:
+                fact_set = fact_set.only(facts.relations)
+    placeholders = {relation.name: "[X]" for relation in fact_set.relations}
+    for phase in spec.phases:
+        # The first example of each phase is enough to find what it lacks.
+        next(phase_examples(fact_set, phase, key_tokens=placeholders, seed=spec.seed), None)
+    return fact_set
+
+
+def count_examples(fact_set: FactSet, phase: PhaseSpec) -> int:
+    """Examples in one epoch of the phase: k facts times p prompts of each relation."""
+    sizes = [len(fact_set.of(relation.name)) for relation in fact_set.relations]
+    wanted = phase.facts_per_relation
+    chosen = sizes if wanted is None else [min(wanted, size) for size in sizes]
+    return sum(chosen) * phase.num_prompts
+
+
+def describe(spec: ExperimentSpec, launch: LaunchSpec, fact_set: FactSet) -> list[str]:
+    """What a run would do, a line each; from facts and arithmetic alone."""
+    lines = [
+        f"run folder: {Path(launch.storage) / spec.name}",
+        f"facts: {len(fact_set.facts)} in {', '.join(r.name for r in fact_set.relations)}",
+        f"workers: {launch.num_workers[0]} to {launch.num_workers[1]} ({spec.engine.kind}, "
+        f"{spec.engine.precision})",
+    ]
+    for phase in spec.phases:
+        examples = count_examples(fact_set, phase)
+        batches = Batches(examples, phase.global_batch)
+        lines.append(
+            f"phase {phase.name}: {examples} examples x {phase.epochs} epochs in batches of "
+            f"{phase.global_batch} = {phase.epochs * batches.steps_per_epoch} steps"
+        )
+    return lines
+
+
+def prepare_run(
+    spec: ExperimentSpec, launch: LaunchSpec, *, report: Callable[[str], None] = lambda _: None
+) -> RunDir:
+    """Make the run folder ready for workers; what is there already is used again.
+
+    Everything that can be wrong with facts and model is found before the folder is created.
+    ``report`` is told what is being done.
+    """
+    # transformers takes seconds to import, and a refused spec should not wait for it.
+    from rotescale.model.build import parameter_shapes
+    from rotescale.model.folder import check_folder
+    from rotescale.model.prepare import prepare
+    from rotescale.model.sources import fetch, resolved
+
+    fact_set = load_facts(spec)
+    report("fetching the model")
+    base = fetch(spec.model.weights, cache=Path(launch.model_cache), texts=_texts(fact_set, spec))
+    check_folder(base)
+    root = Path(launch.storage) / spec.name
+    run_dir = open_run(root, spec_json=dump_json(spec), digest=spec.digest())
+    write_atomic(run_dir.launch_json, dump_json(launch).encode())
+    save_fact_set(fact_set, run_dir.facts_json)
+    report("adding key tokens")
+    prepared = prepare(
+        spec.model,
+        base=base,
+        relations=[relation.name for relation in fact_set.relations],
+        seed=spec.seed,
+        out=run_dir.prepared_model,
+    )
+    report("encoding the facts")
+    data = {
+        phase.name: _encode_phase(fact_set, phase, spec=spec, run_dir=run_dir, prepared=prepared)
+        for phase in spec.phases
+    }
+    shapes = parameter_shapes(prepared.config())
+    num_parameters = sum(math.prod(shape) for shape in shapes.values())
+    trained = trained_facts(fact_set, spec.phases, seed=spec.seed)
+    found = Resolved(
+        model=spec.model.model_copy(update={"weights": resolved(spec.model.weights, folder=base)}),
+        num_parameters=num_parameters,
+        evaluation_mode=_evaluation_mode(spec, launch, num_parameters=num_parameters),
+        data=data,
+        num_examples={p.name: count_examples(fact_set, p) for p in spec.phases},
+        trained_facts=len(trained),
+        held_out_facts=len(fact_set.facts) - len(trained),
+        facts_digest=fact_set.digest(),
+        versions=versions(),
+    )
+    write_atomic(run_dir.resolved_json, (found.model_dump_json(indent=2) + "\n").encode())
+    return run_dir
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run was made with."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"rotescale": __version__, **found}
+
+
+def _texts(fact_set: FactSet, spec: ExperimentSpec) -> list[str]:
+    """Texts that a micro model's tokenizer is trained on."""
+    if spec.model.weights.kind != "random":
+        return []
+    prompts = [
+        prompt
+        for relation in fact_set.relations
+        for prompt in (
+            *relation.train_prompts,
+            *relation.test_prompts,
+            *relation.unrelated_prompts,
+        )
+    ]
+    return prompts + [f"{fact.subject} {fact.object}." for fact in fact_set.facts]
+
+
+def _encode_phase(
+    fact_set: FactSet,
+    phase: PhaseSpec,
+    *,
+    spec: ExperimentSpec,
+    run_dir: RunDir,
+    prepared: object,
+) -> str:
+    """Write the phase's encoded examples unless they are there; returns their digest."""
+    from rotescale.model.prepare import PreparedModel
+
+    assert isinstance(prepared, PreparedModel)
+    text_fields = {
+        name: getattr(phase, name)
+        for name in ("text", "facts_per_relation", "num_prompts", "loss", "end_token")
+    }
+    inputs = [fact_set.digest(), prepared.digest, text_fields, spec.seed]
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    directory = run_dir.data_dir(digest)
+    if read_manifest(directory) is None:
+        tokenizer = prepared.tokenizer()
+
+        def encoded() -> Iterator[tuple[Example, Encoded]]:
+            examples = phase_examples(
+                fact_set, phase, key_tokens=prepared.key_tokens, seed=spec.seed
+            )
+            for example in examples:
+                yield (
+                    example,
+                    encode(
+                        example.text,
+                        tokenizer=tokenizer,
+                        loss=phase.loss,
+                        end_token=phase.end_token,
+                    ),
+                )
+
+        write_shards(encoded(), directory, digest=digest)
+    return digest
+
+
+def _evaluation_mode(
+    spec: ExperimentSpec, launch: LaunchSpec, *, num_parameters: int
+) -> EvaluationMode:
+    if spec.engine.evaluation_mode != "auto":
+        return spec.engine.evaluation_mode
+    memory, sharing = _device_memory(launch)
+    return evaluation_mode(
+        num_parameters=num_parameters,
+        precision=spec.engine.precision,
+        num_workers=launch.num_workers[0],
+        workers_per_memory=sharing,
+        memory=memory,
+    )
+
+
+def _device_memory(launch: LaunchSpec) -> tuple[int, int]:
+    """Bytes of one memory, and how many workers share it."""
+    import torch
+
+    if launch.gpus_per_worker:
+        if not torch.cuda.is_available():
+            raise SpecError(
+                f"gpus_per_worker: {launch.gpus_per_worker}, but torch sees no GPU here; "
+                "use a launch spec with gpus_per_worker: 0"
+            )
+        return torch.cuda.get_device_properties(0).total_memory, 1
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), launch.num_workers[1]

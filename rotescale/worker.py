@@ -1,0 +1,230 @@
+"""The composition root of one rank: from a prepared run folder to a finished run.
+
+It starts under Ray Train, or without it from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT by
+``python -m rotescale.worker RUN_FOLDER``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rotescale.checkpoint.attempts import start_attempt
+from rotescale.checkpoint.store import CheckpointStore
+from rotescale.data.examples import trained_facts
+from rotescale.data.order import Batches, Order, Source
+from rotescale.data.shards import ExampleShards
+from rotescale.data.stream import Stream
+from rotescale.engine.base import Engine, OptimizerSettings
+from rotescale.errors import RotescaleError
+from rotescale.evaluation.items import build_items
+from rotescale.evaluation.stage import RunEvaluator
+from rotescale.facts.saved import load_saved
+from rotescale.faults import fault_point
+from rotescale.launch_spec import LaunchSpec
+from rotescale.model.build import build_model, parameter_shapes
+from rotescale.model.prepare import PreparedModel, load_prepared
+from rotescale.phases import PhasePlan, Training
+from rotescale.preparation import Resolved, versions
+from rotescale.records import EventRow, RecordWriter
+from rotescale.run_dir import Outcome, RunDir
+from rotescale.spec import ExperimentSpec, load_spec
+from rotescale.storage import writing
+from rotescale.watchdog import Watchdog
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_PROGRESS_SECONDS = 2.0
+
+
+def run_worker(run_folder: Path) -> None:
+    """Collective: every rank calls this. Train what is left of the run, as one attempt.
+
+    A user error becomes the run's outcome and is not raised: whoever restarts workers would try
+    it again. Anything else is raised, so that the workers are replaced and the run resumes.
+    """
+    run_dir = RunDir(run_folder)
+    if Outcome.read(run_dir) is not None:
+        return
+    spec = load_spec(ExperimentSpec, run_dir.spec_json)
+    launch = load_spec(LaunchSpec, run_dir.launch_json)
+    prepared = load_prepared(run_dir.prepared_model)
+    attempt = 0
+    try:
+        engine = _make_engine(spec, prepared)
+        attempt = _agree_on_attempt(engine, run_dir)
+        _train(spec, launch, run_dir, prepared, engine=engine, attempt=attempt)
+    except RotescaleError as error:
+        _fail(run_dir, error, attempt=attempt)
+    except Exception:
+        _log_traceback(run_dir, attempt=attempt)
+        raise
+    else:
+        if engine.rank == 0:
+            Outcome(status="finished", attempt=attempt).write(run_dir)
+        engine.close()
+
+
+def _make_engine(spec: ExperimentSpec, prepared: PreparedModel) -> Engine:
+    """Collective: every rank calls this."""
+    # Also imports the architecture's code, which ZeRO's context would disturb.
+    config = prepared.config()
+    parameter_shapes(config)
+
+    def build() -> nn.Module:
+        return build_model(
+            config,
+            attention=spec.model.attention,
+            dtype=_DTYPES[spec.engine.precision],
+            activation_checkpointing=spec.model.activation_checkpointing,
+        )
+
+    first = spec.phases[0]
+    settings = OptimizerSettings(
+        first.weight_decay, first.adam_betas, first.adam_epsilon, first.max_grad_norm
+    )
+    match spec.engine.kind:
+        case "zero3":
+            # DeepSpeed takes seconds to import, and the reference engine does without.
+            from rotescale.engine.zero3 import Zero3Engine
+
+            return Zero3Engine(build, spec=spec.engine, settings=settings)
+        case "eager":
+            from rotescale.engine.eager import EagerEngine
+
+            return EagerEngine(build, spec=spec.engine, settings=settings)
+
+
+def _agree_on_attempt(engine: Engine, run_dir: RunDir) -> int:
+    """Collective: every rank calls this. Rank 0 starts the attempt; all get its number."""
+    number = 0
+    if engine.rank == 0:
+        number = start_attempt(run_dir, world_size=engine.world_size).number
+    return int(engine.all_gather(number)[0])
+
+
+def _train(
+    spec: ExperimentSpec,
+    launch: LaunchSpec,
+    run_dir: RunDir,
+    prepared: PreparedModel,
+    *,
+    engine: Engine,
+    attempt: int,
+) -> None:
+    """Collective: every rank calls this. Put the parts together and run the phases."""
+    resolved = Resolved.read(run_dir)
+    fact_set = load_saved(run_dir.facts_json)
+    fault_point("start", rank=engine.rank, attempt=attempt)
+    records = RecordWriter(run_dir, attempt=attempt, rank=engine.rank)
+    watchdog = Watchdog(run_dir.worker_log(attempt=attempt, rank=engine.rank), launch.limits)
+    evaluator = RunEvaluator(
+        engine=engine,
+        items=build_items(
+            fact_set,
+            trained=trained_facts(fact_set, spec.phases, seed=spec.seed),
+            key_tokens=prepared.key_tokens,
+            spec=spec.evaluation,
+            seed=spec.seed,
+        ),
+        tokenizer=prepared.tokenizer(),
+        num_tokens=prepared.num_tokens,
+        mode=resolved.evaluation_mode,
+        spec=spec.evaluation,
+        seed=spec.seed,
+        run_dir=run_dir,
+        attempt=attempt,
+        records=records,
+        progress=_progress(records, attempt=attempt, rank=engine.rank),
+    )
+    training = Training(
+        spec=spec,
+        run_dir=run_dir,
+        attempt=attempt,
+        engine=engine,
+        store=CheckpointStore(run_dir, attempt),
+        prepared=prepared,
+        plans=_plans(spec, resolved, run_dir),
+        evaluator=evaluator,
+        records=records,
+        watchdog=watchdog,
+        versions=versions(),
+    )
+    training.event("attempt", f"attempt {attempt} on {engine.world_size} workers", pid=os.getpid())
+    try:
+        training.run()
+    finally:
+        watchdog.close()
+        records.close()
+
+
+def _plans(spec: ExperimentSpec, resolved: Resolved, run_dir: RunDir) -> tuple[PhasePlan, ...]:
+    plans = []
+    for index, phase in enumerate(spec.phases):
+        digest = resolved.data[phase.name]
+        shards = ExampleShards(run_dir.data_dir(digest), digest=digest)
+        order = Order(spec.seed, phase.name, (Source(phase.name, shards.num_rows),))
+        stream = Stream(
+            shards, order, Batches(order.epoch_size, phase.global_batch), spec.engine.row_tokens
+        )
+        plans.append(PhasePlan.of(index, phase, stream))
+    return tuple(plans)
+
+
+def _progress(records: RecordWriter, *, attempt: int, rank: int) -> Callable[[str, int, int], None]:
+    """Records how far an evaluation is, on rank 0, every few seconds and at its end."""
+    last = 0.0
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if rank or (now - last < _PROGRESS_SECONDS and done < total):
+            return
+        last = now
+        records.append(
+            EventRow(
+                attempt=attempt,
+                time=datetime.now(UTC).isoformat(),
+                name="evaluation",
+                message=f"{stage}: {done} of {total} questions",
+                details={"stage": stage, "done": done, "total": total},
+            )
+        )
+
+    return progress
+
+
+def _fail(run_dir: RunDir, error: RotescaleError, *, attempt: int) -> None:
+    """Make the error the run's outcome, once; peers that wait for this rank are set free."""
+    if Outcome.read(run_dir) is None:
+        Outcome(
+            status="failed",
+            attempt=attempt,
+            exit_code=error.exit_code,
+            error=type(error).__name__,
+            message=str(error),
+        ).write(run_dir)
+    if torch.distributed.is_initialized():
+        # A peer that is still in a collective fails at once instead of after its timeout; when
+        # it is restarted it finds the outcome.
+        torch.distributed.destroy_process_group()
+
+
+def _log_traceback(run_dir: RunDir, *, attempt: int) -> None:
+    path = run_dir.worker_log(attempt=attempt, rank=int(os.environ.get("RANK", "0")))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    run_worker(Path(sys.argv[1]))

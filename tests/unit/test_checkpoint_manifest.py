@@ -1,0 +1,109 @@
+"""A manifest covers every tensor once, and anything else is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoint_helpers import header, save
+
+from rotescale.checkpoint.manifest import (
+    FileEntry,
+    Manifest,
+    SliceEntry,
+    is_published,
+    load_manifest,
+)
+from rotescale.errors import CheckpointError
+
+
+def entry(start: int, stop: int, **changes: Any) -> dict[str, Any]:
+    fields = {
+        "tensor": "w",
+        "part": "master",
+        "shape": (10,),
+        "start": start,
+        "stop": stop,
+        "file": "a",
+        "begin": 100 + 4 * start,
+        "end": 100 + 4 * stop,
+    }
+    return {**fields, **changes}
+
+
+def build(*entries: dict[str, Any]) -> Manifest:
+    files = tuple(FileEntry(name=name, num_bytes=140, digest="0") for name in ("a", "b"))
+    head = dict(header(kind="weights"))
+    return Manifest(**head, files=files, slices=tuple(SliceEntry(**raw) for raw in entries))
+
+
+def test_whole_coverage_is_accepted_in_any_order() -> None:
+    build(entry(4, 10, file="b"), entry(0, 4))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([entry(0, 4), entry(5, 10)], r"no slice holds the elements \[4, 5\)"),
+        ([entry(1, 10)], r"no slice holds the elements \[0, 1\)"),
+        ([entry(0, 6, file="b"), entry(4, 10)], r"two slices hold the elements \[4, 6\)"),
+        ([entry(0, 9)], "end at 9 of 10"),
+        ([entry(0, 11)], "end at 11 of 10"),
+        ([entry(0, 4), entry(4, 10, shape=(2, 5))], "disagree on the shape"),
+        ([entry(0, 10, end=136)], "36 bytes in a for 40 bytes"),
+        ([entry(0, 10, begin=104, end=144)], "reach byte 144 of 140"),
+        ([entry(0, 10, file="c")], "c, which is not listed"),
+        ([entry(0, 10), entry(0, 10, tensor="v")], "share bytes"),
+        ([entry(0, 10, part="exp_avg")], "a weights checkpoint cannot hold"),
+    ],
+)
+def test_bad_coverage_is_refused(entries: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(*entries)
+
+
+def test_a_full_checkpoint_without_moments_is_refused() -> None:
+    whole = dict(build(entry(0, 10)))
+    with pytest.raises(ValueError, match="a full checkpoint cannot hold"):
+        Manifest(**{**whole, "kind": "full"})
+
+
+def test_load_returns_what_was_saved(tmp_path: Path) -> None:
+    assert not is_published(tmp_path)
+    manifest = save(tmp_path, head=header())
+    assert is_published(tmp_path)
+    assert load_manifest(tmp_path / "manifest.json") == manifest
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("version", 2, r"version 2 .* reads version 1; use the rotescale that wrote it"),
+        ("format", "other", "no rotescale-checkpoint"),
+        ("step", -1, "step: .*delete this file"),
+        ("surprise", 1, "surprise"),
+    ],
+)
+def test_another_format_or_damage_is_named(
+    tmp_path: Path, field: str, value: Any, message: str
+) -> None:
+    save(tmp_path, head=header())
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}) + "\n")
+    with pytest.raises(CheckpointError, match=message):
+        load_manifest(path)
+
+
+def test_half_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, head=header())
+    path = tmp_path / "manifest.json"
+    whole = path.read_bytes()
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert not is_published(tmp_path)
+    assert not is_published(tmp_path / "nowhere")
+    path.write_bytes(whole[:50])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_manifest(path)

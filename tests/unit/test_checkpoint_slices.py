@@ -1,0 +1,107 @@
+"""What is read equals what was written, at any world size, and damage is named."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_helpers import SHAPES, header, save, values
+
+from rotescale.checkpoint.manifest import load_manifest
+from rotescale.checkpoint.slices import CheckpointReader
+from rotescale.errors import CheckpointError
+from rotescale.tensors import PARTS, partition
+
+
+@pytest.mark.parametrize(
+    ("writers", "readers"), [(1, 2), (2, 3), (3, 1), (2, 2), (1, 1), (4, 7), (40, 3)]
+)
+def test_another_world_size_reads_its_own_elements(
+    tmp_path: Path, writers: int, readers: int
+) -> None:
+    save(tmp_path, head=header(world_size=writers))
+    manifest = load_manifest(tmp_path / "manifest.json")
+    total = 0
+    for rank in range(readers):
+        with CheckpointReader(tmp_path, manifest) as reader:
+            for name, shape in SHAPES.items():
+                start, stop = partition(math.prod(shape), rank=rank, world_size=readers)
+                for part in PARTS:
+                    found = reader.read(name, part=part, start=start, stop=stop)
+                    assert found.dtype == torch.float32
+                    assert torch.equal(found, values(name, part)[start:stop])
+                    total += stop - start
+            wanted = sum(
+                stop - start
+                for shape in SHAPES.values()
+                for start, stop in [partition(math.prod(shape), rank=rank, world_size=readers)]
+            )
+            assert reader.bytes_read == 4 * 3 * wanted
+    assert total == 3 * sum(math.prod(shape) for shape in SHAPES.values())
+
+
+def test_every_range_of_a_tensor_can_be_read(tmp_path: Path) -> None:
+    reader = CheckpointReader(tmp_path, save(tmp_path, head=header(world_size=3)))
+    whole = values("mlp.weight", "exp_avg_sq")
+    for start in range(25):
+        for stop in range(start, 25):
+            found = reader.read("mlp.weight", "exp_avg_sq", start, stop)
+            assert torch.equal(found, whole[start:stop])
+
+
+def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rotescale.checkpoint.slices._MAX_OPEN_FILES", 2)
+    with CheckpointReader(tmp_path, save(tmp_path, head=header(world_size=7))) as reader:
+        assert torch.equal(
+            reader.read("embed.weight", "master", 0, 35), values("embed.weight", "master")
+        )
+        reader.verify()
+
+
+def test_shapes_and_parts(tmp_path: Path) -> None:
+    full = CheckpointReader(tmp_path / "a", save(tmp_path / "a", head=header()))
+    weights = CheckpointReader(tmp_path / "b", save(tmp_path / "b", head=header(kind="weights")))
+    assert full.shapes == weights.shapes == SHAPES
+    assert full.has("exp_avg")
+    assert weights.has("master")
+    assert not weights.has("exp_avg")
+    with pytest.raises(CheckpointError, match=r"weights checkpoint holds no exp_avg of bias.*full"):
+        weights.read("bias", "exp_avg", 0, 1)
+
+
+def test_unknown_tensor_and_range(tmp_path: Path) -> None:
+    reader = CheckpointReader(tmp_path, save(tmp_path, head=header()))
+    with pytest.raises(CheckpointError, match=r"no tensor 'embed.weights'.*'embed.weight'"):
+        reader.read("embed.weights", "master", 0, 1)
+    with pytest.raises(CheckpointError, match=r"bias has 2 elements, and \[1, 3\)"):
+        reader.read("bias", "master", 1, 3)
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    reader = CheckpointReader(tmp_path, save(tmp_path, head=header()))
+    reader.verify()
+    file = tmp_path / "rank-00000-of-00002.safetensors"
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(CheckpointError, match=r"rank-00000-of-00002.*exp_avg_sq of bias"):
+        reader.read("bias", "exp_avg_sq", 0, 2)
+    with pytest.raises(CheckpointError, match=r"rank-00000-of-00002.*the manifest says"):
+        reader.verify()
+
+
+def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
+    reader = CheckpointReader(tmp_path, save(tmp_path, head=header()))
+    file = tmp_path / "rank-00001-of-00002.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-7] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"rank-00001-of-00002.*bytes have changed"):
+        reader.verify()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    reader = CheckpointReader(tmp_path, save(tmp_path, head=header()))
+    (tmp_path / "rank-00001-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"rank-00001-of-00002.*No such file"):
+        reader.read("embed.weight", "master", 0, 35)

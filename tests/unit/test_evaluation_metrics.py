@@ -1,0 +1,181 @@
+"""Metrics: definitions, ties, groups, and intervals by bootstrap over facts."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from rotescale.errors import DataError
+from rotescale.evaluation.items import Item
+from rotescale.evaluation.metrics import (
+    METRICS,
+    Outcome,
+    bootstrap_interval,
+    outcome_of,
+    paired_difference,
+    summarise,
+)
+
+
+def item(**changes: object) -> Item:
+    values: dict[str, object] = {
+        "fact": 0,
+        "relation": "mother",
+        "split": "held_out",
+        "prompts": "test",
+        "prompt_index": 0,
+        "language": "en",
+        "text": "Who?",
+        "options": ("Ann Lee", "Cody Ross", "Eve"),
+        "gold": 1,
+        "generate": False,
+        **changes,
+    }
+    return Item(**values)  # type: ignore[arg-type]
+
+
+def measured(log_probabilities: list[float], lengths: list[int], generated: str | None) -> Outcome:
+    return outcome_of(
+        item(),
+        log_probabilities=np.array(log_probabilities),
+        num_option_tokens=np.array(lengths),
+        generated=generated,
+    )
+
+
+def outcome(fact: int, value: float, **changes: object) -> Outcome:
+    values: dict[str, object] = {
+        "fact": fact,
+        "relation": "mother",
+        "split": "held_out",
+        "prompts": "test",
+        "prompt_index": 0,
+        "language": "en",
+        "gold": "a",
+        "chosen": "a",
+        "values": {"multiple_choice": value},
+        **changes,
+    }
+    return Outcome(**values)  # type: ignore[arg-type]
+
+
+def test_definitions() -> None:
+    one = measured([-4.0, -3.0, -2.0], [2, 4, 1], "Cody Ross. He")
+    assert one.values["multiple_choice"] == 0.0
+    assert one.values["multiple_choice_normalized"] == 1.0
+    assert one.values["object_probability"] == pytest.approx(math.exp(-3))
+    total = math.exp(-4) + math.exp(-3) + math.exp(-2)
+    assert one.values["object_share"] == pytest.approx(math.exp(-3) / total)
+    assert one.values["generation_exact"] == 1.0
+    assert one.values["generation_contains"] == 1.0
+    assert (one.gold, one.chosen) == ("Cody Ross", "Eve")
+
+
+def test_ties_count_as_wrong() -> None:
+    one = measured([-3.0, -3.0, -9.0], [1, 1, 1], None)
+    assert one.values["multiple_choice"] == 0.0
+    assert one.values["multiple_choice_normalized"] == 0.0
+    assert "generation_exact" not in one.values
+
+
+def test_tiny_probabilities_stay_finite() -> None:
+    with np.errstate(all="raise", under="ignore"):
+        one = measured([-10.0, -2000.0, -1000.0], [1, 1, 1], None)
+    assert one.values["object_share"] == 0.0
+    assert one.values["object_probability"] == 0.0
+
+
+def test_outcomes_survive_json() -> None:
+    one = measured([-4.0, -3.0, -2.0], [2, 4, 1], "Cody\u2019s 東京")
+    assert Outcome.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_rows_are_grouped_and_splits_never_mixed() -> None:
+    outcomes = [
+        outcome(place, value, relation=relation, split=split)
+        for relation, first in (("mother", 0), ("capital", 100))
+        for split, value, start in (("trained", 1.0, 0), ("held_out", 0.0, 50))
+        for place in range(first + start, first + start + 50)
+    ]
+    rows = summarise(outcomes, stage="memorize", epoch=3, seed=7, bootstrap_samples=200)
+    found = {(row.relation, row.split): row for row in rows}
+    assert set(found) == {
+        (relation, split)
+        for relation in ("mother", "capital", "all")
+        for split in ("trained", "held_out")
+    }
+    for (relation, split), row in found.items():
+        assert row.value == (1.0 if split == "trained" else 0.0)
+        assert row.count == (100 if relation == "all" else 50)
+        assert (row.stage, row.epoch, row.seed, row.metric) == ("memorize", 3, 7, "multiple_choice")
+
+
+def test_one_relation_gets_no_row_for_all_and_every_metric_is_kept() -> None:
+    ones = [measured([-4.0, -3.0, -2.0], [2, 4, 1], text) for text in ("Cody Ross", None)]
+    rows = summarise(ones, stage="base", epoch=None, seed=0, bootstrap_samples=50)
+    assert [row.metric for row in rows] == list(METRICS)
+    assert {row.relation for row in rows} == {"mother"}
+    assert [row.count for row in rows] == [2, 2, 2, 2, 1, 1]
+
+
+def test_intervals_are_over_facts_not_items() -> None:
+    generator = np.random.default_rng(0)
+    of_fact = (generator.random(50) < 0.7).astype(float)
+    values, facts = np.repeat(of_fact, 10), np.repeat(np.arange(50), 10)
+    low, high = bootstrap_interval(values, facts=facts, num_samples=4000, seed=0)
+    rate = values.mean()
+    naive = 2 * 1.96 * math.sqrt(rate * (1 - rate) / 500)
+    clustered = 2 * 1.96 * math.sqrt(rate * (1 - rate) / 50)
+    assert high - low == pytest.approx(clustered, rel=0.15)
+    assert high - low > 2.5 * naive
+    assert low < rate < high
+
+
+def test_intervals_are_seeded_and_independent_of_the_order() -> None:
+    generator = np.random.default_rng(1)
+    values, facts = generator.random(60), np.repeat(np.arange(20), 3)
+    first = bootstrap_interval(values, facts=facts, num_samples=500, seed=3)
+    assert bootstrap_interval(values, facts=facts, num_samples=500, seed=3) == first
+    assert bootstrap_interval(values, facts=facts, num_samples=500, seed=4) != first
+    order = np.arange(60)[::-1]
+    again = bootstrap_interval(values[order], facts=facts[order], num_samples=500, seed=3)
+    assert again == pytest.approx(first)
+
+
+def test_many_facts_are_resampled_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rotescale.evaluation.metrics._BLOCK_ELEMENTS", 4000)
+    values = np.random.default_rng(0).random(40)
+    low, high = bootstrap_interval(values, facts=np.arange(40), num_samples=2050, seed=0)
+    expected = 2 * 1.96 * values.std() / math.sqrt(40)
+    assert high - low == pytest.approx(expected, rel=0.15)
+
+
+def test_paired_difference_is_narrower_than_unpaired() -> None:
+    generator = np.random.default_rng(0)
+    skill = generator.random(80)
+    a = [outcome(place, float(skill[place])) for place in range(80)]
+    b = [outcome(place, float(skill[place]) + 0.1) for place in range(80)]
+    difference, low, high = paired_difference(a, b[::-1], metric="multiple_choice", seed=0)
+    assert (difference, low, high) == pytest.approx((0.1, 0.1, 0.1))
+    backwards = paired_difference(b, a, metric="multiple_choice", seed=0)
+    assert backwards[0] == pytest.approx(-0.1)
+
+
+def test_paired_difference_resamples_facts() -> None:
+    gains = (np.random.default_rng(0).random(40) < 0.5).astype(float)
+    a = [outcome(place, 0.0, prompt_index=i) for place in range(40) for i in range(5)]
+    b = [outcome(place, gains[place], prompt_index=i) for place in range(40) for i in range(5)]
+    difference, low, high = paired_difference(a, b, metric="multiple_choice", seed=0)
+    assert difference == pytest.approx(gains.mean())
+    assert high - low == pytest.approx(2 * 1.96 * gains.std() / math.sqrt(40), rel=0.15)
+
+
+def test_paired_difference_refuses_different_items() -> None:
+    a = [outcome(place, 0.0) for place in range(3)]
+    with pytest.raises(DataError, match="1 items are in one of the two"):
+        paired_difference(a, a[:2], metric="multiple_choice", seed=0)
+    with pytest.raises(DataError, match="no item has the metric 'generation_exact'"):
+        paired_difference(a, a, metric="generation_exact", seed=0)

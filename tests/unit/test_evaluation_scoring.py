@@ -1,0 +1,315 @@
+"""Scoring: the token tree equals scoring one option at a time, for any tokenizer and attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from rotescale.errors import DataError, TrainingError
+from rotescale.evaluation.scoring import (
+    OptionScores,
+    attention_window,
+    build_tree,
+    encode,
+    forward_of,
+    score_tree,
+    tree_mask,
+)
+
+PROMPT = "Who is Gene Finley's mother?"
+OPTIONS = (
+    "Cody Ross",
+    "Cody Rossi",
+    "Cody",
+    "Ann Lee",
+    "Eve",
+    "1984",
+    "Ann Lee Ross",
+    "東京",
+    "Zoë",
+)
+TEXTS = [f"{PROMPT} {option}." for option in OPTIONS] * 3 + ["mother? Cody Ross", "mother? Ann"] * 9
+PADDED_VOCABULARY = 640
+
+
+def byte_level(*, merges_over_border: bool) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=not merges_over_border
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=["<|end|>"],
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+
+
+def sentencepiece_like(*, ends: bool = False) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    # Without the last options' characters, so that these fall back to bytes.
+    tokenizer.train_from_iterator(
+        [text for text in TEXTS if text.isascii() and "1984" not in text],
+        trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if ends else "<s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+class SlowTokenizer:
+    """One token per character, no offsets."""
+
+    is_fast = False
+    eos_token_id = None
+
+    def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(character) % 500 for character in text] for text in texts]}
+
+
+TOKENIZERS = {
+    "byte_level": byte_level(merges_over_border=False),
+    "merging": byte_level(merges_over_border=True),
+    "sentencepiece": sentencepiece_like(),
+    "with_end": sentencepiece_like(ends=True),
+}
+
+
+def micro_model(architecture: str, *, attention: str = "sdpa", **changes: Any) -> Any:
+    torch.manual_seed(0)
+    classes: dict[str, tuple[Any, Any]] = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        "phi3": (Phi3Config, Phi3ForCausalLM),
+    }
+    config_class, model_class = classes[architecture]
+    config = config_class(
+        vocab_size=PADDED_VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        pad_token_id=0,
+        attn_implementation=attention,
+        **changes,
+    )
+    return model_class(config).eval()
+
+
+@torch.no_grad()
+def score_one_by_one(
+    model: Any, prompt: str, options: tuple[str, ...], *, tokenizer: Any, num_tokens: int
+) -> OptionScores:
+    """The reference: one ordinary forward pass per option."""
+    sequences, starts = [], []
+    for option in options:
+        encoding = tokenizer(f"{prompt} {option}", return_offsets_mapping=True)
+        ids = list(encoding["input_ids"])
+        if ids[-1] == tokenizer.eos_token_id:
+            ids.pop()
+        stops = [stop for _, stop in encoding["offset_mapping"]]
+        sequences.append(ids)
+        starts.append(min(i for i, stop in enumerate(stops) if stop > len(prompt) + 1))
+    parting = 0
+    while all(ids[: parting + 1] == sequences[0][: parting + 1] for ids in sequences):
+        parting += 1
+    start = min(*starts, parting)
+    sums = []
+    for ids in sequences:
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :, :num_tokens]
+        predicted = logits.log_softmax(dim=-1)[range(start - 1, len(ids) - 1), ids[start:]]
+        sums.append(predicted.double().sum())
+    return OptionScores(torch.stack(sums), torch.tensor([len(ids) - start for ids in sequences]))
+
+
+def score(model: Any, *, tokenizer: Any, prompt: str = PROMPT, num_tokens: int) -> OptionScores:
+    window = attention_window(model.config)
+    tree = build_tree(prompt, OPTIONS, tokenizer=tokenizer, window=window)
+    return score_tree(forward_of(model), tree, num_tokens=num_tokens)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tree_equals_one_by_one(name: str, architecture: str, attention: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    model = micro_model(architecture, attention=attention)
+    num_tokens = len(tokenizer)
+    ours = score(model, tokenizer=tokenizer, num_tokens=num_tokens)
+    reference = score_one_by_one(model, PROMPT, OPTIONS, tokenizer=tokenizer, num_tokens=num_tokens)
+    torch.testing.assert_close(
+        ours.log_probabilities, reference.log_probabilities, rtol=1e-5, atol=0
+    )
+    assert ours.log_probabilities.dtype == torch.float64
+    assert ours.log_probabilities.argmax() == reference.log_probabilities.argmax()
+    assert torch.equal(ours.num_option_tokens, reference.num_option_tokens)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_sliding_window_is_respected(attention: str) -> None:
+    tokenizer = TOKENIZERS["sentencepiece"]
+    model = micro_model("phi3", attention=attention, sliding_window=4)
+    assert attention_window(model.config) == 4
+    ours = score(model, tokenizer=tokenizer, num_tokens=len(tokenizer))
+    reference = score_one_by_one(
+        model, PROMPT, OPTIONS, tokenizer=tokenizer, num_tokens=len(tokenizer)
+    )
+    torch.testing.assert_close(
+        ours.log_probabilities, reference.log_probabilities, rtol=1e-5, atol=0
+    )
+    model.config.sliding_window = None
+    without = score(model, tokenizer=tokenizer, num_tokens=len(tokenizer))
+    assert not torch.allclose(without.log_probabilities, ours.log_probabilities, rtol=1e-3)
+
+
+def test_a_prompt_longer_than_a_window_of_some_layers_is_refused() -> None:
+    model = micro_model("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    with pytest.raises(DataError, match="sliding window of 4"):
+        score(model, tokenizer=TOKENIZERS["byte_level"], num_tokens=300)
+
+
+def test_attention_without_tree_masks_is_refused() -> None:
+    model = micro_model("llama")
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(DataError, match="set_attn_implementation"):
+        forward_of(model)
+    model = micro_model("llama")
+    model.config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(DataError, match="linear_attention"):
+        forward_of(model)
+
+
+def test_bf16_models_are_scored() -> None:
+    tokenizer = TOKENIZERS["byte_level"]
+    model = micro_model("llama").bfloat16()
+    ours = score(model, tokenizer=tokenizer, num_tokens=len(tokenizer))
+    reference = score(model.float(), tokenizer=tokenizer, num_tokens=len(tokenizer))
+    torch.testing.assert_close(
+        ours.log_probabilities, reference.log_probabilities, rtol=0.1, atol=0.5
+    )
+
+
+def test_merges_over_the_border_belong_to_the_option() -> None:
+    tokenizer = TOKENIZERS["merging"]
+    [alone] = encode([PROMPT], tokenizer=tokenizer)
+    [whole] = encode([f"{PROMPT} Cody"], tokenizer=tokenizer)
+    assert whole[: len(alone)] != alone, "the tokenizer of this test must merge over the border"
+    tree = build_tree(PROMPT, ("Cody", "Zoë"), tokenizer=tokenizer)
+    for option, text in enumerate(("Cody", "Zoë")):
+        own = tree.targets[tree.owners == option].tolist()
+        [ids] = encode([f"{PROMPT} {text}"], tokenizer=tokenizer)
+        assert own == ids[len(ids) - len(own) :]
+        # Both are judged given the same tokens in front.
+        assert ids[: len(ids) - len(own)] == tree.tokens[: len(ids) - len(own)].tolist()
+        assert tokenizer.decode(own).endswith(text)
+
+
+def test_options_tokens_are_those_that_touch_it() -> None:
+    tokenizer = TOKENIZERS["byte_level"]
+    tree = build_tree(PROMPT, ("Cody Ross", "Ann Lee"), tokenizer=tokenizer)
+    for option, text in enumerate((" Cody Ross", " Ann Lee")):
+        assert tokenizer.decode(tree.targets[tree.owners == option]) == text
+
+
+def test_a_border_token_counts_where_it_tells_options_apart() -> None:
+    # "1984" is split behind a lone space token and Cody is not: both count from the space on.
+    tokenizer = TOKENIZERS["sentencepiece"]
+    tree = build_tree(PROMPT, ("Cody", "1984"), tokenizer=tokenizer)
+    texts = [
+        "".join(tokenizer.convert_ids_to_tokens(tree.targets[tree.owners == option].tolist()))
+        for option in (0, 1)
+    ]
+    assert texts[0] == "▁Cody"
+    assert texts[1].startswith("▁<0x31>")
+
+
+def test_tree_shares_prefixes_and_leaves_out_last_tokens() -> None:
+    class Words(SlowTokenizer):
+        def __call__(self, texts: list[str], add_special_tokens: bool) -> Any:
+            return {"input_ids": [[len(word) for word in text.split()] for text in texts]}
+
+    tree = build_tree("a bb", ("ccc dddd", "ccc eeeee", "ccc"), tokenizer=Words())
+    assert tree.tokens.tolist() == [1, 2, 3]
+    assert tree.depths.tolist() == [0, 1, 2]
+    assert tree.parents.tolist() == [-1, 0, 1]
+    assert tree.predictors.tolist() == [1, 2, 1, 2, 1]
+    assert tree.targets.tolist() == [3, 4, 3, 5, 3]
+    assert tree.owners.tolist() == [0, 0, 1, 1, 2]
+
+
+def test_mask_shows_ancestors_only() -> None:
+    tree = build_tree("ab", ("cd", "ef"), tokenizer=SlowTokenizer())
+    sees = tree_mask(tree)[0, 0] == 0
+    assert sees.tolist() == [
+        [True, False, False, False, False],
+        [True, True, False, False, False],
+        [True, True, True, False, False],
+        [True, True, True, True, False],
+        [True, True, True, False, True],
+    ]
+
+
+def test_slow_tokenizers_are_compared_with_the_prompts_tokens() -> None:
+    tree = build_tree("ab", ("cd", "ce"), tokenizer=SlowTokenizer())
+    own = tree.targets[tree.owners == 0].tolist()
+    assert own == [ord(character) for character in " cd"]
+
+
+def test_rows_that_are_no_token_are_masked() -> None:
+    tokenizer = TOKENIZERS["byte_level"]
+    model = micro_model("llama")
+    num_tokens = len(tokenizer)
+    forward = forward_of(model)
+
+    def loud(*inputs: Any, **named: Any) -> torch.Tensor:
+        logits = forward(*inputs, **named).clone()
+        logits[..., num_tokens:] = 1e4
+        return logits
+
+    tree = build_tree(PROMPT, OPTIONS, tokenizer=tokenizer)
+    plain = score_tree(forward, tree, num_tokens=num_tokens)
+    assert torch.equal(
+        plain.log_probabilities,
+        score_tree(loud, tree, num_tokens=num_tokens).log_probabilities,
+    )
+
+
+def test_errors_teach() -> None:
+    tokenizer = TOKENIZERS["byte_level"]
+    with pytest.raises(DataError, match="non-empty"):
+        build_tree(PROMPT, ("Ann", ""), tokenizer=tokenizer)
+    tree = build_tree(PROMPT, ("Ann", "Eve"), tokenizer=tokenizer)
+    with pytest.raises(DataError, match="not this model's"):
+        score_tree(forward_of(micro_model("llama")), tree, num_tokens=5)
+
+    def broken(*inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        return torch.full((1, len(named["logits_to_keep"]), PADDED_VOCABULARY), float("nan"))
+
+    with pytest.raises(TrainingError, match="not finite"):
+        score_tree(broken, tree, num_tokens=300)
