@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from rotescale.preparation import prepare_run
 from rotescale.records import StepRow, read_records
 from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec, load_spec
+from rotescale.worker import run_worker
 
 ROOT = Path(__file__).resolve().parent.parent
 MICRO = ROOT / "configs" / "experiments" / "micro.yaml"
@@ -43,55 +44,86 @@ def prepare(spec: ExperimentSpec, storage: Path, *, cache: Path, num_workers: in
     return prepare_run(spec, launch)
 
 
-def start_workers(
-    run_dir: RunDir, *, world_size: int, environment: Mapping[str, str] | None = None
-) -> list[subprocess.Popen[str]]:
-    """Start a worker process per rank, without Ray."""
-    port = free_port()
+# A few seconds of training without evaluation: two phases of some steps on twelve facts.
+QUICK = (
+    "phases.0.facts_per_relation=12",
+    "phases.0.epochs=2",
+    "phases.0.global_batch=5",
+    "phases.1.facts_per_relation=6",
+    "phases.1.epochs=2",
+    "phases.1.global_batch=2",
+    "phases.1.num_prompts=2",
+    "evaluation.base=false",
+    "evaluation.trained_facts=0",
+    "evaluation.held_out_facts=1",
+    "evaluation.key_token_facts=0",
+    "evaluation.test_prompts=0",
+    "evaluation.unrelated_prompts=0",
+    "evaluation.control_facts=0",
+    "evaluation.generation_facts=0",
+)
+
+
+# Imports take ten seconds a process, so workers are forked off a server that has done them.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["rotescale.worker", "rotescale.engine.zero3", "helpers"])
+
+
+def _rank(run_folder: Path, environment: dict[str, str], log: Path) -> None:
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    run_worker(run_folder)
+
+
+def run_workers(
+    run_dir: RunDir,
+    *,
+    world_size: int,
+    environment: Mapping[str, str] | None = None,
+    timeout_seconds: float = 240.0,
+) -> list[int]:
+    """Run a worker process per rank, without Ray, to their end; their exit codes.
+
+    When one fails, its peers are given a moment to notice and are then killed.
+    """
+    run_dir.logs_dir.mkdir(parents=True, exist_ok=True)
+    port = str(free_port())
     workers = []
     for rank in range(world_size):
         variables = {
-            **os.environ,
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(world_size),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
+            "MASTER_PORT": port,
             **(environment or {}),
         }
-        workers.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "rotescale.worker", str(run_dir.root)],
-                env=variables,
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    return workers
-
-
-def run_workers(
-    run_dir: RunDir, *, world_size: int, environment: Mapping[str, str] | None = None
-) -> list[int]:
-    """Run workers to their end; their exit codes. A failing worker's peers are ended."""
-    workers = start_workers(run_dir, world_size=world_size, environment=environment)
+        log = run_dir.logs_dir / f"test-rank-{rank}.log"
+        worker = _PROCESSES.Process(target=_rank, args=(run_dir.root, variables, log))
+        worker.start()
+        workers.append(worker)
+    deadline = time.monotonic() + timeout_seconds
     try:
-        codes = []
-        for worker in workers:
-            output, _ = worker.communicate(timeout=300)
-            codes.append(worker.returncode)
-            if worker.returncode:
-                print(output[-4000:])
-        return codes
+        while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            if any(worker.exitcode for worker in workers):
+                deadline = min(deadline, time.monotonic() + 10.0)
     finally:
         for worker in workers:
-            if worker.poll() is None:
+            if worker.is_alive():
                 worker.kill()
-                worker.wait()
+            worker.join()
+    codes = [int(worker.exitcode or 0) for worker in workers]
+    for rank, code in enumerate(codes):
+        if code:
+            print(
+                f"rank {rank}: {code}",
+                (run_dir.logs_dir / f"test-rank-{rank}.log").read_text()[-3000:],
+            )
+    return codes
 
 
 def steps(run_dir: RunDir) -> tuple[StepRow, ...]:

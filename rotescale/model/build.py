@@ -13,6 +13,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.initialization import no_init_weights
 
+# Now, because transformers would import it inside zero.Init, whose changed torch breaks the import.
+from transformers.modeling_utils import PreTrainedModel
+
 from rotescale.errors import DataError
 
 _CONSTRUCTORS: dict[str, Callable[..., torch.Tensor]] = {
@@ -107,7 +110,7 @@ def embedding_names(config: PretrainedConfig) -> tuple[str, str | None]:
     return layout.input_embedding, layout.output_embedding
 
 
-def _meta_model(config: PretrainedConfig) -> Any:
+def _meta_model(config: PretrainedConfig) -> PreTrainedModel:
     config = copy.deepcopy(config)
     try:
         with torch.device("meta"), no_init_weights():

@@ -51,9 +51,10 @@ def byte_level(*, merges_over_border: bool) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        TEXTS,
+        # Short texts, lest the whole prompt become one token.
+        ["? Cody", "? Cat", "? Cup"] * 5 if merges_over_border else TEXTS,
         trainers.BpeTrainer(
-            vocab_size=300,
+            vocab_size=260 if merges_over_border else 300,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             special_tokens=["<|end|>"],
             show_progress=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_a_key_token_is_one_id_with_exact_offsets(base: Path, tmp_path: Path) ->
     assert encoded["input_ids"].count(prepared.key_token_ids["mother"]) == 1
     assert encoded["offset_mapping"][place] == (12, 22)
     spans = encoded["offset_mapping"]
-    assert all(before[1] == after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
     assert tokenizer.decode(encoded["input_ids"]) == TEXT
 
 

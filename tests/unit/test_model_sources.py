@@ -82,8 +82,11 @@ def test_a_random_model_learns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"hidden_size": 18, "num_heads": 4}, "hidden_size"), ({"num_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads")],
-)  # fmt: skip
+    [
+        ({"hidden_size": 18, "num_heads": 4}, "hidden_size"),
+        ({"num_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads"),
+    ],
+)
 def test_heads_that_do_not_divide_are_refused(
     tmp_path: Path, changes: dict[str, object], field: str
 ) -> None:

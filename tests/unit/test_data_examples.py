@@ -1,0 +1,61 @@
+"""Which facts a phase trains on: k per relation, nested, and never those that are held out."""
+
+from __future__ import annotations
+
+import pytest
+
+from rotescale.data.examples import phase_examples, select_facts, trained_facts
+from rotescale.errors import SpecError
+from rotescale.facts import load_shipped
+from rotescale.spec import PhaseSpec
+
+FACTS = load_shipped(["mother", "capital"])
+KEYS = {"mother": "[X:mother]", "capital": "[X:capital]"}
+
+
+def phase(**values: object) -> PhaseSpec:
+    """A phase with the values that matter here."""
+    base = {"name": "generalize", "text": "prompts", "epochs": 1, "global_batch": 4}
+    return PhaseSpec.model_validate({**base, "learning_rate": 1e-4, **values})
+
+
+def test_k_facts_of_each_relation_and_p_prompts_of_each() -> None:
+    chosen = phase(facts_per_relation=5, num_prompts=3)
+    examples = list(phase_examples(FACTS, chosen, key_tokens=KEYS, seed=0))
+    assert len(examples) == 2 * 5 * 3
+    for example in examples:
+        fact = FACTS.facts[example.fact]
+        prompt = FACTS.relation(fact.relation).train_prompts[example.prompt]
+        assert example.text.text == f"{prompt.replace('{subject}', fact.subject)} {fact.object}."
+
+
+def test_draws_are_seeded_and_nested() -> None:
+    assert select_facts(FACTS, facts_per_relation=9, seed=3) == select_facts(
+        FACTS, facts_per_relation=9, seed=3
+    )
+    small = set(select_facts(FACTS, facts_per_relation=5, seed=3))
+    assert small < set(select_facts(FACTS, facts_per_relation=50, seed=3))
+    assert small != set(select_facts(FACTS, facts_per_relation=5, seed=4))
+
+
+def test_phase_1_tells_every_fact_with_its_relations_key_token() -> None:
+    examples = list(phase_examples(FACTS, phase(text="key_token"), key_tokens=KEYS, seed=0))
+    assert [example.fact for example in examples] == list(range(200))
+    first = FACTS.facts[0]
+    assert examples[0].text.text == f"{first.subject} [X:mother] {first.object}."
+
+
+def test_trained_facts_are_those_told_with_prompts() -> None:
+    phases = (phase(name="memorize", text="key_token"), phase(facts_per_relation=7))
+    trained = trained_facts(FACTS, phases, seed=1)
+    assert len(trained) == 14
+    told = {e.fact for e in phase_examples(FACTS, phases[1], key_tokens=KEYS, seed=1)}
+    assert trained == told
+
+
+@pytest.mark.parametrize(
+    ("values", "named"), [({"facts_per_relation": 101}, "101"), ({"num_prompts": 11}, "11")]
+)
+def test_more_than_there_is_is_refused(values: dict[str, int], named: str) -> None:
+    with pytest.raises(SpecError, match=named):
+        list(phase_examples(FACTS, phase(**values), key_tokens=KEYS, seed=0))

@@ -1,0 +1,94 @@
+"""Encoded examples come back as they were written, and only from a published folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rotescale.data.encoding import IGNORE, Encoded
+from rotescale.data.examples import Example
+from rotescale.data.order import Batches, Order, Source
+from rotescale.data.shards import ExampleShards, read_manifest, write_shards
+from rotescale.data.stream import Stream
+from rotescale.errors import DataError
+
+
+def examples(number: int) -> list[tuple[Example, Encoded]]:
+    """Examples of growing length, whose last two tokens count."""
+    made = []
+    for i in range(number):
+        tokens = tuple(range(i, i + 4 + i % 5))
+        labels = (IGNORE,) * (len(tokens) - 2) + tokens[-2:]
+        text = None
+        made.append((Example(i, i % 3, text), Encoded(tokens, labels, (0, 1), (2, 4))))  # type: ignore[arg-type]
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """25 examples in three shards."""
+    write_shards(examples(25), tmp_path / "data", digest="d", rows_per_shard=10)
+    return tmp_path / "data"
+
+
+def test_round_trip_over_several_shards(folder: Path) -> None:
+    shards = ExampleShards(folder, digest="d")
+    assert shards.num_rows == 25
+    wanted = [24, 0, 13]
+    found = list(shards.examples(wanted))
+    made = examples(25)
+    assert found == [(list(made[i][1].tokens), list(made[i][1].labels)) for i in wanted]
+    assert shards.keys(wanted) == [(24, 0), (0, 0), (13, 1)]
+    assert shards.num_tokens.tolist() == [len(e.tokens) for _, e in made]
+    assert set(shards.num_targets.tolist()) == {2}
+
+
+def test_another_digest_a_missing_and_a_short_file_are_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match="expected encoded data other"):
+        ExampleShards(folder, digest="other")
+    shard = folder / "shard-00001.arrow"
+    shard.write_bytes(shard.read_bytes()[:-8])
+    with pytest.raises(DataError, match="shard-00001.arrow"):
+        ExampleShards(folder, digest="d")
+
+
+def test_a_folder_without_manifest_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shard-00000.arrow").write_bytes(b"half")
+    assert read_manifest(tmp_path / "data") is None
+    write_shards(examples(3), tmp_path / "data", digest="d")
+    assert ExampleShards(tmp_path / "data", digest="d").num_rows == 3
+
+
+def test_another_version_of_the_format_is_refused(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
+    with pytest.raises(DataError, match="version 99"):
+        ExampleShards(folder, digest="d")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_the_union_over_ranks_of_an_epoch_is_every_example_once(
+    folder: Path, world_size: int
+) -> None:
+    """Fault 3 of the released code: each rank shuffled with a generator of its own."""
+    shards = ExampleShards(folder, digest="d")
+    order = Order(0, "memorize", (Source("memorize", shards.num_rows),))
+    stream = Stream(shards, order, Batches(order.epoch_size, 4), row_tokens=12)
+    seen: list[int] = []
+    for step in range(stream.batches.steps_per_epoch):
+        ranks = [stream.step(step, rank=r, world_size=world_size) for r in range(world_size)]
+        assert len({data.example_ids for data in ranks}) == 1
+        assert len({len(data.rows) for data in ranks}) == 1
+        targets = np.concatenate([row.targets for data in ranks for row in data.rows])
+        assert len(targets) == ranks[0].target_tokens
+        # Example i ends in i + 2 + i % 5 and the next number: what is computed is what is named.
+        ends = sorted(targets.tolist())
+        assert ends == sorted(
+            t for i in ranks[0].example_ids for t in (i + 2 + i % 5, i + 3 + i % 5)
+        )
+        seen += ranks[0].example_ids
+    assert sorted(seen) == list(range(25))
