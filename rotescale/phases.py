@@ -215,6 +215,8 @@ class Training:
         fault_point("save", phase=phase.name, step=step, **self._where)
         rate = plan.learning_rate
         if self.engine.rank == 0:
+            # A resumed run repeats no step before the checkpoint, so their rows must be there.
+            self.records.flush()
             header = ManifestHeader(
                 kind=kind,
                 phase=phase.name,

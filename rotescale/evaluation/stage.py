@@ -98,4 +98,3 @@ class RunEvaluator:
         if self.mode == "replicated" or self.engine.world_size == 1:
             return done
         return self.engine.all_sum([0.0 if done else 1.0])[0] == 0.0
-

@@ -118,6 +118,8 @@ def attention_window(config: Any) -> int | None:
 
 def encode(texts: Sequence[str], *, tokenizer: Any) -> list[list[int]]:
     """Tokens of each text, special tokens in front kept, an end-of-text token behind dropped."""
+    if not texts:
+        return []  # fast tokenizers fail on an empty batch
     encoding = tokenizer(list(texts), add_special_tokens=True)
     return [_without_end(ids, tokenizer=tokenizer) for ids in encoding["input_ids"]]
 
