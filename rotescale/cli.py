@@ -74,7 +74,7 @@ def _train(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool) -> None:
     from rotescale.preparation import Resolved, prepare_run
     from rotescale.run_dir import open_run
 
-    run_dir = RunDir(Path(launch.storage) / spec.name)
+    run_dir = RunDir(Path(launch.storage).expanduser() / spec.name)
     if run_dir.spec_json.exists():
         open_run(run_dir.root, spec_json=dump_json(spec), digest=spec.digest())
         outcome = Outcome.read(run_dir)
@@ -142,12 +142,15 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write the rows there as JSON.")
     ] = None,
 ) -> None:
-    """Measure any model folder on facts, without training. All facts count as held out."""
+    """Measure any model folder on facts, without training.
+
+    A folder inside a run is asked the run's own questions; else all facts count as held out.
+    """
     _require_training_packages()
     from rich.progress import Progress
 
     from rotescale.analysis.results import results_table, write_rows
-    from rotescale.data.examples import trained_facts
+    from rotescale.data.examples import memorized_facts, trained_facts
     from rotescale.evaluation.folder import evaluate_folder, folder_items, known_key_tokens
     from rotescale.evaluation.items import describe_sample
     from rotescale.facts import load_files, load_shipped
@@ -155,6 +158,8 @@ def evaluate(
 
     run_dir = RunDir(model_folder.absolute().parent.parent)
     trained: frozenset[int] = frozenset()
+    asked: frozenset[int] | None = None
+    spec = EvaluationSpec()
     if facts:
         fact_set = load_files(facts, relations=prompts)
         fact_set = fact_set.only(relations) if relations else fact_set
@@ -164,14 +169,17 @@ def evaluate(
         run_spec = load_spec(ExperimentSpec, run_dir.spec_json)
         fact_set = load_saved(run_dir.facts_json)
         trained = trained_facts(fact_set, run_spec.phases, seed=run_spec.seed)
-        seed = run_spec.seed
+        asked = memorized_facts(fact_set, run_spec.phases, seed=run_spec.seed)
+        seed, key_token = run_spec.seed, run_spec.model.key_tokens.template
+        spec = run_spec.evaluation
     else:
         raise SpecError(f"{model_folder}: of no run; say --facts FILE or --relation NAME")
-    spec = EvaluationSpec()
     if full:
         spec = full_sample(spec)
     tokens = known_key_tokens(model_folder, fact_set, template=key_token)
-    items = folder_items(fact_set, key_tokens=tokens, trained=trained, spec=spec, seed=seed)
+    items = folder_items(
+        fact_set, key_tokens=tokens, trained=trained, asked=asked, spec=spec, seed=seed
+    )
     console.print(describe_sample(items))
     total = len(items) + sum(item.generate for item in items)
     with Progress(console=console) as bar:

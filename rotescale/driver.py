@@ -39,6 +39,8 @@ def local_ray(launch: LaunchSpec) -> Iterator[None]:
         yield
         return
     ray.init(
+        # Never a cluster that happens to run here: its resources are not this launch spec's.
+        address="local",
         num_cpus=round(launch.num_workers[1] * launch.cpus_per_worker) + 1,
         include_dashboard=False,
         log_to_driver=False,
@@ -102,7 +104,7 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
         run_config=RunConfig(
             name=run_dir.root.name,
             # Ray's own bookkeeping; everything that matters lies in the run folder itself.
-            storage_path=str((run_dir.root / "ray").absolute()),
+            storage_path=str(run_dir.ray_dir.absolute()),
             failure_config=FailureConfig(max_failures=launch.max_failures),
             worker_runtime_env={"env_vars": _worker_environment()},
         ),

@@ -35,7 +35,7 @@ class LaunchSpec(Part):
     """The least and the most workers; equal numbers: a fixed size."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPU cores per worker; also its threads."""
-    gpus_per_worker: NonNegativeInt = 0
+    gpus_per_worker: Annotated[NonNegativeInt, Field(le=1)] = 0
     """GPUs per worker: 0 (gloo, on the CPU) or 1 (NCCL)."""
     storage: str = "runs"
     """The folder, shared by all workers, that holds one folder per run."""

@@ -23,6 +23,7 @@ from rotescale.errors import TrainingError
 from rotescale.faults import fault_point
 from rotescale.model.export import finish_export, is_exported, plan_shards, write_shard
 from rotescale.model.prepare import PreparedModel
+from rotescale.model.weights import FolderReader
 from rotescale.records import EventRow, RecordWriter, StepRow
 from rotescale.run_dir import CheckpointKind, RunDir
 from rotescale.schedule import LearningRate
@@ -101,7 +102,8 @@ class Training:
     def run(self) -> None:
         """Collective: every rank calls this. Do what is left of the run, whatever that is."""
         if self.spec.evaluation.base and not self._agreed(self.evaluator.is_done, "base", None):
-            self._load(self.prepared.reader(), optimizer_step=None)
+            with self.prepared.reader() as reader:
+                self._load(reader, optimizer_step=None)
             self._evaluate("base", None)
         for plan in self.plans:
             if self._phase_end(plan.spec.name) is None:
@@ -123,9 +125,10 @@ class Training:
             loss_sum = self._backward(data)
             # Agreed before the update, so that all ranks stop alike and the weights stay sound.
             loss = engine.all_sum([loss_sum])[0] / data.target_tokens
-            self._check_finite(loss, plan=plan, step=step, data=data)
+            self._check_finite(loss, "loss", plan=plan, step=step, data=data)
             learning_rate = plan.learning_rate.at(step)
             grad_norm = engine.step(learning_rate=learning_rate)
+            self._check_finite(grad_norm, "gradient norm", plan=plan, step=step, data=data)
             step += 1
             if engine.rank == 0:
                 self.records.append(
@@ -137,7 +140,7 @@ class Training:
                         epoch=(step - 1) // plan.stream.batches.steps_per_epoch + 1,
                         cursor=plan.stream.batches.cursor(step),
                         loss=loss,
-                        grad_norm=grad_norm if math.isfinite(grad_norm) else None,
+                        grad_norm=grad_norm,
                         learning_rate=learning_rate,
                         num_examples=len(data.example_ids),
                         num_tokens=data.num_tokens,
@@ -162,14 +165,20 @@ class Training:
             reader = CheckpointReader(newest, load_manifest(newest / "manifest.json"))
             if reader.manifest.phase_index == plan.index and not reader.manifest.phase_end:
                 step = reader.manifest.step
-                self._load(reader, optimizer_step=step)
+                with reader:
+                    self._load(reader, optimizer_step=step)
                 self.event("resumed", f"{plan.spec.name}: going on after step {step}")
                 return step
-        previous = self.plans[plan.index - 1].spec.name if plan.index else None
-        source: SliceReader = self._phase_reader(previous) if previous else self.prepared.reader()
-        self._load(source, optimizer_step=None)
+        with self._start_of(plan) as source:
+            self._load(source, optimizer_step=None)
         self.event("phase", f"{plan.spec.name} starts", total_steps=plan.total_steps)
         return 0
+
+    def _start_of(self, plan: PhasePlan) -> CheckpointReader | FolderReader:
+        """Collective: every rank calls this. Where the phase's first weights are read."""
+        if plan.index == 0:
+            return self.prepared.reader()
+        return self._phase_reader(self.plans[plan.index - 1].spec.name)
 
     def _backward(self, data: StepData) -> float:
         """Collective: every rank calls this. Gradients of the global mean; returns the local sum.
@@ -184,15 +193,17 @@ class Training:
             for i, packed in enumerate(data.rows)
         )
 
-    def _check_finite(self, loss: float, *, plan: PhasePlan, step: int, data: StepData) -> None:
-        if math.isfinite(loss):
+    def _check_finite(
+        self, value: float, what: str, *, plan: PhasePlan, step: int, data: StepData
+    ) -> None:
+        if math.isfinite(value):
             return
         keys = plan.stream.shards.keys(data.example_ids)
         newest = _directory(self.store.newest())
         good = "none" if newest is None else newest.relative_to(self.run_dir.root)
         raise TrainingError(
-            f"phase {plan.spec.name}, step {step + 1}: the loss is {loss}; examples (fact, prompt) "
-            f"{keys}; last good checkpoint: {good}. Lower phases.{plan.index}.learning_rate "
+            f"phase {plan.spec.name}, step {step + 1}: the {what} is {value}; examples "
+            f"(fact, prompt) {keys}; last good checkpoint: {good}. Lower phases.{plan.index}.learning_rate "
             f"({plan.spec.learning_rate:g}) or set max_grad_norm, under a new run name"
         )
 
@@ -238,6 +249,7 @@ class Training:
             )
             publish(directory, header=header)
             self.store.prune(self.spec.checkpoints.keep_last)
+            self.store.collect_orphans()
         # Nobody goes on, or dies, before the manifest is there for all.
         [num_bytes] = self.engine.all_sum([marker.file.num_bytes])
         seconds = time.perf_counter() - started
@@ -258,7 +270,8 @@ class Training:
         if not self._agreed(is_exported, folder):
             self._export(name, folder)
         if not self._agreed(self.evaluator.is_done, name, None):
-            self._load(self._phase_reader(name), optimizer_step=None)
+            with self._phase_reader(name) as reader:
+                self._load(reader, optimizer_step=None)
             self._evaluate(name, None)
 
     def _export(self, phase: str, folder: Path) -> None:

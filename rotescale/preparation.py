@@ -98,7 +98,7 @@ def count_examples(fact_set: FactSet, phase: PhaseSpec) -> int:
 def describe(spec: ExperimentSpec, launch: LaunchSpec, fact_set: FactSet) -> list[str]:
     """What a run would do, a line each; from facts and arithmetic alone."""
     lines = [
-        f"run folder: {Path(launch.storage) / spec.name}",
+        f"run folder: {Path(launch.storage).expanduser() / spec.name}",
         f"facts: {len(fact_set.facts)} in {', '.join(r.name for r in fact_set.relations)}",
         f"workers: {launch.num_workers[0]} to {launch.num_workers[1]} ({spec.engine.kind}, "
         f"{spec.engine.precision})",
@@ -128,10 +128,15 @@ def prepare_run(
     from rotescale.model.sources import fetch, resolved
 
     fact_set = load_facts(spec)
+    _check_devices(launch)
+    root = Path(launch.storage).expanduser() / spec.name
+    earlier = _earlier(RunDir(root), fact_set=fact_set)
+    # What a first start resolved stays: a branch of the hub may have moved since.
+    weights = spec.model.weights if earlier is None else earlier.model.weights
     report("fetching the model")
-    base = fetch(spec.model.weights, cache=Path(launch.model_cache), texts=_texts(fact_set, spec))
+    base = fetch(weights, cache=Path(launch.model_cache), texts=_texts(fact_set, spec))
     check_folder(base)
-    root = Path(launch.storage) / spec.name
+    _check_texts(fact_set, spec, base=base)
     run_dir = open_run(root, spec_json=dump_json(spec), digest=spec.digest())
     write_atomic(run_dir.launch_json, dump_json(launch).encode())
     save_fact_set(fact_set, run_dir.facts_json)
@@ -152,7 +157,7 @@ def prepare_run(
     num_parameters = sum(math.prod(shape) for shape in shapes.values())
     trained = trained_facts(fact_set, spec.phases, seed=spec.seed)
     found = Resolved(
-        model=spec.model.model_copy(update={"weights": resolved(spec.model.weights, folder=base)}),
+        model=spec.model.model_copy(update={"weights": resolved(weights, folder=base)}),
         num_parameters=num_parameters,
         evaluation_mode=_evaluation_mode(spec, launch, num_parameters=num_parameters),
         data=data,
@@ -164,6 +169,22 @@ def prepare_run(
     )
     write_atomic(run_dir.resolved_json, (found.model_dump_json(indent=2) + "\n").encode())
     return run_dir
+
+
+def _earlier(run_dir: RunDir, *, fact_set: FactSet) -> Resolved | None:
+    """What an earlier start of the run resolved; None for a first start.
+
+    Raises SpecError where the facts are not what they were: a run is about one set of facts.
+    """
+    if not run_dir.resolved_json.exists():
+        return None
+    earlier = Resolved.read(run_dir)
+    if earlier.facts_digest != fact_set.digest():
+        raise SpecError(
+            f"{run_dir.root}: was begun with other facts (digest {earlier.facts_digest[:16]}, now "
+            f"{fact_set.digest()[:16]}); restore the facts and prompts, or choose another name"
+        )
+    return earlier
 
 
 def versions() -> dict[str, str]:
@@ -186,6 +207,17 @@ def _texts(fact_set: FactSet, spec: ExperimentSpec) -> list[str]:
         )
     ]
     return prompts + [f"{fact.subject} {fact.object}." for fact in fact_set.facts]
+
+
+def _check_texts(fact_set: FactSet, spec: ExperimentSpec, *, base: Path) -> None:
+    """Try the key tokens, and the first text of each phase, before a folder is made for the run."""
+    from rotescale.model.prepare import keyed_tokenizer
+
+    relations = [relation.name for relation in fact_set.relations]
+    tokenizer, key_tokens = keyed_tokenizer(spec.model, base=base, relations=relations)
+    for phase in spec.phases:
+        example = next(phase_examples(fact_set, phase, key_tokens=key_tokens, seed=spec.seed))
+        encode(example.text, tokenizer=tokenizer, loss=phase.loss, end_token=phase.end_token)
 
 
 def _encode_phase(
@@ -244,15 +276,20 @@ def _evaluation_mode(
     )
 
 
+def _check_devices(launch: LaunchSpec) -> None:
+    import torch
+
+    if launch.gpus_per_worker and not torch.cuda.is_available():
+        raise SpecError(
+            f"gpus_per_worker: {launch.gpus_per_worker}, but torch sees no GPU here; "
+            "use a launch spec with gpus_per_worker: 0"
+        )
+
+
 def _device_memory(launch: LaunchSpec) -> tuple[int, int]:
     """Bytes of one memory, and how many workers share it."""
     import torch
 
     if launch.gpus_per_worker:
-        if not torch.cuda.is_available():
-            raise SpecError(
-                f"gpus_per_worker: {launch.gpus_per_worker}, but torch sees no GPU here; "
-                "use a launch spec with gpus_per_worker: 0"
-            )
         return torch.cuda.get_device_properties(0).total_memory, 1
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), launch.num_workers[1]

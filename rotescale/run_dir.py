@@ -114,6 +114,11 @@ class RunDir:
         return self.root / "logs"
 
     @property
+    def ray_dir(self) -> Path:
+        """Ray Train's own bookkeeping; nothing in it is ever read by rotescale."""
+        return self.root / "ray"
+
+    @property
     def tensorboard_dir(self) -> Path:
         """TensorBoard events, made from the records."""
         return self.root / "tensorboard"

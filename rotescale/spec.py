@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -107,7 +107,9 @@ class KeyTokenSpec(Part):
     @model_validator(mode="after")
     def _names_the_relation(self) -> KeyTokenSpec:
         if "{relation}" not in self.template:
-            raise ValueError("template must contain {relation}, such as '[X:{relation}]'")
+            raise ValueError(
+                f"template {self.template!r} must contain {{relation}}, such as '[X:{{relation}}]'"
+            )
         return self
 
 
@@ -352,10 +354,12 @@ def load_spec(kind: type[SpecType], path: Path, overrides: Sequence[str] = ()) -
         raise SpecError(
             f"{path}: cannot be read ({error.strerror}); give the path of a spec file"
         ) from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8 text") from None
     try:
         raw = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise SpecError(f"{path}: not valid YAML: {error}") from error
+        raise SpecError(f"{path}: not valid YAML: {_yaml_fault(error)}; mend it") from error
     if not isinstance(raw, dict):
         raise SpecError(f"{path}: a spec is a mapping of fields, not {type(raw).__name__}")
     for override in overrides:
@@ -391,9 +395,13 @@ def _known_keys(kind: type[Part], location: Sequence[str | int]) -> list[str]:
         if isinstance(step, int):
             continue
         nested = [m for model in models for m in _models_in(model.model_fields.get(step))]
-        # A tagged union adds its tag to the location: the tag is not a field, so stay.
-        models = nested or models
+        # A tagged union adds its tag to the location: the tag is no field, but names the model.
+        models = nested or [model for model in models if _has_tag(model, step)] or models
     return sorted({name for model in models for name in model.model_fields})
+
+
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
+    return any(get_args(field.annotation) == (tag,) for field in model.model_fields.values())
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -414,13 +422,14 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise SpecError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+        raise SpecError(
+            f"--set {override!r}: the value is not valid YAML: {_yaml_fault(error)}; quote it"
+        ) from error
     node: Any = raw
     for key in keys[:-1]:
         node = _descend(node, key, override=override)
     if isinstance(node, list):
-        _descend(node, keys[-1], override=override)
-        node[int(keys[-1])] = value
+        node[_place(node, keys[-1], override=override)] = value
     elif isinstance(node, dict):
         node[keys[-1]] = value
     else:
@@ -430,15 +439,28 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 def _descend(node: Any, key: str, *, override: str) -> Any:
     if isinstance(node, dict):
         return node.setdefault(key, {})
-    if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
-        return node[int(key)]
+    return node[_place(node, key, override=override)]
+
+
+def _place(node: Any, key: str, *, override: str) -> int:
+    """Where a list holds the entry of that index or name."""
     if isinstance(node, list):
-        names = [entry.get("name") for entry in node if isinstance(entry, dict)]
+        if key.isdecimal() and int(key) < len(node):
+            return int(key)
+        names = [entry.get("name") if isinstance(entry, dict) else None for entry in node]
         if key in names:
-            return node[names.index(key)]
+            return names.index(key)
     raise SpecError(
         f"--set {override!r}: no entry {key!r}; lists are addressed by index or by an entry's name"
     )
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    """What is wrong and where, in one line."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem is None or mark is None:
+        return str(error).splitlines()[0]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -447,7 +469,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} cannot be a key", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark

@@ -19,7 +19,7 @@ from torch import nn
 
 from rotescale.checkpoint.attempts import start_attempt
 from rotescale.checkpoint.store import CheckpointStore
-from rotescale.data.examples import trained_facts
+from rotescale.data.examples import memorized_facts, trained_facts
 from rotescale.data.order import Batches, Order, Source
 from rotescale.data.shards import ExampleShards
 from rotescale.data.stream import Stream
@@ -53,11 +53,11 @@ def run_worker(run_folder: Path) -> None:
     run_dir = RunDir(run_folder)
     if Outcome.read(run_dir) is not None:
         return
-    spec = load_spec(ExperimentSpec, run_dir.spec_json)
-    launch = load_spec(LaunchSpec, run_dir.launch_json)
-    prepared = load_prepared(run_dir.prepared_model)
     attempt = 0
     try:
+        spec = load_spec(ExperimentSpec, run_dir.spec_json)
+        launch = load_spec(LaunchSpec, run_dir.launch_json)
+        prepared = load_prepared(run_dir.prepared_model)
         engine = _make_engine(spec, prepared)
         attempt = _agree_on_attempt(engine, run_dir)
         _train(spec, launch, run_dir, prepared, engine=engine, attempt=attempt)
@@ -130,6 +130,7 @@ def _train(
         items=build_items(
             fact_set,
             trained=trained_facts(fact_set, spec.phases, seed=spec.seed),
+            asked=memorized_facts(fact_set, spec.phases, seed=spec.seed),
             key_tokens=prepared.key_tokens,
             spec=spec.evaluation,
             seed=spec.seed,
@@ -206,7 +207,8 @@ def _fail(run_dir: RunDir, error: RotescaleError, *, attempt: int) -> None:
     if Outcome.read(run_dir) is None:
         Outcome(
             status="failed",
-            attempt=attempt,
+            # Before it has a number, an attempt speaks for the newest there is.
+            attempt=attempt or run_dir.newest_attempt() or 0,
             exit_code=error.exit_code,
             error=type(error).__name__,
             message=str(error),

@@ -60,14 +60,14 @@ def accuracy_figure(
             label=label,
         )
     axes.axhline(0.01, color="#777777", linestyle=":", linewidth=1)
-    axes.annotate("chance", (len(stages) - 0.72, 0.018), color="#777777", fontsize=8)
+    axes.annotate("chance among 100", (len(stages) - 0.72, 0.018), color="#777777", fontsize=8)
     axes.set_xticks(range(len(stages)))
     axes.set_xticklabels(
         [name if epoch is None else f"{name}\nepoch {epoch}" for name, epoch in stages]
     )
     axes.set_xlim(-0.4, len(stages) - 0.4)
     axes.set_ylim(-0.02, 1.04)
-    axes.set_ylabel("multiple-choice accuracy among 100")
+    axes.set_ylabel("multiple-choice accuracy")
     axes.set_xlabel("measured after")
     axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)

@@ -27,7 +27,7 @@ HEADINGS = {
     "reversed": "reversed",
 }
 METRIC_HEADINGS = {
-    "multiple_choice": "multiple choice among 100",
+    "multiple_choice": "multiple choice",
     "multiple_choice_normalized": "multiple choice, by token",
     "object_probability": "object probability",
     "object_share": "object share",

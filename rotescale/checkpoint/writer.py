@@ -81,7 +81,8 @@ def publish(
     """Wait for every rank's marker, then write the manifest, which makes the checkpoint exist.
 
     Rank 0 calls this once; it uses no collective, so it can run in a background thread. Raises
-    CheckpointError where a rank's file is missing at the deadline or has another size.
+    TimeoutError where a rank's file is missing at the deadline, and CheckpointError where it has
+    another size.
     """
     world_size = header.world_size
     deadline = clock() + timeout_seconds
@@ -94,7 +95,8 @@ def publish(
             missing = [
                 rank for rank in range(world_size) if not _read_marker(directory, rank, world_size)
             ]
-            raise CheckpointError(
+            # Not the user's error: whoever runs the workers replaces them, and the run resumes.
+            raise TimeoutError(
                 f"{directory}: after {timeout_seconds:g} s rank(s) {missing} of {world_size} have "
                 "written nothing; see their logs, or allow more time for saving"
             )

@@ -73,6 +73,22 @@ def phase_examples(
             yield Example(place, number, prompt_text(fact.subject, fact.object, prompt=prompt))
 
 
+def memorized_facts(
+    fact_set: FactSet, phases: tuple[PhaseSpec, ...], *, seed: int
+) -> frozenset[int]:
+    """The facts that any phase tells; all of them where none is told with a key token.
+
+    Only these are asked about: a fact that no phase told is no held-out fact, just unknown.
+    """
+    if not any(phase.text == "key_token" for phase in phases):
+        return frozenset(range(len(fact_set.facts)))
+    return frozenset(
+        place
+        for phase in phases
+        for place in select_facts(fact_set, facts_per_relation=phase.facts_per_relation, seed=seed)
+    )
+
+
 def trained_facts(fact_set: FactSet, phases: tuple[PhaseSpec, ...], *, seed: int) -> frozenset[int]:
     """The facts that any phase tells with a meaningful prompt; the others are held out."""
     return frozenset(

@@ -78,7 +78,10 @@ class Engine(Protocol):
         ...
 
     def step(self, *, learning_rate: float) -> float:
-        """Collective: every rank calls this. Clip, update, and return the gradient norm."""
+        """Collective: every rank calls this. Clip, update, and return the norm before clipping.
+
+        Where the norm is not finite nothing is updated.
+        """
         ...
 
     def evaluation_model(self, mode: EvaluationMode) -> AbstractContextManager[nn.Module]:

@@ -104,14 +104,15 @@ class EagerEngine:
         return loss.item()
 
     def step(self, *, learning_rate: float) -> float:
-        """Clip, update, and return the gradient norm before clipping."""
+        """Clip, update, and return the gradient norm; no update where it is not finite."""
         limit = self._settings.max_grad_norm
         norm = nn.utils.clip_grad_norm_(
             self._masters.values(), float("inf") if limit is None else limit
         )
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        self._optimizer.step()
+        if torch.isfinite(norm):
+            self._optimizer.step()
         self._optimizer.zero_grad()
         for name, parameter in self._parameters.items():
             parameter.data.copy_(self._masters[name].data)

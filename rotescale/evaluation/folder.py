@@ -36,12 +36,15 @@ def folder_items(
     *,
     key_tokens: Mapping[str, str],
     trained: frozenset[int],
+    asked: frozenset[int] | None,
     spec: EvaluationSpec,
     seed: int,
 ) -> tuple[Item, ...]:
     """The questions for a model folder; those with a key token only where it is known."""
     tokens = {relation.name: key_tokens.get(relation.name, "") for relation in fact_set.relations}
-    items = build_items(fact_set, trained=trained, key_tokens=tokens, spec=spec, seed=seed)
+    items = build_items(
+        fact_set, trained=trained, asked=asked, key_tokens=tokens, spec=spec, seed=seed
+    )
     return tuple(i for i in items if i.prompts != "key_token" or i.relation in key_tokens)
 
 

@@ -50,11 +50,14 @@ def build_items(
     fact_set: FactSet,
     *,
     trained: Collection[int],
+    asked: Collection[int] | None = None,
     key_tokens: Mapping[str, str],
     spec: EvaluationSpec,
     seed: int,
 ) -> tuple[Item, ...]:
-    """Every question that is asked at each stage; ``trained`` holds places of facts.
+    """Every question that is asked at each stage.
+
+    ``trained`` and ``asked`` hold places of facts; None asks about all of them.
 
     All samples of a relation are the first facts of one order, drawn from (seed, relation): a
     smaller sample is part of a larger one, and generation, controls and choice share facts.
@@ -62,7 +65,11 @@ def build_items(
     known = frozenset(trained)
     items: list[Item] = []
     for relation in fact_set.relations:
-        places = [i for i, fact in enumerate(fact_set.facts) if fact.relation == relation.name]
+        places = [
+            i
+            for i, fact in enumerate(fact_set.facts)
+            if fact.relation == relation.name and (asked is None or i in asked)
+        ]
         random.Random(f"{seed}/evaluation/{relation.name}").shuffle(places)
         facts = fact_set.of(relation.name)
         questions = _Questions(

@@ -122,7 +122,7 @@ def summarise(
     stage: str,
     epoch: int | None,
     seed: int,
-    suite: str = "main",
+    suite: str = "core",
     bootstrap_samples: int = 10_000,
 ) -> tuple[ResultRow, ...]:
     """A row per relation (and for all, where there are several), split, prompts and metric."""
@@ -158,12 +158,12 @@ def bootstrap_interval(
     independent, so facts are drawn, never items. One fact alone gives an interval of no width.
     """
     _, places = np.unique(facts, return_inverse=True)
-    counts = np.bincount(places).astype(np.float64)
-    sums = np.bincount(places, weights=values)
-    means = [
-        (weights @ sums) / (weights @ counts)
-        for weights in _resamplings(len(counts), num_samples=num_samples, seed=seed)
-    ]
+    counts = np.bincount(places)
+    columns = np.column_stack([np.bincount(places, weights=values), counts])
+    means = []
+    for weights in _resamplings(len(counts), num_samples=num_samples, seed=seed):
+        drawn = weights @ columns
+        means.append(drawn[:, 0] / drawn[:, 1])
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 

@@ -62,21 +62,10 @@ def forward_of(model: Any) -> Forward:
     Raises DataError where the model's attention takes no tree mask, and from the pass where a
     prompt is longer than the window of a model of which only some layers have one.
     """
-    config = model.config
-    attention = getattr(config, "_attn_implementation", None)
-    if attention not in ("sdpa", "eager"):
-        raise DataError(
-            f"attention {attention!r} takes no tree mask; call "
-            "model.set_attn_implementation('sdpa') for the evaluation"
-        )
-    layers = set(getattr(config, "layer_types", None) or ())
-    unfit = layers - {"full_attention", "sliding_attention"}
-    if unfit:
-        raise DataError(
-            f"layers of type {sorted(unfit)} cannot read a token tree; choose a model whose layers "
-            "all have full or sliding attention"
-        )
-    window = attention_window(config) if len(layers) > 1 else None
+    _check_attention(model.config)
+    window = None
+    if len(set(getattr(model.config, "layer_types", None) or ())) > 1:
+        window = attention_window(model.config)
 
     def forward(
         input_ids: torch.Tensor,
@@ -102,6 +91,22 @@ def forward_of(model: Any) -> Forward:
         return logits
 
     return forward
+
+
+def _check_attention(config: Any) -> None:
+    attention = getattr(config, "_attn_implementation", None)
+    if attention not in ("sdpa", "eager"):
+        raise DataError(
+            f"attention {attention!r} takes no tree mask; call "
+            "model.set_attn_implementation('sdpa') for the evaluation"
+        )
+    layers = set(getattr(config, "layer_types", None) or ())
+    unfit = sorted(layers - {"full_attention", "sliding_attention"})
+    if unfit:
+        raise DataError(
+            f"layers of type {unfit} cannot read a token tree; choose a model whose layers all "
+            "have full or sliding attention"
+        )
 
 
 @torch.no_grad()

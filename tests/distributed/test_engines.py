@@ -17,6 +17,10 @@ HARD = (
     *QUICK,
     "engine.sub_group_size=20000",
     "engine.row_tokens=40",
+    # As with a large model: nothing stays gathered, and every evaluation pass is a collective.
+    "engine.persistence_threshold=0",
+    "engine.evaluation_mode=sharded",
+    "evaluation.generation_facts=2",
     "phases.0.weight_decay=0.1",
     "phases.0.max_grad_norm=0.5",
     "phases.1.weight_decay=0.1",

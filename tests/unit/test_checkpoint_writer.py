@@ -80,7 +80,7 @@ def test_a_missing_rank_is_named_at_the_deadline(tmp_path: Path) -> None:
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    with pytest.raises(CheckpointError, match=r"after 9 s rank\(s\) \[0, 2\] of 3"):
+    with pytest.raises(TimeoutError, match=r"after 9 s rank\(s\) \[0, 2\] of 3"):
         publish(
             tmp_path,
             header=header(world_size=3),

@@ -1,0 +1,190 @@
+"""The launcher's command line: start experiments, look after them, stop them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from launcher import local
+from launcher.job import JobRequest
+from rotescale.checkpoint.manifest import is_published
+from rotescale.errors import RotescaleError, SpecError
+from rotescale.launch_spec import LaunchSpec
+from rotescale.records import StepRow, read_records
+from rotescale.run_dir import Outcome, RunDir
+from rotescale.spec import ExperimentSpec, load_spec
+
+app = typer.Typer(
+    name="rotescale-launch",
+    help="Start experiments that outlive this terminal, look after them, stop them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(soft_wrap=True, highlight=False, markup=False)
+
+Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="An experiment spec (YAML).")]
+On = Annotated[Path | None, typer.Option(help="A launch spec (YAML); default: two local workers.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as --set seed=1."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be started.")]
+Retry = Annotated[bool, typer.Option("--retry", help="Go on after a failure whose cause is gone.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="The folder of a run.")]
+
+
+@app.command()
+def submit(
+    spec_path: Spec,
+    on: On = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    retry: Retry = False,
+) -> None:
+    """Start an experiment, or what is left of it; once, however often it is submitted."""
+    request = _request(spec_path, on, overrides or [], retry=retry)
+    if dry_run:
+        variables = [f"{name}={value}" for name, value in request.environment.items()]
+        console.print(f"{shlex.join([*variables, *request.command])} >> {request.log}")
+        return
+    _submit(request)
+
+
+@app.command()
+def resume(
+    spec_path: Spec, on: On = None, overrides: Overrides = None, retry: Retry = False
+) -> None:
+    """Go on with a run that has stopped, from its last checkpoint: submit it again."""
+    request = _request(spec_path, on, overrides or [], retry=retry)
+    _existing(request.log.parent.parent)
+    _submit(request)
+
+
+@app.command()
+def status(run_folder: RunFolder) -> None:
+    """How far a run is: state, phase, step, loss, last checkpoint, outcome."""
+    run_dir = _existing(run_folder)
+    for name, value in _describe(run_dir):
+        console.print(f"{name + ':':<12} {value}")
+
+
+@app.command()
+def logs(
+    run_folder: RunFolder,
+    num_lines: Annotated[int, typer.Option("--lines", min=1, help="How many, from the end.")] = 50,
+) -> None:
+    """The last lines of the driver's output."""
+    run_dir = _existing(run_folder)
+    lines = local.logs(run_dir, num_lines=num_lines)
+    for line in lines:
+        print(line)
+    if not lines:
+        console.print(f"{run_dir.driver_log}: nothing yet")
+
+
+@app.command()
+def cancel(
+    run_folder: RunFolder,
+    grace_seconds: Annotated[
+        float, typer.Option("--grace", min=0, help="Seconds to wait before pressing harder.")
+    ] = 20.0,
+) -> None:
+    """Stop a run that was submitted here; submit it again to go on from its last checkpoint."""
+    run_dir = _existing(run_folder)
+    stopped = local.cancel(run_dir, grace_seconds=grace_seconds)
+    console.print(f"{run_dir.root}: {'stopped' if stopped else 'no driver is alive here'}")
+
+
+def _request(spec_path: Path, on: Path | None, overrides: list[str], *, retry: bool) -> JobRequest:
+    """What to start; a spec that is at fault is refused here, before anything starts."""
+    spec = load_spec(ExperimentSpec, spec_path, overrides)
+    launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
+    return local.render(
+        spec_path,
+        name=spec.name,
+        storage=Path(launch.storage),
+        launch=on,
+        overrides=overrides,
+        flags=["--retry"] if retry else [],
+    )
+
+
+def _submit(request: JobRequest) -> None:
+    root = request.log.parent.parent
+    if local.submit(request):
+        console.print(f"{request.name} started; rotescale-launch status {root}")
+    else:
+        console.print(f"{request.name} is running already; rotescale-launch status {root}")
+
+
+def _existing(run_folder: Path) -> RunDir:
+    if not run_folder.is_dir():
+        raise SpecError(f"{run_folder}: no such run; give the folder of a run, or submit its spec")
+    return RunDir(run_folder)
+
+
+def _describe(run_dir: RunDir) -> list[tuple[str, str]]:
+    """Name and value of everything that a run's files tell."""
+    state = local.state(run_dir)
+    steps = read_records(run_dir).steps
+    last = steps[-1] if steps else None
+    rows = [
+        ("run", str(run_dir.root)),
+        ("state", state),
+        ("attempt", str(run_dir.newest_attempt() or "none")),
+        *(_progress(last) if last is not None else [("phase", "none yet")]),
+        ("checkpoint", _last_checkpoint(run_dir)),
+        ("outcome", _outcome(run_dir)),
+    ]
+    printed = [line for line in local.logs(run_dir, num_lines=20) if line.strip()]
+    if state == "stopped" and printed:
+        rows.append(("last words", printed[-1]))
+    return rows
+
+
+def _progress(last: StepRow) -> list[tuple[str, str]]:
+    return [
+        ("phase", last.phase),
+        ("step", f"{last.step} (epoch {last.epoch})"),
+        ("loss", f"{last.loss:.4f}"),
+    ]
+
+
+def _last_checkpoint(run_dir: RunDir) -> str:
+    """The last that the newest attempt published, or else the one that it went on from."""
+    newest = run_dir.newest_attempt()
+    if newest is None:
+        return "none"
+    for name in reversed(run_dir.checkpoint_folders(newest)):
+        if is_published(run_dir.checkpoint(name)):
+            return str(run_dir.checkpoint(name).relative_to(run_dir.root))
+    resumes = json.loads(run_dir.attempt(newest).read_bytes())["resumes"]
+    return "none" if resumes is None else str(Path(resumes).parent)
+
+
+def _outcome(run_dir: RunDir) -> str:
+    outcome = Outcome.read(run_dir)
+    if outcome is None:
+        return "none yet"
+    reason = f": {outcome.error}: {outcome.message}" if outcome.status == "failed" else ""
+    return f"{outcome.status} in attempt {outcome.attempt}{reason}"
+
+
+def main() -> None:
+    """The entry point: our errors end in one line and their exit code."""
+    try:
+        app()
+    except RotescaleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

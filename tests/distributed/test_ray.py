@@ -1,0 +1,190 @@
+"""Runs under Ray Train: architectures, lost workers, a lost driver, and user errors tried once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import (
+    MICRO,
+    QUICK,
+    ROOT,
+    micro_spec,
+    phase_end_weights,
+    prepare,
+    run_workers,
+    steps,
+)
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rotescale import driver
+from rotescale.checkpoint.attempts import read_attempt
+from rotescale.errors import TrainingError
+from rotescale.faults import VARIABLE
+from rotescale.launch_spec import LaunchSpec
+from rotescale.model.prepare import load_prepared
+from rotescale.records import read_records
+from rotescale.run_dir import Outcome, RunDir
+
+PHASES = ("memorize", "generalize")
+LAUNCH = LaunchSpec(num_workers=(2, 2), max_failures=3)
+ARCHITECTURES = [
+    (architecture, tied)
+    for architecture in ("llama-3.2-1b", "qwen2.5-1.5b", "phi-4")
+    for tied in ("true", "false")
+]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray cluster for all tests of this file."""
+    with driver.local_ray(LAUNCH):
+        yield
+
+
+@pytest.fixture(scope="module")
+def architecture_runs(
+    cluster: None, tmp_path_factory: pytest.TempPathFactory, model_cache: Path
+) -> dict[tuple[str, str], RunDir]:
+    """Both phases of each architecture, tied and untied, in one start of two workers."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    runs = {}
+    for architecture, tied in ARCHITECTURES:
+        spec = micro_spec(
+            *QUICK,
+            f"model.weights.architecture={architecture}",
+            f"model.weights.tie_word_embeddings={tied}",
+        )
+        storage = tmp_path_factory.mktemp(f"{architecture}-{tied}")
+        runs[architecture, tied] = prepare(spec, storage, cache=model_cache, num_workers=2)
+
+    def loop(config: dict[str, Any]) -> None:
+        from rotescale.worker import run_worker
+
+        torch.set_num_threads(1)
+        for folder in config["folders"]:
+            run_worker(Path(folder))
+
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"folders": [str(run.root) for run in runs.values()]},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(storage_path=str(tmp_path_factory.mktemp("ray"))),
+    )
+    trainer.fit()
+    return runs
+
+
+@pytest.mark.parametrize(("architecture", "tied"), ARCHITECTURES)
+def test_both_phases_of_each_architecture(
+    architecture: str, tied: str, architecture_runs: dict[tuple[str, str], RunDir]
+) -> None:
+    run_dir = architecture_runs[architecture, tied]
+    outcome = Outcome.read(run_dir)
+    assert outcome is not None
+    assert outcome.status == "finished", outcome.message
+    assert [step.phase for step in steps(run_dir)] == ["memorize"] * 6 + ["generalize"] * 12
+    prepared = load_prepared(run_dir.prepared_model)
+    for phase in PHASES:
+        folder = run_dir.model_folder(phase)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert model.config.tie_word_embeddings is (tied == "true")
+        weights = phase_end_weights(run_dir, phase)
+        exported = dict(model.named_parameters())
+        assert exported.keys() == weights.keys()
+        assert all(torch.equal(exported[name].flatten(), weights[name]) for name in weights)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer("[X:mother]")["input_ids"] == [prepared.key_token_ids["mother"]]
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_undisturbed(
+    cluster: None, tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = micro_spec(*QUICK, "checkpoints.every_steps=2")
+    calm = prepare(spec, tmp_path / "calm", cache=model_cache, num_workers=2)
+    assert run_workers(calm, world_size=2) == [0, 0]
+    run_dir = prepare(spec, tmp_path / "killed", cache=model_cache, num_workers=2)
+    fault = {"point": "step", "phase": "generalize", "step": 5, "rank": 1, "attempt": 1}
+    marker = tmp_path / "fired"
+    monkeypatch.setenv(VARIABLE, json.dumps({**fault, "marker": str(marker)}))
+    driver.train(run_dir, LAUNCH)
+    assert marker.exists(), "the fault did not fire"
+    assert run_dir.attempt_numbers() == [1, 2]
+    resumed = read_attempt(run_dir, 2).resumes
+    assert resumed is not None
+    assert run_dir.manifest_name(resumed).step == 4
+    assert [(s.phase, s.step, s.example_ids, s.loss) for s in steps(run_dir)] == [
+        (s.phase, s.step, s.example_ids, s.loss) for s in steps(calm)
+    ]
+    for phase in PHASES:
+        ours, theirs = phase_end_weights(run_dir, phase), phase_end_weights(calm, phase)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_user_error_is_tried_exactly_once(
+    cluster: None, tmp_path: Path, model_cache: Path
+) -> None:
+    spec = micro_spec(*QUICK, "phases.0.learning_rate=1e45", "phases.0.max_grad_norm=null")
+    run_dir = prepare(spec, tmp_path, cache=model_cache, num_workers=2)
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="learning_rate"):
+            driver.train(run_dir, LAUNCH)
+        assert run_dir.attempt_numbers() == [1]
+
+
+def test_an_error_of_one_rank_alone_is_tried_once_too(
+    cluster: None, tmp_path: Path, model_cache: Path
+) -> None:
+    """Its peer waits in a collective: it must be set free, and not try again."""
+    spec = micro_spec(*QUICK)
+    run_dir = prepare(spec, tmp_path, cache=model_cache, num_workers=2)
+    # Rank 1's records cannot be written, rank 0's can.
+    blocked = run_dir.records_dir / "attempt-0001" / "rank-00001"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where a folder must go")
+    with pytest.raises(driver.RotescaleError, match="rank-00001"):
+        driver.train(run_dir, LAUNCH)
+    outcome = Outcome.read(run_dir)
+    assert outcome is not None
+    assert outcome.error == "StorageError"
+    assert run_dir.attempt_numbers() == [1]
+
+
+def test_a_killed_driver_is_followed_by_one_that_resumes(tmp_path: Path, model_cache: Path) -> None:
+    launch = tmp_path / "launch.yaml"
+    launch.write_text(f"storage: {tmp_path / 'runs'}\nmodel_cache: {model_cache}\n")
+    overrides = [*QUICK, "phases.0.epochs=150", "checkpoints.every_steps=60"]
+    command = [sys.executable, "-m", "rotescale.cli", "run", str(MICRO), "--on", str(launch)]
+    command += [argument for override in overrides for argument in ("--set", override)]
+    run_dir = RunDir(tmp_path / "runs" / "micro")
+    first = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not any(run_dir.checkpoint_folders(attempt) for attempt in (1,)):
+        assert first.poll() is None, "the driver ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert Outcome.read(run_dir) is None
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert second.returncode == 0, second.stdout[-2000:] + second.stderr[-2000:]
+    assert read_attempt(run_dir, run_dir.attempt_numbers()[-1]).resumes is not None
+    assert [step.step for step in steps(run_dir)] == [*range(1, 451), *range(1, 13)]
+    assert read_records(run_dir).steps[0].attempt == 1
+    third = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert third.returncode == 0
+    assert "finished; nothing to do" in third.stdout

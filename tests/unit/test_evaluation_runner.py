@@ -1,0 +1,280 @@
+"""The runner: an oracle is right everywhere, a uniform model nowhere, and ranks agree."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rotescale.evaluation.items import Item, build_items
+from rotescale.evaluation.metrics import METRICS, Outcome, summarise
+from rotescale.evaluation.runner import evaluate
+from rotescale.facts import load_shipped
+from rotescale.spec import EvaluationSpec
+
+SPEC = EvaluationSpec(
+    trained_facts=4,
+    held_out_facts=6,
+    key_token_facts=15,
+    test_prompts=2,
+    unrelated_prompts=1,
+    control_facts=3,
+    generation_facts=3,
+    max_new_tokens=8,
+)
+
+
+@pytest.fixture(scope="module")
+def items() -> tuple[Item, ...]:
+    return build_items(
+        load_shipped(["mother", "educated_at"]),
+        trained=range(0, 200, 2),
+        key_tokens={"mother": "[X:mother]", "educated_at": "[X:educated_at]"},
+        spec=SPEC,
+        seed=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer(items: tuple[Item, ...]) -> PreTrainedTokenizerFast:
+    """One token per word."""
+    words = {word for item in items for text in (item.text, *item.options) for word in text.split()}
+    vocabulary = {"<end>": 0} | {word: i for i, word in enumerate(sorted(words), start=1)}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
+
+
+class Oracle:
+    """Knows the gold of every prompt; reads what came before a token from the mask alone."""
+
+    device = torch.device("cpu")
+    config = SimpleNamespace()
+    generation_config = None
+    training = True
+
+    def __init__(self, items: tuple[Item, ...], tokenizer: Any) -> None:
+        self.num_rows = len(tokenizer)
+        self.num_passes = 0
+        self.next: dict[tuple[int, ...], int] = {}
+        for item in items:
+            prompt = tokenizer(item.text)["input_ids"]
+            answer = [*tokenizer(item.options[item.gold])["input_ids"], 0]
+            for i, token in enumerate(answer):
+                self.next[(*prompt, *answer[:i])] = token
+
+    def eval(self) -> None:
+        self.training = False
+
+    def train(self, mode: bool) -> None:
+        self.training = mode
+
+    def logits(self, seen: list[tuple[int, ...]]) -> torch.Tensor:
+        """(1, len(seen), num_rows) float32: what follows each of the token sequences."""
+        logits = torch.zeros(1, len(seen), self.num_rows)
+        for row, tokens in enumerate(seen):
+            if tokens in self.next:
+                logits[0, row, self.next[tokens]] = 20.0
+        return logits
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: torch.Tensor,
+    ) -> torch.Tensor:
+        assert not self.training
+        self.num_passes += 1
+        tokens, depths = input_ids[0].tolist(), position_ids[0].tolist()
+        visible = (attention_mask[0, 0] == 0).tolist()
+        seen = []
+        for node in logits_to_keep.tolist():
+            path = sorted((depths[i], tokens[i]) for i, sees in enumerate(visible[node]) if sees)
+            assert [depth for depth, _ in path] == list(range(len(path)))
+            seen.append(tuple(token for _, token in path))
+        return self.logits(seen)
+
+    def __call__(self, **inputs: Any) -> Any:
+        self.num_passes += 1
+        rows = inputs["input_ids"].tolist()
+        if inputs["past_key_values"] is None:
+            masks = inputs["attention_mask"].bool().tolist()
+            rows = [
+                tuple(t for t, kept in zip(row, mask, strict=True) if kept)
+                for row, mask in zip(rows, masks, strict=True)
+            ]
+        else:
+            rows = [(*a, *b) for a, b in zip(inputs["past_key_values"], rows, strict=True)]
+        return SimpleNamespace(logits=self.logits(rows).transpose(0, 1), past_key_values=rows)
+
+
+class Flat(Oracle):
+    """Gives every token the same logit, but for noise."""
+
+    def __init__(self, items: tuple[Item, ...], tokenizer: Any, *, noise: float) -> None:
+        super().__init__(items, tokenizer)
+        self.noise = noise
+        self.generator = torch.Generator().manual_seed(0)
+
+    def logits(self, seen: list[tuple[int, ...]]) -> torch.Tensor:
+        return self.noise * torch.randn(1, len(seen), self.num_rows, generator=self.generator)
+
+
+def run(model: Oracle, items: tuple[Item, ...], tokenizer: Any, **changes: Any) -> list[Outcome]:
+    options: dict[str, Any] = {
+        "rank": 0,
+        "world_size": 1,
+        "collective": False,
+        "gather": lambda mine: [mine],
+        "all_done": bool,
+        "progress": lambda done: None,
+        "generation_batch": 4,
+        **changes,
+    }
+    return evaluate(
+        model.forward,
+        model,
+        items,
+        tokenizer=tokenizer,
+        num_tokens=len(tokenizer),
+        max_new_tokens=SPEC.max_new_tokens,
+        **options,
+    )
+
+
+def test_an_oracle_is_right_on_every_split_and_kind(items: Any, tokenizer: Any) -> None:
+    done: list[int] = []
+    model = Oracle(items, tokenizer)
+    outcomes = run(model, items, tokenizer, progress=done.append)
+    rows = summarise(outcomes, stage="base", epoch=None, seed=0, bootstrap_samples=50)
+    kinds = {(row.split, row.prompts) for row in rows}
+    assert len(kinds) == 10  # the controls ask held-out facts only
+    assert {row.relation for row in rows} == {"mother", "educated_at", "all"}
+    assert {row.metric for row in rows} == set(METRICS)
+    for row in rows:
+        assert row.value == pytest.approx(1.0, abs=1e-4), row
+    assert [outcome.fact for outcome in outcomes] == [item.fact for item in items]
+    assert done == sorted(done)
+    assert done[-1] == len(items) + sum(item.generate for item in items)
+    assert model.training
+
+
+def test_shuffled_gold_scores_at_chance(items: Any, tokenizer: Any) -> None:
+    model = Oracle(items, tokenizer)
+    draw = random.Random(0)
+    shuffled = tuple(replace(item, gold=draw.randrange(len(item.options))) for item in items)
+    rows = summarise(
+        run(model, shuffled, tokenizer), stage="base", epoch=None, seed=0, bootstrap_samples=50
+    )
+    assert max(row.value for row in rows if row.count >= 20) <= 0.1
+    overall = [row for row in rows if row.metric == "multiple_choice" and row.relation != "all"]
+    assert sum(row.value * row.count for row in overall) / len(items) < 0.04
+
+
+def test_a_uniform_model_ties_and_ties_are_wrong(items: Any, tokenizer: Any) -> None:
+    # Names of two words all: their sums are equal to the last bit.
+    people = tuple(i for i in items if all(len(option.split()) == 2 for option in i.options))
+    assert len(people) > 20
+    outcomes = run(Flat(people, tokenizer, noise=0.0), people, tokenizer)
+    for outcome in outcomes:
+        assert outcome.values["multiple_choice"] == 0.0
+        assert outcome.values["multiple_choice_normalized"] == 0.0
+        assert outcome.values["object_share"] == pytest.approx(0.01)
+
+
+def test_a_uniform_model_with_noise_scores_at_chance(items: Any, tokenizer: Any) -> None:
+    asked = tuple(replace(item, generate=False) for item in items) * 2
+    outcomes = run(Flat(items, tokenizer, noise=1e-3), asked, tokenizer)
+    accuracy = sum(o.values["multiple_choice_normalized"] for o in outcomes) / len(outcomes)
+    assert 0.0 < accuracy < 0.04
+
+
+class Ranks:
+    """Collectives between threads, as many as there are ranks."""
+
+    def __init__(self, world_size: int) -> None:
+        self.barrier = threading.Barrier(world_size, timeout=60)
+        self.slots: list[Any] = [None] * world_size
+
+    def gather(self, rank: int) -> Callable[[Any], list[Any]]:
+        def gather(mine: Any) -> list[Any]:
+            self.slots[rank] = mine
+            self.barrier.wait()
+            everything = list(self.slots)
+            self.barrier.wait()
+            return everything
+
+        return gather
+
+
+def run_ranks(
+    items: tuple[Item, ...], tokenizer: Any, *, world_size: int, collective: bool
+) -> tuple[list[list[Outcome]], list[int]]:
+    """Every rank's outcomes, and how many passes it made."""
+    ranks = Ranks(world_size)
+    oracles = [Oracle(items, tokenizer) for _ in range(world_size)]
+    results: list[Any] = [None] * world_size
+
+    def of_rank(rank: int) -> None:
+        gather = ranks.gather(rank)
+        results[rank] = run(
+            oracles[rank],
+            items,
+            tokenizer,
+            rank=rank,
+            world_size=world_size,
+            collective=collective,
+            gather=gather,
+            all_done=(lambda done: all(gather(done))) if collective else refuse,
+        )
+
+    threads = [threading.Thread(target=of_rank, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    return results, [oracle.num_passes for oracle in oracles]
+
+
+def refuse(done: bool) -> bool:
+    raise AssertionError("a replicated evaluation must not synchronize its passes")
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_collective_ranks_make_equal_passes_and_agree(
+    world_size: int, items: Any, tokenizer: Any
+) -> None:
+    asked = items[:40]
+    expected = run(Oracle(asked, tokenizer), asked, tokenizer)
+    results, passes = run_ranks(asked, tokenizer, world_size=world_size, collective=True)
+    assert all(result == expected for result in results)
+    assert len(set(passes)) == 1
+
+
+def test_more_ranks_than_items(items: Any, tokenizer: Any) -> None:
+    generating = next(item for item in items if item.generate)
+    results, passes = run_ranks((generating,), tokenizer, world_size=3, collective=True)
+    assert all(len(result) == 1 for result in results)
+    assert len(set(passes)) == 1
+    assert passes[0] > 1
+
+
+def test_replicated_ranks_score_their_own_items_only(items: Any, tokenizer: Any) -> None:
+    asked = items[:41]
+    expected = run(Oracle(asked, tokenizer), asked, tokenizer)
+    results, passes = run_ranks(asked, tokenizer, world_size=2, collective=False)
+    assert results == [expected, expected]
+    assert passes[0] != passes[1]
+
+
+def test_no_items_give_no_outcomes(tokenizer: Any) -> None:
+    assert run(Oracle((), tokenizer), (), tokenizer) == []
