@@ -95,10 +95,29 @@ def _train(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool) -> None:
         * Batches(num_examples[phase.name], phase.global_batch).steps_per_epoch
         for phase in spec.phases
     }
+    console.print(_sample(spec, run_dir), highlight=False)
     console.print(f"run folder: {run_dir.root}; starting {launch.num_workers[1]} worker(s)")
     with RunProgress(run_dir, total_steps, console=console):
         driver.train(run_dir, launch, engine=spec.engine.kind)
     _show(spec, run_dir)
+
+
+def _sample(spec: ExperimentSpec, run_dir: RunDir) -> str:
+    """What is asked at each stage, in words."""
+    from rotescale.data.examples import memorized_facts, trained_facts
+    from rotescale.evaluation.items import build_items, describe_sample
+    from rotescale.facts.saved import load_saved
+
+    fact_set = load_saved(run_dir.facts_json)
+    items = build_items(
+        fact_set,
+        trained=trained_facts(fact_set, spec.phases, seed=spec.seed),
+        asked=memorized_facts(fact_set, spec.phases, seed=spec.seed),
+        key_tokens={relation.name: "[X]" for relation in fact_set.relations},
+        spec=spec.evaluation,
+        seed=spec.seed,
+    )
+    return describe_sample(items)
 
 
 def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
