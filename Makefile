@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV); this takes a few minutes the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]' 2>&1 | { grep -v '^WARNING: Location' || true; }
-	@$(BIN)/python -c 'import torch, ray, deepspeed, transformers, datasets, ruff' 2> /dev/null || { echo "set-up failed: run $(BIN)/python -m pip install -c constraints.txt -e '.[train,dev]' to see why"; exit 1; }
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "ray", "deepspeed", "transformers", "datasets", "ruff"))))' || { echo "set-up failed: run $(BIN)/python -m pip install -c constraints.txt -e '.[train,dev]' to see why"; exit 1; }
 	@touch $@
 
 demo: $(STAMP)

@@ -18,7 +18,8 @@ from rotescale.errors import RotescaleError, SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.records import StepRow, read_records
 from rotescale.run_dir import Outcome, RunDir
-from rotescale.spec import ExperimentSpec, load_spec
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import load_spec
 
 app = typer.Typer(
     name="rotescale-launch",

@@ -12,7 +12,8 @@ from rich.console import Console
 from rotescale.errors import RotescaleError, SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
-from rotescale.spec import EvaluationSpec, ExperimentSpec, dump_json, full_sample, load_spec
+from rotescale.spec import EvaluationSpec, ExperimentSpec, full_sample
+from rotescale.spec_file import dump_json, load_spec
 
 app = typer.Typer(
     name="rotescale",

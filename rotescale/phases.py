@@ -203,8 +203,9 @@ class Training:
         good = "none" if newest is None else newest.relative_to(self.run_dir.root)
         raise TrainingError(
             f"phase {plan.spec.name}, step {step + 1}: the {what} is {value}; examples "
-            f"(fact, prompt) {keys}; last good checkpoint: {good}. Lower phases.{plan.index}.learning_rate "
-            f"({plan.spec.learning_rate:g}) or set max_grad_norm, under a new run name"
+            f"(fact, prompt) {keys}; last good checkpoint: {good}. Lower "
+            f"phases.{plan.index}.learning_rate ({plan.spec.learning_rate:g}) or set "
+            f"max_grad_norm, under a new run name"
         )
 
     def _save_interval(self, plan: PhasePlan) -> int:

@@ -31,8 +31,8 @@ from rotescale.spec import (
     ModelSpec,
     PhaseSpec,
     ShippedFacts,
-    dump_json,
 )
+from rotescale.spec_file import dump_json
 from rotescale.storage import write_atomic
 
 PACKAGES = ("torch", "deepspeed", "transformers", "ray", "datasets", "safetensors")

@@ -10,7 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rotescale.errors import CheckpointError, SpecError, StorageError
-from rotescale.spec import ExperimentSpec, load_spec
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import load_spec
 from rotescale.storage import create_exclusive, write_atomic, writing
 
 CheckpointKind = Literal["full", "weights"]

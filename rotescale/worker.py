@@ -36,7 +36,8 @@ from rotescale.phases import PhasePlan, Training
 from rotescale.preparation import Resolved, versions
 from rotescale.records import EventRow, RecordWriter
 from rotescale.run_dir import Outcome, RunDir
-from rotescale.spec import ExperimentSpec, load_spec
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import load_spec
 from rotescale.storage import writing
 from rotescale.watchdog import Watchdog
 

@@ -17,7 +17,8 @@ from rotescale.launch_spec import LaunchSpec
 from rotescale.preparation import prepare_run
 from rotescale.records import StepRow, read_records
 from rotescale.run_dir import RunDir
-from rotescale.spec import ExperimentSpec, load_spec
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import load_spec
 from rotescale.worker import run_worker
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,14 +14,8 @@ from rotescale.model.files import disk_errors
 from rotescale.model.folder import check_folder
 from rotescale.model.random_model import build_random_model
 from rotescale.model.wheel import WHEELS, build_wheel_model
-from rotescale.spec import (
-    FolderWeights,
-    HubWeights,
-    RandomWeights,
-    Weights,
-    WheelWeights,
-    dump_json,
-)
+from rotescale.spec import FolderWeights, HubWeights, RandomWeights, Weights, WheelWeights
+from rotescale.spec_file import dump_json
 from rotescale.storage import build_folder, writing
 
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]

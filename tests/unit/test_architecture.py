@@ -16,7 +16,8 @@ LAYERS = [
     {"errors"},
     {"tensors", "storage", "schedule", "faults"},
     {"spec"},
-    {"launch_spec", "run_dir", "facts"},
+    {"launch_spec", "spec_file", "facts"},
+    {"run_dir"},
     {"records", "watchdog"},
     {"data", "model", "checkpoint", "engine.base", "planning"},
     {"engine.zero3", "engine.eager", "evaluation"},
@@ -26,7 +27,7 @@ LAYERS = [
     {"cli"},
 ]
 LAUNCHER_MAY_IMPORT = {
-    *("errors", "spec", "launch_spec", "run_dir", "records", "planning"),
+    *("errors", "spec", "spec_file", "launch_spec", "run_dir", "records", "planning"),
     *("checkpoint.manifest", "storage", "tensors"),
 }
 TORCH_FREE = [

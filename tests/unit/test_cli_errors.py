@@ -22,7 +22,8 @@ from rotescale.launch_spec import LaunchSpec
 from rotescale.model.sources import fetch
 from rotescale.preparation import Resolved, prepare_run
 from rotescale.run_dir import RunDir
-from rotescale.spec import ExperimentSpec, RandomWeights, load_spec
+from rotescale.spec import ExperimentSpec, RandomWeights
+from rotescale.spec_file import load_spec
 
 MICRO = Path(__file__).parents[2] / "configs" / "experiments" / "micro.yaml"
 USER_ERROR = 2

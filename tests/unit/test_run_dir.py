@@ -9,7 +9,8 @@ import pytest
 
 from rotescale.errors import CheckpointError, SpecError, StorageError
 from rotescale.run_dir import CheckpointName, Outcome, RunDir, SegmentName, open_run
-from rotescale.spec import ExperimentSpec, dump_json
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import dump_json
 
 
 def spec(**changes: Any) -> ExperimentSpec:

@@ -18,11 +18,9 @@ from rotescale.spec import (
     ModelSpec,
     Part,
     RandomWeights,
-    dump_json,
-    load_spec,
-    parse_spec,
     results_fields,
 )
+from rotescale.spec_file import dump_json, load_spec, parse_spec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MICRO = CONFIGS / "experiments" / "micro.yaml"
