@@ -30,6 +30,7 @@ demo: $(STAMP)
 
 seeds: $(STAMP)
 	for seed in $(SEEDS); do $(BIN)/rotescale run $(DEMO) --on configs/launch/local.yaml --set seed=$$seed --set name=smollm2-135m-demo-seed-$$seed || exit $$?; done
+	$(BIN)/rotescale compare $(foreach seed,$(SEEDS),runs/smollm2-135m-demo-seed-$(seed))
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"

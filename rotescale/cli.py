@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -216,6 +218,38 @@ def evaluate(
     if json_path is not None:
         write_rows(rows, json_path)
         console.print(f"results: {json_path}")
+
+
+@app.command()
+def compare(
+    run_folders: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs.")],
+) -> None:
+    """Put runs side by side, such as those of several seeds. They must be about the same facts."""
+    from rotescale.analysis.results import comparison_table
+    from rotescale.records import read_records
+
+    runs = {}
+    facts: dict[str, Path] = {}
+    for folder in run_folders:
+        run_dir = RunDir(folder)
+        if not run_dir.resolved_json.exists():
+            raise SpecError(f"{folder}: not the folder of a run; name folders such as runs/NAME")
+        resolved = json.loads(run_dir.resolved_json.read_text(encoding="utf-8"))
+        facts.setdefault(resolved["facts_digest"], folder)
+        runs[str(folder)] = read_records(run_dir).evaluations
+    if len(facts) > 1:
+        raise SpecError(
+            f"{' and '.join(map(str, facts.values()))}: runs about different facts; compare only "
+            "runs about the same ones"
+        )
+    relations = dict.fromkeys(row.relation for rows in runs.values() for row in rows)
+    if not relations:
+        raise SpecError("none of these runs was evaluated; run them to their end")
+    # What all names begin with says nothing.
+    start = os.path.commonprefix(list(runs)) if len(runs) > 1 else ""
+    short = {name.removeprefix(start) or name: rows for name, rows in runs.items()}
+    for relation in relations:
+        console.print(comparison_table(short, relation=relation))
 
 
 @facts_app.command("list")

@@ -287,7 +287,7 @@ class Training:
         self.engine.all_sum([0.0])
         if self.engine.rank == 0:
             finish_export(self.prepared, shards, out=folder, dtype=dtype)
-            self.event("export", f"{phase}: {folder.relative_to(self.run_dir.root)}")
+        self.event("export", f"{phase}: {folder.relative_to(self.run_dir.root)}")
 
     def _evaluate(self, stage: str, epoch: int | None) -> None:
         """Collective: every rank calls this. Measure, unless an earlier attempt did."""
@@ -307,6 +307,7 @@ class Training:
         self.event(
             "load",
             f"rank {self.engine.rank} read {num_bytes / 1e6:.0f} MB in {seconds:.1f} s",
+            every_rank=True,
             num_bytes=num_bytes,
             seconds=seconds,
         )
@@ -331,8 +332,10 @@ class Training:
         answer = ask() if self.engine.rank == 0 else None
         return self.engine.all_gather(answer)[0]
 
-    def event(self, name: str, message: str, **details: Any) -> None:
-        """Record an event on this rank."""
+    def event(self, name: str, message: str, *, every_rank: bool = False, **details: Any) -> None:
+        """Record what happened: to the run, by rank 0, or with ``every_rank`` to each rank."""
+        if self.engine.rank and not every_rank:
+            return
         now = datetime.now(UTC).isoformat()
         self.records.append(
             EventRow(attempt=self.attempt, time=now, name=name, message=message, details=details)

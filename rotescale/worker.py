@@ -159,7 +159,8 @@ def _train(
         watchdog=watchdog,
         versions=versions(),
     )
-    training.event("attempt", f"attempt {attempt} on {engine.world_size} workers", pid=os.getpid())
+    training.event("attempt", f"attempt {attempt} on {engine.world_size} workers")
+    training.event("worker", f"rank {engine.rank}", every_rank=True, pid=os.getpid())
     try:
         training.run()
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -82,6 +82,41 @@ def _cell(row: EvaluationRow | None) -> str:
     if row.low is None or row.high is None:
         return f"{row.value:.2f}"
     return f"{row.value:.2f} [{row.low:.2f} {row.high:.2f}]"
+
+
+def comparison_table(runs: Mapping[str, Sequence[EvaluationRow]], *, relation: str) -> Table:
+    """Multiple choice on held-out facts of several runs: before the last phase → after it."""
+    table = Table(
+        title=f"{relation}, held-out facts: multiple choice before → after the last phase",
+        title_justify="left",
+    )
+    table.add_column("asked with")
+    for name in runs:
+        table.add_column(name, justify="right")
+    table.add_column(f"mean of {len(runs)}", justify="right")
+    for kind in PROMPT_KINDS:
+        pairs = [_last_two(rows, relation=relation, kind=kind) for rows in runs.values()]
+        known = [pair for pair in pairs if pair is not None]
+        mean = "-"
+        if len(known) == len(pairs):
+            before, after = (sum(column) / len(known) for column in zip(*known, strict=True))
+            mean = f"{before:.2f} → {after:.2f}"
+        cells = ["-" if pair is None else f"{pair[0]:.2f} → {pair[1]:.2f}" for pair in pairs]
+        table.add_row(HEADINGS[kind], *cells, mean)
+    return table
+
+
+def _last_two(
+    rows: Sequence[EvaluationRow], *, relation: str, kind: str
+) -> tuple[float, float] | None:
+    """Accuracy at the last two stages; None where it was not measured at two."""
+    found = [
+        row.value
+        for row in rows
+        if (row.relation, row.metric, row.epoch) == (relation, "multiple_choice", None)
+        and (row.split, row.prompts) == ("held_out", kind)
+    ]
+    return (found[-2], found[-1]) if len(found) > 1 else None
 
 
 def read_outcomes(run_dir: RunDir, stage: str) -> list[Outcome]:
