@@ -246,7 +246,7 @@ def compare(
     if not relations:
         raise SpecError("none of these runs was evaluated; run them to their end")
     # What all names begin with says nothing.
-    start = os.path.commonprefix(list(runs)) if len(runs) > 1 else ""
+    start = os.path.commonprefix(list(runs)) if len(runs) > 1 else ""  # noqa: RUF071 (of names)
     short = {name.removeprefix(start) or name: rows for name, rows in runs.items()}
     for relation in relations:
         console.print(comparison_table(short, relation=relation))

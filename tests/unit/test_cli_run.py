@@ -1,0 +1,148 @@
+"""The command line from spec to results, with the reference engine in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import MICRO, QUICK
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rotescale.cli import app
+from rotescale.errors import SpecError
+from rotescale.run_dir import RunDir
+
+COLUMNS = [
+    *("relation", "stage", "epoch", "seed", "suite", "split", "prompts", "language", "metric"),
+    *("value", "count", "low", "high"),
+]
+
+
+def rotescale(*arguments: str | Path) -> None:
+    """Run a command in this process; our errors are raised."""
+    app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> RunDir:
+    """A finished eager run with an evaluation on the way."""
+    folder = tmp_path_factory.mktemp("cli")
+    launch = folder / "launch.yaml"
+    launch.write_text(f"storage: {folder / 'runs'}\nmodel_cache: {model_cache}\n")
+    overrides = [
+        *QUICK,
+        "engine.kind=eager",
+        "phases.0.evaluate_epochs=[1]",
+        "evaluation.base=true",
+        "evaluation.trained_facts=2",
+        "evaluation.held_out_facts=3",
+        "evaluation.key_token_facts=4",
+        "evaluation.test_prompts=2",
+        "evaluation.unrelated_prompts=1",
+        "evaluation.control_facts=2",
+        "evaluation.generation_facts=1",
+    ]
+    settings = [part for override in overrides for part in ("--set", override)]
+    rotescale("run", MICRO, "--on", launch, *settings)
+    return RunDir(folder / "runs" / "micro")
+
+
+def test_results_json_has_the_promised_rows(run_dir: RunDir) -> None:
+    rows = json.loads(run_dir.results_json.read_text())
+    assert all(list(row) == COLUMNS for row in rows)
+    stages = {(row["stage"], row["epoch"]) for row in rows}
+    assert stages == {("base", None), ("memorize", 1), ("memorize", None), ("generalize", None)}
+    kinds = {(row["split"], row["prompts"]) for row in rows}
+    both = {"key_token", "train", "test", "unrelated"}
+    assert kinds == {
+        *(("trained", kind) for kind in both),
+        *(("held_out", kind) for kind in both | {"wrong_relation", "reversed"}),
+    }
+    metrics = {row["metric"] for row in rows}
+    assert metrics == {
+        *("multiple_choice", "multiple_choice_normalized", "object_probability", "object_share"),
+        *("generation_exact", "generation_contains"),
+    }
+    assert {row["suite"] for row in rows} == {"core"}
+    for row in rows:
+        assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+    tests = [r for r in rows if (r["prompts"], r["metric"]) == ("test", "multiple_choice")]
+    assert {(row["split"], row["count"]) for row in tests} == {("trained", 4), ("held_out", 6)}
+    assert len({json.dumps({k: row[k] for k in COLUMNS[:9]}) for row in rows}) == len(rows)
+
+
+def test_a_picture_and_tensorboard_files_come_with_the_run(run_dir: RunDir) -> None:
+    assert run_dir.results_png.read_bytes().startswith(b"\x89PNG")
+    events = EventAccumulator(str(run_dir.tensorboard_dir))
+    events.Reload()
+    scalars = events.Tags()["scalars"]
+    assert "memorize/loss" in scalars
+    assert [event.step for event in events.Scalars("generalize/loss")] == list(range(1, 13))
+
+
+def test_a_finished_run_is_shown_and_left_alone(
+    run_dir: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run_dir.checkpoints_dir.rglob("*")}
+    settings = json.loads(run_dir.spec_json.read_text())
+    spec = run_dir.root.parent / "again.yaml"
+    spec.write_text(json.dumps(settings))
+    launch = run_dir.root.parent.parent / "launch.yaml"
+    rotescale("run", spec, "--on", launch)
+    assert "finished; nothing to do" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in run_dir.checkpoints_dir.rglob("*")}
+    assert run_dir.attempt_numbers() == [1]
+
+
+def test_evaluate_asks_a_model_folder_of_a_run_the_runs_questions(
+    run_dir: RunDir, tmp_path: Path
+) -> None:
+    out = tmp_path / "rows.json"
+    rotescale("evaluate", run_dir.model_folder("generalize"), "--json", out)
+    measured = {
+        (row["split"], row["prompts"], row["metric"]): (row["value"], row["count"])
+        for row in json.loads(out.read_text())
+    }
+    recorded = {
+        (row["split"], row["prompts"], row["metric"]): (row["value"], row["count"])
+        for row in json.loads(run_dir.results_json.read_text())
+        if row["stage"] == "generalize"
+    }
+    assert measured.keys() == recorded.keys()
+    for key, (value, count) in measured.items():
+        assert count == recorded[key][1]
+        assert value == pytest.approx(recorded[key][0], rel=1e-4)
+
+
+def test_evaluate_takes_facts_and_prompts_of_ones_own(run_dir: RunDir, tmp_path: Path) -> None:
+    facts = tmp_path / "mentor.csv"
+    others = [f"Person {number}x" for number in range(99)]
+    lines = ["subject,object,distractors"]
+    quoted = json.dumps(others).replace('"', '""')
+    lines += [f'Pupil {n},Mentor {n}z,"{quoted}"' for n in range(4)]
+    facts.write_text("\n".join(lines) + "\n")
+    prompts = tmp_path / "relations.yaml"
+    prompts.write_text(
+        "mentor:\n  wikidata_id: P1066\n  subject_type: person\n  object_type: person\n"
+        '  train_prompts: ["Who taught {subject}?"]\n'
+        '  test_prompts: ["The mentor of {subject} is"]\n'
+        '  unrelated_prompts: ["Who greeted {subject}?"]\n'
+    )
+    out = tmp_path / "rows.json"
+    folder = run_dir.model_folder("generalize")
+    rotescale("evaluate", folder, "--facts", facts, "--prompts", prompts, "--json", out)
+    rows = json.loads(out.read_text())
+    assert {row["relation"] for row in rows} == {"mentor"}
+    # The model knows no key token of this relation, so it is not asked with one.
+    assert "key_token" not in {row["prompts"] for row in rows}
+    assert {row["split"] for row in rows} == {"held_out"}
+
+
+def test_compare_puts_runs_side_by_side_and_refuses_other_folders(
+    run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rotescale("compare", run_dir.root, run_dir.root)
+    assert "mean of 1" in capsys.readouterr().out
+    with pytest.raises(SpecError, match="not the folder of a run"):
+        rotescale("compare", tmp_path)
