@@ -110,7 +110,7 @@ def _request(spec_path: Path, on: Path | None, overrides: list[str], *, retry: b
     return local.render(
         spec_path,
         name=spec.name,
-        storage=Path(launch.storage),
+        storage=Path(launch.storage).expanduser(),
         launch=on,
         overrides=overrides,
         flags=["--retry"] if retry else [],

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from rotescale.errors import RotescaleError, SpecError
+from rotescale.facts import FactSet
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import EvaluationSpec, ExperimentSpec, full_sample
@@ -130,6 +131,9 @@ def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
 
     rows = write_results(run_dir)
     relations = list(dict.fromkeys(row.relation for row in rows))
+    if not relations:
+        console.print("nothing was evaluated: the spec's sample is empty")
+        return
     for relation in relations:
         console.print(results_table(rows, relation=relation))
     final = [row for row in rows if row.stage == spec.phases[-1].name and row.epoch is None]
@@ -172,13 +176,14 @@ def evaluate(
     from rich.progress import Progress
 
     from rotescale.analysis.results import results_table, write_rows
-    from rotescale.data.examples import memorized_facts, trained_facts
+    from rotescale.data.examples import memorized_facts
     from rotescale.evaluation.folder import evaluate_folder, folder_items, known_key_tokens
     from rotescale.evaluation.items import describe_sample
     from rotescale.facts import load_files, load_shipped
     from rotescale.facts.saved import load_saved
 
     run_dir = RunDir(model_folder.absolute().parent.parent)
+    of_run = run_dir.facts_json.exists()
     trained: frozenset[int] = frozenset()
     asked: frozenset[int] | None = None
     spec = EvaluationSpec()
@@ -187,15 +192,16 @@ def evaluate(
         fact_set = fact_set.only(relations) if relations else fact_set
     elif relations:
         fact_set = load_shipped(relations)
-    elif run_dir.facts_json.exists():
+    elif of_run:
         run_spec = load_spec(ExperimentSpec, run_dir.spec_json)
         fact_set = load_saved(run_dir.facts_json)
-        trained = trained_facts(fact_set, run_spec.phases, seed=run_spec.seed)
         asked = memorized_facts(fact_set, run_spec.phases, seed=run_spec.seed)
         seed, key_token = run_spec.seed, run_spec.model.key_tokens.template
         spec = run_spec.evaluation
     else:
         raise SpecError(f"{model_folder}: of no run; say --facts FILE or --relation NAME")
+    if of_run:
+        trained = _trained_in(run_dir, fact_set)
     if full:
         spec = full_sample(spec)
     tokens = known_key_tokens(model_folder, fact_set, template=key_token)
@@ -218,6 +224,22 @@ def evaluate(
     if json_path is not None:
         write_rows(rows, json_path)
         console.print(f"results: {json_path}")
+
+
+def _trained_in(run_dir: RunDir, fact_set: FactSet) -> frozenset[int]:
+    """The places of those facts that the run told with prompts, whatever set they come in."""
+    from rotescale.data.examples import trained_facts
+    from rotescale.facts.saved import load_saved
+
+    spec = load_spec(ExperimentSpec, run_dir.spec_json)
+    of_run = load_saved(run_dir.facts_json)
+    told = {
+        (of_run.facts[place].relation, of_run.facts[place].subject)
+        for place in trained_facts(of_run, spec.phases, seed=spec.seed)
+    }
+    return frozenset(
+        place for place, fact in enumerate(fact_set.facts) if (fact.relation, fact.subject) in told
+    )
 
 
 @app.command()

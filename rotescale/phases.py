@@ -224,6 +224,8 @@ class Training:
             world_size=self.engine.world_size,
             slices=list(self.engine.snapshot(parts)),
         )
+        # Every file is there from here on; a rank whose disk is full has left its peers instead.
+        [num_bytes] = self.engine.all_sum([marker.file.num_bytes])
         fault_point("save", phase=phase.name, step=step, **self._where)
         rate = plan.learning_rate
         if self.engine.rank == 0:
@@ -251,8 +253,6 @@ class Training:
             publish(directory, header=header)
             self.store.prune(self.spec.checkpoints.keep_last)
             self.store.collect_orphans()
-        # Nobody goes on, or dies, before the manifest is there for all.
-        [num_bytes] = self.engine.all_sum([marker.file.num_bytes])
         seconds = time.perf_counter() - started
         self.event(
             "checkpoint",

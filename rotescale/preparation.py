@@ -35,6 +35,7 @@ from rotescale.spec import (
 from rotescale.spec_file import dump_json
 from rotescale.storage import write_atomic
 
+OUTCOME_RESERVE_BYTES = 64 << 10
 PACKAGES = ("torch", "deepspeed", "transformers", "ray", "datasets", "safetensors")
 
 
@@ -82,8 +83,11 @@ def load_facts(spec: ExperimentSpec) -> FactSet:
                 fact_set = fact_set.only(facts.relations)
     placeholders = {relation.name: "[X]" for relation in fact_set.relations}
     for phase in spec.phases:
-        # The first example of each phase is enough to find what it lacks.
-        next(phase_examples(fact_set, phase, key_tokens=placeholders, seed=spec.seed), None)
+        for relation in fact_set.relations:
+            # The first fact of each relation is enough to find what a phase lacks.
+            alone = fact_set.only([relation.name])
+            examples = phase_examples(alone, phase, key_tokens=placeholders, seed=spec.seed)
+            next(examples, None)
     return fact_set
 
 
@@ -167,6 +171,7 @@ def prepare_run(
         facts_digest=fact_set.digest(),
         versions=versions(),
     )
+    write_atomic(run_dir.outcome_reserve, bytes(OUTCOME_RESERVE_BYTES))
     write_atomic(run_dir.resolved_json, (found.model_dump_json(indent=2) + "\n").encode())
     return run_dir
 
@@ -210,14 +215,17 @@ def _texts(fact_set: FactSet, spec: ExperimentSpec) -> list[str]:
 
 
 def _check_texts(fact_set: FactSet, spec: ExperimentSpec, *, base: Path) -> None:
-    """Try the key tokens, and the first text of each phase, before a folder is made for the run."""
+    """Try the key tokens and a text of each phase and relation, before a run folder is made."""
     from rotescale.model.prepare import keyed_tokenizer
 
     relations = [relation.name for relation in fact_set.relations]
     tokenizer, key_tokens = keyed_tokenizer(spec.model, base=base, relations=relations)
     for phase in spec.phases:
-        example = next(phase_examples(fact_set, phase, key_tokens=key_tokens, seed=spec.seed))
-        encode(example.text, tokenizer=tokenizer, loss=phase.loss, end_token=phase.end_token)
+        for relation in relations:
+            alone = fact_set.only([relation])
+            examples = phase_examples(alone, phase, key_tokens=key_tokens, seed=spec.seed)
+            text = next(examples).text
+            encode(text, tokenizer=tokenizer, loss=phase.loss, end_token=phase.end_token)
 
 
 def _encode_phase(

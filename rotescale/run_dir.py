@@ -75,6 +75,11 @@ class RunDir:
         return self.root / "outcome.json"
 
     @property
+    def outcome_reserve(self) -> Path:
+        """Room kept for the outcome, which must be written when the disk is full."""
+        return self.root / "outcome.reserve"
+
+    @property
     def results_json(self) -> Path:
         """The evaluation rows of the run, for the reader."""
         return self.root / "results.json"
@@ -232,6 +237,8 @@ class Outcome(BaseModel):
         if newest is not None and newest > self.attempt:
             # What stops a superseded attempt, such as files removed under it, ends no run.
             return False
+        # On a full disk this makes room for saying so.
+        run_dir.outcome_reserve.unlink(missing_ok=True)
         write_atomic(run_dir.outcome_json, (self.model_dump_json(indent=2) + "\n").encode())
         return True
 
@@ -272,7 +279,14 @@ def open_run(root: Path, *, spec_json: str, digest: str) -> RunDir:
         return run_dir
     saved = load_spec(ExperimentSpec, path)
     if saved.digest() != digest:
-        name = ExperimentSpec.model_validate_json(spec_json).name
+        wanted = ExperimentSpec.model_validate_json(spec_json)
+        if saved.model_copy(update={"evaluation": wanted.evaluation}).digest() == digest:
+            raise SpecError(
+                f"{root}: this run was measured with another evaluation section; measure its "
+                f"models with `rotescale evaluate {root}/models/PHASE` (--full asks everything), "
+                "or give the experiment another name"
+            )
+        name = wanted.name
         raise SpecError(
             f"{root}: holds the run of experiment {saved.name!r} (digest {saved.digest()}), not "
             f"of {name!r} (digest {digest}); choose another run folder or restore the spec that "

@@ -255,9 +255,10 @@ class EvaluationSpec(Part):
     unrelated_prompts: NonNegativeInt | None = 3
     """The first n unrelated prompts."""
     control_facts: NonNegativeInt | None = 25
-    """Held-out facts per relation for the wrong-relation and the reversed-direction control."""
+    """Facts per relation and split for the wrong-relation and the reversed-direction control."""
     generation_facts: NonNegativeInt | None = 25
-    """Facts per relation and split for greedy generation, with one prompt of each kind."""
+    """Facts per relation and split for greedy generation, with the first prompt of each kind;
+    null: all facts with every prompt."""
     max_new_tokens: PositiveInt = 50
     """Length limit of greedy generation."""
     bootstrap_samples: PositiveInt = 10_000
@@ -293,9 +294,25 @@ class ExperimentSpec(Part):
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names):
             raise ValueError(f"two phases share a name: {names}; name each phase once")
+        self._check_memorized_first()
         if "base" in names:
             raise ValueError("'base' names the untrained model; give the phase another name")
         return self
+
+    def _check_memorized_first(self) -> None:
+        """Facts are drawn alike in all phases, so fewer are always among more."""
+        told = [p.facts_per_relation for p in self.phases if p.text == "key_token"]
+        if not told or None in told:
+            return
+        most = max(number for number in told if number is not None)
+        for phase in self.phases:
+            wanted = phase.facts_per_relation
+            if phase.text == "prompts" and (wanted is None or wanted > most):
+                raise ValueError(
+                    f"phase {phase.name!r} tells {wanted or 'all'} facts per relation with "
+                    f"prompts, but only {most} are memorized; set its facts_per_relation to "
+                    f"{most} or less"
+                )
 
     def digest(self) -> str:
         """Hex digest of every field that changes results."""

@@ -18,6 +18,7 @@ _REMEDIES = {
     errno.EACCES: "no permission to write; change the owner or mode, or choose another folder",
     errno.EPERM: "no permission to write; change the owner or mode, or choose another folder",
     errno.EROFS: "the file system is read-only; choose a folder that can be written",
+    errno.EISDIR: "a folder stands where a file must go; remove it or choose another folder",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder",
 }
 

@@ -68,8 +68,6 @@ def run_worker(run_folder: Path) -> None:
         _log_traceback(run_dir, attempt=attempt)
         raise
     else:
-        if engine.rank == 0:
-            Outcome(status="finished", attempt=attempt).write(run_dir)
         engine.close()
 
 
@@ -163,6 +161,11 @@ def _train(
     training.event("worker", f"rank {engine.rank}", every_rank=True, pid=os.getpid())
     try:
         training.run()
+        records.close()
+        # All that any rank had to write is on storage, or it would have left its peers here.
+        engine.all_sum([0.0])
+        if engine.rank == 0:
+            Outcome(status="finished", attempt=attempt).write(run_dir)
     finally:
         watchdog.close()
         records.close()

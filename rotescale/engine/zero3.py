@@ -27,6 +27,7 @@ from rotescale.tensors import PARTS, Part, TensorSlice, partition
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import (
     safe_get_local_fp32_param,
     safe_get_local_optimizer_state,
@@ -156,10 +157,14 @@ class Zero3Engine:
         )
         for low, master in flats:
             low.data.copy_(master.data)
-        # Persistent parameters stay gathered between steps, so they must be gathered anew.
+        # What is gathered holds the old values: release it, and gather anew what always stays.
+        gathered = [
+            p for p in self._parameters.values() if p.ds_status == ZeroParamStatus.AVAILABLE
+        ]
+        if gathered:
+            gathered[0].partition(gathered)
         persistent = self._optimizer.persistent_parameters
         if persistent:
-            persistent[0].partition(persistent)
             persistent[0].all_gather(persistent)
 
     def snapshot(self, parts: Sequence[Part]) -> Iterator[tuple[TensorSlice, Part, Tensor]]:

@@ -70,7 +70,7 @@ def evaluate_folder(
             model,
             items,
             tokenizer=tokenizer,
-            num_tokens=min(len(tokenizer), model.config.vocab_size),
+            num_tokens=max(tokenizer.get_vocab().values()) + 1,
             rank=0,
             world_size=1,
             collective=False,

@@ -146,7 +146,7 @@ class _Questions:
     def items(
         self, kind: Prompts, place: int, *, split: Split, generate: bool, spec: EvaluationSpec
     ) -> Iterator[Item]:
-        """The items of one fact and one kind; generation uses the first prompt."""
+        """The items of one fact and one kind; a sample generates from the first prompt."""
         options, gold = self.options(kind, place)
         texts = self.texts(kind, self.fact_set.facts[place], spec=spec)
         for index, text in enumerate(texts):
@@ -160,7 +160,7 @@ class _Questions:
                 text=text,
                 options=options,
                 gold=gold,
-                generate=generate and index == 0,
+                generate=generate and (index == 0 or spec.generation_facts is None),
             )
 
 
@@ -194,7 +194,7 @@ def _sample(
         case "key_token":
             return [place for place in places if place in with_key]
         case "wrong_relation" | "reversed":
-            return places[: spec.control_facts] if split == "held_out" else ()
+            return places[: spec.control_facts]
         case _:
             return places[: spec.trained_facts if split == "trained" else spec.held_out_facts]
 

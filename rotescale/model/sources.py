@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import huggingface_hub
+from transformers.utils.logging import disable_progress_bar
 
 from rotescale.errors import DataError
 from rotescale.model.files import disk_errors
@@ -29,6 +30,8 @@ def fetch(weights: Weights, *, cache: Path, texts: Iterable[str] = ()) -> Path:
     ``texts`` train the tokenizer of random weights; other kinds bring their own. Several processes
     may call at once, and a call that was cut short leaves nothing that a later one takes for whole.
     """
+    # Its bars would break into our own progress.
+    disable_progress_bar()
     cache = cache.expanduser().absolute()
     match weights:
         case WheelWeights():

@@ -21,6 +21,7 @@ HARD = (
     "engine.persistence_threshold=0",
     "engine.evaluation_mode=sharded",
     "evaluation.generation_facts=2",
+    "phases.0.evaluate_epochs=[1]",
     "phases.0.weight_decay=0.1",
     "phases.0.max_grad_norm=0.5",
     "phases.1.weight_decay=0.1",

@@ -28,12 +28,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rotescale import driver
 from rotescale.checkpoint.attempts import read_attempt
+from rotescale.checkpoint.manifest import is_published
 from rotescale.errors import TrainingError
 from rotescale.faults import VARIABLE
 from rotescale.launch_spec import LaunchSpec
 from rotescale.model.prepare import load_prepared
 from rotescale.records import read_records
-from rotescale.run_dir import Outcome, RunDir
+from rotescale.run_dir import CheckpointName, Outcome, RunDir
 
 PHASES = ("memorize", "generalize")
 LAUNCH = LaunchSpec(num_workers=(2, 2), max_failures=3)
@@ -150,10 +151,10 @@ def test_an_error_of_one_rank_alone_is_tried_once_too(
     """Its peer waits in a collective: it must be set free, and not try again."""
     spec = micro_spec(*QUICK)
     run_dir = prepare(spec, tmp_path, cache=model_cache, num_workers=2)
-    # Rank 1's records cannot be written, rank 0's can.
-    blocked = run_dir.records_dir / "attempt-0001" / "rank-00001"
-    blocked.parent.mkdir(parents=True)
-    blocked.write_text("a file where a folder must go")
+    # Rank 1's first file of a checkpoint cannot be written, rank 0's can.
+    folder = CheckpointName(1, 0, "memorize", 3, "full")
+    blocked = run_dir.checkpoint(folder) / "rank-00001-of-00002.safetensors"
+    blocked.mkdir(parents=True)
     with pytest.raises(driver.RotescaleError, match="rank-00001"):
         driver.train(run_dir, LAUNCH)
     outcome = Outcome.read(run_dir)
@@ -173,7 +174,7 @@ def test_a_killed_driver_is_followed_by_one_that_resumes(tmp_path: Path, model_c
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 240
-    while not any(run_dir.checkpoint_folders(attempt) for attempt in (1,)):
+    while not any(is_published(run_dir.checkpoint(name)) for name in run_dir.checkpoint_folders(1)):
         assert first.poll() is None, "the driver ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.1)

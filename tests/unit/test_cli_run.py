@@ -54,11 +54,8 @@ def test_results_json_has_the_promised_rows(run_dir: RunDir) -> None:
     stages = {(row["stage"], row["epoch"]) for row in rows}
     assert stages == {("base", None), ("memorize", 1), ("memorize", None), ("generalize", None)}
     kinds = {(row["split"], row["prompts"]) for row in rows}
-    both = {"key_token", "train", "test", "unrelated"}
-    assert kinds == {
-        *(("trained", kind) for kind in both),
-        *(("held_out", kind) for kind in both | {"wrong_relation", "reversed"}),
-    }
+    every = {"key_token", "train", "test", "unrelated", "wrong_relation", "reversed"}
+    assert kinds == {(split, kind) for split in ("trained", "held_out") for kind in every}
     metrics = {row["metric"] for row in rows}
     assert metrics == {
         *("multiple_choice", "multiple_choice_normalized", "object_probability", "object_share"),

@@ -50,7 +50,7 @@ def test_default_sample_has_the_specs_counts(fact_set: FactSet) -> None:
         assert counts[relation, "held_out", "unrelated"] == 50 * 3
         assert counts[relation, "held_out", "wrong_relation"] == 25
         assert counts[relation, "held_out", "reversed"] == 25
-        assert counts[relation, "trained", "reversed"] == 0
+        assert counts[relation, "trained", "reversed"] == 25
         both = counts[relation, "trained", "key_token"] + counts[relation, "held_out", "key_token"]
         assert both == 100
 
