@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rotescale.errors import DataError
@@ -55,25 +56,27 @@ def results_table(
     """One metric of one relation: a line per split and kind of prompts, a column per stage."""
     chosen = [row for row in rows if (row.relation, row.metric) == (relation, metric)]
     stages = list(dict.fromkeys((row.stage, row.epoch) for row in chosen))
-    table = Table(
-        title=f"{relation}: {METRIC_HEADINGS[metric]} [95 % interval over facts]",
-        title_justify="left",
-    )
-    table.add_column("facts")
-    table.add_column("asked with")
+    table = _table(f"{relation}: {METRIC_HEADINGS[metric]}, with 95 % intervals over facts")
+    table.add_column("asked with", no_wrap=True)
     table.add_column("n", justify="right")
     for stage, epoch in stages:
         table.add_column(stage if epoch is None else f"{stage} {epoch}", justify="right")
     for split in SPLITS:
         of_split = [row for row in chosen if row.split == split]
+        if of_split:
+            table.add_row(f"{split.replace('_', '-')} facts", style="bold")
         for kind in PROMPT_KINDS:
             found = {(r.stage, r.epoch): r for r in of_split if r.prompts == kind}
             if found:
                 count = str(next(iter(found.values())).count)
                 cells = [_cell(found.get(stage)) for stage in stages]
-                table.add_row(split.replace("_", "-"), HEADINGS[kind], count, *cells)
-        table.add_section()
+                table.add_row(f"  {HEADINGS[kind]}", count, *cells)
     return table
+
+
+def _table(title: str) -> Table:
+    """A table without vertical lines, so that three stages fit into 80 characters."""
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
 
 
 def _cell(row: EvaluationRow | None) -> str:
@@ -86,11 +89,8 @@ def _cell(row: EvaluationRow | None) -> str:
 
 def comparison_table(runs: Mapping[str, Sequence[EvaluationRow]], *, relation: str) -> Table:
     """Multiple choice on held-out facts of several runs: before the last phase → after it."""
-    table = Table(
-        title=f"{relation}, held-out facts: multiple choice before → after the last phase",
-        title_justify="left",
-    )
-    table.add_column("asked with")
+    table = _table(f"{relation}, held-out facts: multiple choice before → after the last phase")
+    table.add_column("asked with", no_wrap=True)
     for name in runs:
         table.add_column(name, justify="right")
     table.add_column(f"mean of {len(runs)}", justify="right")
@@ -131,11 +131,8 @@ def read_outcomes(run_dir: RunDir, stage: str) -> list[Outcome]:
 
 def differences_table(run_dir: RunDir, stages: Sequence[str], *, seed: int) -> Table:
     """Multiple choice on held-out facts, each stage against the one before, paired by fact."""
-    table = Table(
-        title="held-out facts: change of multiple choice [95 % interval, paired over facts]",
-        title_justify="left",
-    )
-    table.add_column("asked with")
+    table = _table("held-out facts: change of multiple choice, paired over facts")
+    table.add_column("asked with", no_wrap=True)
     outcomes = {stage: read_outcomes(run_dir, stage) for stage in stages}
     pairs = list(pairwise(stages))
     for before, after in pairs:
