@@ -24,7 +24,7 @@ from rotescale.data.order import Batches, Order, Source
 from rotescale.data.shards import ExampleShards
 from rotescale.data.stream import Stream
 from rotescale.engine.base import Engine, OptimizerSettings
-from rotescale.errors import RotescaleError
+from rotescale.errors import RotescaleError, TrainingError
 from rotescale.evaluation.items import build_items
 from rotescale.evaluation.stage import RunEvaluator
 from rotescale.facts.saved import load_saved
@@ -48,8 +48,9 @@ _PROGRESS_SECONDS = 2.0
 def run_worker(run_folder: Path) -> None:
     """Collective: every rank calls this. Train what is left of the run, as one attempt.
 
-    A user error becomes the run's outcome and is not raised: whoever restarts workers would try
-    it again. Anything else is raised, so that the workers are replaced and the run resumes.
+    A user error becomes the run's outcome, which every later start reads before anything else:
+    so it is tried once, whoever restarts workers. Anything else is raised without an outcome, so
+    that the workers are replaced and the run resumes.
     """
     run_dir = RunDir(run_folder)
     if Outcome.read(run_dir) is not None:
@@ -62,8 +63,14 @@ def run_worker(run_folder: Path) -> None:
         engine = _make_engine(spec, prepared)
         attempt = _agree_on_attempt(engine, run_dir)
         _train(spec, launch, run_dir, prepared, engine=engine, attempt=attempt)
+    except TrainingError as error:
+        # All ranks have agreed on it, so none waits for another.
+        _fail(run_dir, error, attempt=attempt)
     except RotescaleError as error:
         _fail(run_dir, error, attempt=attempt)
+        # Peers may wait for this rank in a collective. Its error makes Ray Train end them all,
+        # and when they are started again they find the outcome.
+        raise
     except Exception:
         _log_traceback(run_dir, attempt=attempt)
         raise
@@ -208,7 +215,7 @@ def _progress(records: RecordWriter, *, attempt: int, rank: int) -> Callable[[st
 
 
 def _fail(run_dir: RunDir, error: RotescaleError, *, attempt: int) -> None:
-    """Make the error the run's outcome, once; peers that wait for this rank are set free."""
+    """Make the error the run's outcome, once."""
     if Outcome.read(run_dir) is None:
         Outcome(
             status="failed",
@@ -218,10 +225,6 @@ def _fail(run_dir: RunDir, error: RotescaleError, *, attempt: int) -> None:
             error=type(error).__name__,
             message=str(error),
         ).write(run_dir)
-    if torch.distributed.is_initialized():
-        # A peer that is still in a collective fails at once instead of after its timeout; when
-        # it is restarted it finds the outcome.
-        torch.distributed.destroy_process_group()
 
 
 def _log_traceback(run_dir: RunDir, *, attempt: int) -> None:
