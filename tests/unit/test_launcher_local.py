@@ -180,6 +180,8 @@ def test_cancel_kills_what_will_not_listen(submit: Submit, tmp_path: Path) -> No
 
 def test_a_pid_that_is_another_process_now_is_neither_alive_nor_killed(submit: Submit) -> None:
     run_dir, _ = submit("sleep", "60")
+    # Processes are told apart by when they started, in hundredths of a second.
+    time.sleep(0.05)
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
         change_pid_file(run_dir, pid=stranger.pid)
         assert local.state(run_dir) == "stopped"
