@@ -125,6 +125,8 @@ def prepare_run(
     Everything that can be wrong with facts and model is found before the folder is created.
     ``report`` is told what is being done.
     """
+    # transformers imports DeepSpeed, which complains of a machine without a GPU unless told.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if launch.gpus_per_worker else "cpu")
     # transformers takes seconds to import, and a refused spec should not wait for it.
     from rotescale.model.build import parameter_shapes
     from rotescale.model.folder import check_folder

@@ -34,12 +34,12 @@ class RunProgress:
         self._console = console
         self._poll_seconds = poll_seconds
         self._progress = Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(bar_width=28),
+            TextColumn("{task.description:<19}"),
+            BarColumn(bar_width=10),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeElapsedColumn(),
             TextColumn("eta"),
-            TimeLeft(),
+            TimeLeft(compact=True),
             TextColumn("{task.fields[note]}"),
             console=console,
         )
