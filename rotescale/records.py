@@ -34,7 +34,7 @@ class StepRow(_Row):
     loss: float
     """Mean over the global batch's target tokens."""
     grad_norm: float | None
-    """Global norm before clipping; None where it was not computed."""
+    """Global norm before clipping."""
     learning_rate: float
     num_examples: int
     num_tokens: int
@@ -53,7 +53,7 @@ class EvaluationRow(_Row):
     stage: str
     """``base`` or the name of a phase."""
     epoch: int | None
-    """The epoch after which it was measured; None for the base model."""
+    """The epoch after which it was measured on the way; None at the end of the stage."""
     seed: int
     suite: str
     split: str
