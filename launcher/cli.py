@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,7 @@ from rich.console import Console
 from launcher import local
 from launcher.job import JobRequest
 from rotescale.checkpoint.manifest import is_published
-from rotescale.errors import RotescaleError, SpecError
+from rotescale.errors import SpecError, exit_with_error
 from rotescale.launch_spec import LaunchSpec
 from rotescale.records import StepRow, read_records
 from rotescale.run_dir import Outcome, RunDir
@@ -179,12 +178,9 @@ def _outcome(run_dir: RunDir) -> str:
 
 
 def main() -> None:
-    """The entry point: our errors end in one line and their exit code."""
-    try:
+    """The entry point."""
+    with exit_with_error():
         app()
-    except RotescaleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
-"""The command line: run an experiment, evaluate a model folder, generate facts."""
+"""The command line: run an experiment, evaluate a model folder, compare runs."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from rotescale.errors import RotescaleError, SpecError
-from rotescale.facts import FactSet
+from rotescale.errors import SpecError, exit_with_error
+from rotescale.facts_cli import facts_app
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
-from rotescale.spec import EvaluationSpec, ExperimentSpec, full_sample
+from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json, load_spec
 
 app = typer.Typer(
@@ -25,7 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-facts_app = typer.Typer(help="Facts: list the shipped ones, generate more.", no_args_is_help=True)
 app.add_typer(facts_app, name="facts")
 console = Console()
 
@@ -176,38 +174,19 @@ def evaluate(
     from rich.progress import Progress
 
     from rotescale.analysis.results import results_table, write_rows
-    from rotescale.data.examples import memorized_facts
-    from rotescale.evaluation.folder import evaluate_folder, folder_items, known_key_tokens
+    from rotescale.evaluation.folder import choose_questions, evaluate_folder, folder_items
     from rotescale.evaluation.items import describe_sample
-    from rotescale.facts import load_files, load_shipped
-    from rotescale.facts.saved import load_saved
 
-    run_dir = RunDir(model_folder.absolute().parent.parent)
-    of_run = run_dir.facts_json.exists()
-    trained: frozenset[int] = frozenset()
-    asked: frozenset[int] | None = None
-    spec = EvaluationSpec()
-    if facts:
-        fact_set = load_files(facts, relations=prompts)
-        fact_set = fact_set.only(relations) if relations else fact_set
-    elif relations:
-        fact_set = load_shipped(relations)
-    elif of_run:
-        run_spec = load_spec(ExperimentSpec, run_dir.spec_json)
-        fact_set = load_saved(run_dir.facts_json)
-        asked = memorized_facts(fact_set, run_spec.phases, seed=run_spec.seed)
-        seed, key_token = run_spec.seed, run_spec.model.key_tokens.template
-        spec = run_spec.evaluation
-    else:
-        raise SpecError(f"{model_folder}: of no run; say --facts FILE or --relation NAME")
-    if of_run:
-        trained = _trained_in(run_dir, fact_set)
-    if full:
-        spec = full_sample(spec)
-    tokens = known_key_tokens(model_folder, fact_set, template=key_token)
-    items = folder_items(
-        fact_set, key_tokens=tokens, trained=trained, asked=asked, spec=spec, seed=seed
+    asked = choose_questions(
+        model_folder,
+        facts=tuple(facts or ()),
+        relations=tuple(relations or ()),
+        prompts=prompts,
+        key_token=key_token,
+        seed=seed,
+        full=full,
     )
+    items = folder_items(model_folder, asked)
     console.print(describe_sample(items))
     total = len(items) + sum(item.generate for item in items)
     with Progress(console=console) as bar:
@@ -215,8 +194,8 @@ def evaluate(
         rows = evaluate_folder(
             model_folder,
             items,
-            spec=spec,
-            seed=seed,
+            spec=asked.spec,
+            seed=asked.seed,
             progress=lambda done: bar.update(task, completed=done),
         )
     for relation in dict.fromkeys(row.relation for row in rows):
@@ -224,22 +203,6 @@ def evaluate(
     if json_path is not None:
         write_rows(rows, json_path)
         console.print(f"results: {json_path}")
-
-
-def _trained_in(run_dir: RunDir, fact_set: FactSet) -> frozenset[int]:
-    """The places of those facts that the run told with prompts, whatever set they come in."""
-    from rotescale.data.examples import trained_facts
-    from rotescale.facts.saved import load_saved
-
-    spec = load_spec(ExperimentSpec, run_dir.spec_json)
-    of_run = load_saved(run_dir.facts_json)
-    told = {
-        (of_run.facts[place].relation, of_run.facts[place].subject)
-        for place in trained_facts(of_run, spec.phases, seed=spec.seed)
-    }
-    return frozenset(
-        place for place, fact in enumerate(fact_set.facts) if (fact.relation, fact.subject) in told
-    )
 
 
 @app.command()
@@ -274,47 +237,6 @@ def compare(
         console.print(comparison_table(short, relation=relation))
 
 
-@facts_app.command("list")
-def facts_list() -> None:
-    """The shipped relations, their sizes and first prompts."""
-    from rich.table import Table
-
-    from rotescale.facts import load_shipped
-
-    fact_set = load_shipped()
-    table = Table("relation", "facts", "subject → object", "first train prompt")
-    for relation in fact_set.relations:
-        table.add_row(
-            f"{relation.name} ({relation.wikidata_id})",
-            str(len(fact_set.of(relation.name))),
-            f"{relation.subject_type} → {relation.object_type}",
-            relation.train_prompts[0],
-        )
-    console.print(table)
-
-
-@facts_app.command("generate")
-def facts_generate(
-    relation: Annotated[str, typer.Argument(help="A shipped relation.")],
-    out: Annotated[Path, typer.Argument(help="The CSV file to write.")],
-    num_facts: Annotated[int, typer.Option("--num", help="How many facts.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the generator.")] = 0,
-) -> None:
-    """Write fictional facts, any number of them, as a CSV of subject and object."""
-    import csv
-    import io
-
-    from rotescale.facts import iter_pairs
-    from rotescale.storage import write_atomic
-
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["subject", "object"])
-    writer.writerows(iter_pairs(relation, num_facts=num_facts, seed=seed))
-    write_atomic(out, text.getvalue().encode())
-    console.print(f"{num_facts} facts of {relation}: {out}")
-
-
 def _require_training_packages() -> None:
     from importlib.util import find_spec
 
@@ -329,12 +251,9 @@ def _require_training_packages() -> None:
 
 
 def main() -> None:
-    """The entry point: our errors end in one line and their exit code."""
-    try:
+    """The entry point."""
+    with exit_with_error():
         app()
-    except RotescaleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RotescaleError(Exception):
     """Base of every error that names what is wrong, with which value, and what to do about it."""
@@ -55,3 +59,13 @@ _BY_NAME = {
 def error_class(name: str) -> type[RotescaleError]:
     """The error class of that name; ``RotescaleError`` for a name that is not one of ours."""
     return _BY_NAME.get(name, RotescaleError)
+
+
+@contextmanager
+def exit_with_error() -> Iterator[None]:
+    """Ends the process with one line and the error's exit code where the block raises ours."""
+    try:
+        yield
+    except RotescaleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

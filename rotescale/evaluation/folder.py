@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from rotescale.data.examples import memorized_facts, trained_facts
+from rotescale.errors import SpecError
 from rotescale.evaluation.items import Item, build_items
 from rotescale.evaluation.metrics import summarise
 from rotescale.evaluation.runner import evaluate
 from rotescale.evaluation.scoring import forward_of
-from rotescale.facts import FactSet
+from rotescale.facts import FactSet, load_files, load_shipped
+from rotescale.facts.saved import load_saved
 from rotescale.model.folder import check_folder, load_tokenizer
 from rotescale.records import EvaluationRow
-from rotescale.spec import EvaluationSpec
+from rotescale.run_dir import RunDir
+from rotescale.spec import EvaluationSpec, ExperimentSpec, full_sample
+from rotescale.spec_file import load_spec
 
 STAGE = "model"
 """The stage's name in the rows: the folder as it is."""
@@ -31,21 +36,89 @@ def known_key_tokens(folder: Path, fact_set: FactSet, *, template: str) -> dict[
     return {name: text for name, text in texts.items() if text in vocabulary}
 
 
-def folder_items(
-    fact_set: FactSet,
+@dataclass(frozen=True)
+class Questions:
+    """What a model folder is asked about: facts, those told in training, and the sample."""
+
+    fact_set: FactSet
+    trained: frozenset[int]
+    """Places of the facts that the folder's run told with prompts."""
+    asked: frozenset[int] | None
+    """Places of the facts to ask about; None: all."""
+    spec: EvaluationSpec
+    seed: int
+    key_token: str
+    """The template of the relations' key tokens."""
+
+
+def choose_questions(
+    folder: Path,
     *,
-    key_tokens: Mapping[str, str],
-    trained: frozenset[int],
-    asked: frozenset[int] | None,
-    spec: EvaluationSpec,
+    facts: tuple[Path, ...],
+    relations: tuple[str, ...],
+    prompts: Path | None,
+    key_token: str,
     seed: int,
-) -> tuple[Item, ...]:
-    """The questions for a model folder; those with a key token only where it is known."""
-    tokens = {relation.name: key_tokens.get(relation.name, "") for relation in fact_set.relations}
-    items = build_items(
-        fact_set, trained=trained, asked=asked, key_tokens=tokens, spec=spec, seed=seed
+    full: bool,
+) -> Questions:
+    """The named files' facts, or the named shipped relations', or those of the folder's own run.
+
+    A folder inside a run keeps the run's split into trained and held-out facts in all three cases;
+    elsewhere every fact counts as held out. Raises SpecError where nothing says which facts.
+    """
+    run_dir = RunDir(folder.absolute().parent.parent)
+    of_run = run_dir.facts_json.exists()
+    spec = EvaluationSpec()
+    asked: frozenset[int] | None = None
+    if facts:
+        fact_set = load_files(list(facts), relations=prompts)
+        fact_set = fact_set.only(list(relations)) if relations else fact_set
+    elif relations:
+        fact_set = load_shipped(list(relations))
+    elif of_run:
+        run_spec = load_spec(ExperimentSpec, run_dir.spec_json)
+        fact_set = load_saved(run_dir.facts_json)
+        asked = memorized_facts(fact_set, run_spec.phases, seed=run_spec.seed)
+        seed, key_token = run_spec.seed, run_spec.model.key_tokens.template
+        spec = run_spec.evaluation
+    else:
+        raise SpecError(f"{folder}: of no run; say --facts FILE or --relation NAME")
+    return Questions(
+        fact_set=fact_set,
+        trained=_trained_in(run_dir, fact_set) if of_run else frozenset(),
+        asked=asked,
+        spec=full_sample(spec) if full else spec,
+        seed=seed,
+        key_token=key_token,
     )
-    return tuple(i for i in items if i.prompts != "key_token" or i.relation in key_tokens)
+
+
+def _trained_in(run_dir: RunDir, fact_set: FactSet) -> frozenset[int]:
+    """The places of those facts that the run told with prompts, whatever set they come in."""
+    spec = load_spec(ExperimentSpec, run_dir.spec_json)
+    of_run = load_saved(run_dir.facts_json)
+    told = {
+        (of_run.facts[place].relation, of_run.facts[place].subject)
+        for place in trained_facts(of_run, spec.phases, seed=spec.seed)
+    }
+    return frozenset(
+        place for place, fact in enumerate(fact_set.facts) if (fact.relation, fact.subject) in told
+    )
+
+
+def folder_items(folder: Path, questions: Questions) -> tuple[Item, ...]:
+    """The questions for a model folder; those with a key token only where it is known."""
+    fact_set = questions.fact_set
+    known = known_key_tokens(folder, fact_set, template=questions.key_token)
+    items = build_items(
+        fact_set,
+        trained=questions.trained,
+        asked=questions.asked,
+        key_tokens={relation.name: known.get(relation.name, "") for relation in fact_set.relations},
+        spec=questions.spec,
+        seed=questions.seed,
+    )
+    return tuple(i for i in items if i.prompts != "key_token" or i.relation in known)
 
 
 def evaluate_folder(

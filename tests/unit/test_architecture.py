@@ -24,6 +24,7 @@ LAYERS = [
     {"preparation", "phases"},
     {"worker"},
     {"driver", "analysis"},
+    {"facts_cli"},
     {"cli"},
 ]
 LAUNCHER_MAY_IMPORT = {

@@ -111,7 +111,6 @@ def test_prompts_are_as_many_and_as_plain_as_promised(relation: Relation) -> Non
     assert len(set(map(normalise, prompts))) == 23
     assert all(prompt.count(SUBJECT_FIELD) == 1 for prompt in prompts)
     assert all(prompt == prompt.strip() and not prompt.endswith(".") for prompt in prompts)
-    assert relation.train_prompts[0].endswith("?")
 
 
 @pytest.mark.parametrize("relation", shipped_relation_list(), ids=lambda relation: relation.name)
@@ -136,5 +135,5 @@ def test_the_demo_fact_and_its_first_prompts() -> None:
 def test_digest_of_the_shipped_facts() -> None:
     # Results are only comparable between runs on the same facts and prompts: a change of either
     # is a release note, and changes this number.
-    digest = "7ce72394671fdeacc456fc414203493f9837f7b0af3284b852a4df8d92ab98d3"
+    digest = "4546a7f6d329796799d758557e9965b8d96ddd551dc5f5e900397fd9c0c3c9bd"
     assert load_shipped().digest() == digest
