@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rotescale.checkpoint_cli import checkpoint_app
 from rotescale.errors import SpecError, exit_with_error
 from rotescale.facts_cli import facts_app
 from rotescale.launch_spec import LaunchSpec
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(facts_app, name="facts")
+app.add_typer(checkpoint_app, name="checkpoint")
 console = Console()
 
 Overrides = Annotated[

@@ -59,6 +59,9 @@ def train(run_dir: RunDir, launch: LaunchSpec, *, engine: str = "zero3") -> None
     Raises the user error that ended the run, with its own class, and InterruptedRunError where
     workers were lost too often. A run that has an outcome starts no worker.
     """
+    if not launch.gpus_per_worker:
+        # Engines take a GPU where they see one, and the launch spec says that there is none.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if Outcome.read(run_dir) is None and engine == "eager":
         _worker_loop(
             {"run_folder": str(run_dir.root), "threads": max(1, int(launch.cpus_per_worker))}

@@ -5,25 +5,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from rotescale.checkpoint.manifest import ManifestHeader, Schedule, load_manifest
+from rotescale.checkpoint.manifest import MANIFEST, ManifestHeader, Schedule, load_manifest
+from rotescale.checkpoint.saver import CheckpointSaver, SaveReport, SaveRequest
 from rotescale.checkpoint.slices import CheckpointReader
 from rotescale.checkpoint.store import CheckpointStore
-from rotescale.checkpoint.writer import publish, write_rank_file
 from rotescale.data.packing import PackedRow
 from rotescale.data.stream import StepData, Stream
 from rotescale.engine.base import Engine, OptimizerSettings, Row, SliceReader
-from rotescale.errors import TrainingError
+from rotescale.errors import CheckpointError, TrainingError
 from rotescale.faults import fault_point
-from rotescale.model.export import finish_export, is_exported, plan_shards, write_shard
+from rotescale.model.export import (
+    MAX_SHARD_BYTES,
+    finish_export,
+    is_exported,
+    plan_shards,
+    write_shard,
+)
 from rotescale.model.prepare import PreparedModel
-from rotescale.model.weights import FolderReader
 from rotescale.records import EventRow, RecordWriter, StepRow
 from rotescale.run_dir import CheckpointKind, RunDir
 from rotescale.schedule import LearningRate
@@ -31,8 +38,7 @@ from rotescale.spec import ExperimentSpec, PhaseSpec
 from rotescale.tensors import PARTS
 from rotescale.watchdog import Watchdog
 
-MAX_SHARD_BYTES = 4 << 30
-"""Size of one file of an exported model."""
+_LAST_SAVE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,13 @@ class PhasePlan:
         )
 
 
+class DamagedCheckpointError(Exception):
+    """All ranks: a checkpoint was damaged and has been set aside; start a new attempt.
+
+    Not the user's error: the new attempt goes on from the checkpoint before it.
+    """
+
+
 class StageEvaluator(Protocol):
     """Measures the engine's model and records the result; skipped where the stage was measured."""
 
@@ -92,6 +105,7 @@ class Training:
     attempt: int
     engine: Engine
     store: CheckpointStore
+    saver: CheckpointSaver
     prepared: PreparedModel
     plans: tuple[PhasePlan, ...]
     evaluator: StageEvaluator
@@ -106,7 +120,7 @@ class Training:
                 self._load(reader, optimizer_step=None)
             self._evaluate("base", None)
         for plan in self.plans:
-            if self._phase_end(plan.spec.name) is None:
+            if not self._ended(plan.spec.name):
                 self.train_phase(plan)
             self._finish_phase(plan)
 
@@ -127,6 +141,7 @@ class Training:
             loss = engine.all_sum([loss_sum])[0] / data.target_tokens
             self._check_finite(loss, "loss", plan=plan, step=step, data=data)
             learning_rate = plan.learning_rate.at(step)
+            self.saver.before_update()
             grad_norm = engine.step(learning_rate=learning_rate)
             self._check_finite(grad_norm, "gradient norm", plan=plan, step=step, data=data)
             step += 1
@@ -159,26 +174,23 @@ class Training:
         That is a checkpoint of this phase, or the master weights that the previous phase (or
         the base model) left, with a new optimizer.
         """
+        fault_point("phase", phase=plan.spec.name, **self._where)
         self.engine.configure(plan.settings())
         newest = self._on_rank_0(lambda: _directory(self.store.newest()))
         if newest is not None:
-            reader = CheckpointReader(newest, load_manifest(newest / "manifest.json"))
-            if reader.manifest.phase_index == plan.index and not reader.manifest.phase_end:
-                step = reader.manifest.step
-                with reader:
-                    self._load(reader, optimizer_step=step)
-                self.event("resumed", f"{plan.spec.name}: going on after step {step}")
-                return step
-        with self._start_of(plan) as source:
-            self._load(source, optimizer_step=None)
+            manifest = load_manifest(newest / MANIFEST)
+            if manifest.phase_index == plan.index and not manifest.phase_end:
+                self._load_checkpoint(newest, optimizer_step=manifest.step)
+                self.event("resumed", f"{plan.spec.name}: going on after step {manifest.step}")
+                return manifest.step
+        if plan.index == 0:
+            with self.prepared.reader() as base:
+                self._load(base, optimizer_step=None)
+        else:
+            before = self._phase_end(self.plans[plan.index - 1].spec.name)
+            self._load_checkpoint(before, optimizer_step=None)
         self.event("phase", f"{plan.spec.name} starts", total_steps=plan.total_steps)
         return 0
-
-    def _start_of(self, plan: PhasePlan) -> CheckpointReader | FolderReader:
-        """Collective: every rank calls this. Where the phase's first weights are read."""
-        if plan.index == 0:
-            return self.prepared.reader()
-        return self._phase_reader(self.plans[plan.index - 1].spec.name)
 
     def _backward(self, data: StepData) -> float:
         """Collective: every rank calls this. Gradients of the global mean; returns the local sum.
@@ -198,6 +210,9 @@ class Training:
     ) -> None:
         if math.isfinite(value):
             return
+        # The save in flight, if any, is still worth having: it may be the last good one.
+        with suppress(Exception):
+            self.saver.finish(timeout_seconds=_LAST_SAVE_SECONDS)
         keys = plan.stream.shards.keys(data.example_ids)
         newest = _directory(self.store.newest())
         good = "none" if newest is None else newest.relative_to(self.run_dir.root)
@@ -212,56 +227,70 @@ class Training:
         return self.spec.checkpoints.every_steps or plan.stream.batches.steps_per_epoch
 
     def _save(self, plan: PhasePlan, step: int, *, kind: CheckpointKind, phase_end: bool) -> None:
-        """Collective: every rank calls this. Every rank's file, then the manifest, then prune."""
+        """Collective: every rank calls this. Begin a save; the end of a phase waits for its end."""
         self.watchdog.arm("save")
-        started = time.perf_counter()
+        skips = self.spec.checkpoints.while_saving == "skip" and not phase_end
+        if skips and self.engine.all_sum([float(self.saver.busy)])[0]:
+            self.event("skipped", f"{plan.spec.name} step {step}: the save before is in flight")
+            return
         phase = plan.spec
         directory = self.store.directory(phase.name, phase_index=plan.index, step=step, kind=kind)
-        parts = PARTS if kind == "full" else PARTS[:1]
-        marker = write_rank_file(
-            directory,
-            rank=self.engine.rank,
-            world_size=self.engine.world_size,
-            slices=list(self.engine.snapshot(parts)),
-        )
-        # Every file is there from here on; a rank whose disk is full has left its peers instead.
-        [num_bytes] = self.engine.all_sum([marker.file.num_bytes])
-        fault_point("save", phase=phase.name, step=step, **self._where)
-        rate = plan.learning_rate
-        if self.engine.rank == 0:
-            # A resumed run repeats no step before the checkpoint, so their rows must be there.
-            self.records.flush()
-            header = ManifestHeader(
-                kind=kind,
-                phase=phase.name,
-                phase_index=plan.index,
-                step=step,
-                cursor=plan.stream.batches.cursor(step),
-                phase_end=phase_end,
-                schedule=Schedule(
-                    name=rate.shape,
-                    total_steps=rate.total_steps,
-                    warmup_steps=rate.warmup_steps,
-                    learning_rate=rate.peak,
-                ),
-                spec_digest=self.spec.digest(),
-                base_digest=self.prepared.digest,
-                attempt=self.attempt,
-                world_size=self.engine.world_size,
-                versions=self.versions,
+        self.saver.start(
+            SaveRequest(
+                directory=directory,
+                header=self._header(plan, step, kind=kind, phase_end=phase_end),
+                state=self.engine.state(PARTS if kind == "full" else PARTS[:1]),
+                # A resumed run repeats no step before the checkpoint, so their rows must be there.
+                before_publish=self.records.flush,
+                after_publish=self._remove_what_is_not_needed,
+                done=partial(self._saved, phase.name, step, kind),
             )
-            publish(directory, header=header)
-            self.store.prune(self.spec.checkpoints.keep_last)
-            self.store.collect_orphans()
-        seconds = time.perf_counter() - started
-        self.event(
-            "checkpoint",
-            f"{phase.name} step {step}: {kind}, {num_bytes / 1e6:.0f} MB in {seconds:.1f} s",
+        )
+        if phase_end:
+            self.saver.finish()
+            # The next stage reads the manifest: rank 0 has published it before all go on.
+            self.engine.all_sum([0.0])
+
+    def _header(
+        self, plan: PhasePlan, step: int, *, kind: CheckpointKind, phase_end: bool
+    ) -> ManifestHeader:
+        rate = plan.learning_rate
+        return ManifestHeader(
             kind=kind,
+            phase=plan.spec.name,
+            phase_index=plan.index,
             step=step,
-            phase=phase.name,
-            num_bytes=int(num_bytes),
-            seconds=seconds,
+            cursor=plan.stream.batches.cursor(step),
+            phase_end=phase_end,
+            schedule=Schedule(
+                name=rate.shape,
+                total_steps=rate.total_steps,
+                warmup_steps=rate.warmup_steps,
+                learning_rate=rate.peak,
+            ),
+            spec_digest=self.spec.digest(),
+            base_digest=self.prepared.digest,
+            attempt=self.attempt,
+            world_size=self.engine.world_size,
+            versions=self.versions,
+        )
+
+    def _remove_what_is_not_needed(self) -> None:
+        """On rank 0, in the background."""
+        kept = self.spec.checkpoints
+        self.store.prune(kept.keep_last, keep_every=kept.keep_every)
+        self.store.collect_orphans()
+
+    def _saved(self, phase: str, step: int, kind: CheckpointKind, report: SaveReport) -> None:
+        self.event(
+            "checkpoint" if self.engine.rank == 0 else "rank_file",
+            f"{phase} step {step}: {kind}, {report.num_bytes / 1e6:.0f} MB in "
+            f"{report.total_seconds:.1f} s, of which training waited {report.stall_seconds:.1f} s",
+            every_rank=True,
+            kind=kind,
+            phase=phase,
+            step=step,
+            **asdict(report),
         )
 
     def _finish_phase(self, plan: PhasePlan) -> None:
@@ -271,20 +300,20 @@ class Training:
         if not self._agreed(is_exported, folder):
             self._export(name, folder)
         if not self._agreed(self.evaluator.is_done, name, None):
-            with self._phase_reader(name) as reader:
-                self._load(reader, optimizer_step=None)
+            self._load_checkpoint(self._phase_end(name), optimizer_step=None)
             self._evaluate(name, None)
 
     def _export(self, phase: str, folder: Path) -> None:
         """Collective: every rank calls this. A Hugging Face folder from the published slices."""
         self.watchdog.arm("save")
         dtype = self.spec.model.export_dtype
-        with self._phase_reader(phase) as reader:
+        directory, damage = self._phase_end(phase), list[str]()
+        with self._reader(directory, damage) as reader:
             shards = plan_shards(reader.shapes, dtype=dtype, max_shard_bytes=MAX_SHARD_BYTES)
             for shard in shards[self.engine.rank :: self.engine.world_size]:
                 write_shard(shard, reader=reader, out=folder, dtype=dtype)
         fault_point("export", phase=phase, **self._where)
-        self.engine.all_sum([0.0])
+        self._refuse_damage(directory, damage)
         if self.engine.rank == 0:
             finish_export(self.prepared, shards, out=folder, dtype=dtype)
         self.event("export", f"{phase}: {folder.relative_to(self.run_dir.root)}")
@@ -293,6 +322,8 @@ class Training:
         """Collective: every rank calls this. Measure, unless an earlier attempt did."""
         if self._agreed(self.evaluator.is_done, stage, epoch):
             return
+        # A whole copy of the model may need the memory that the next save needs again.
+        self.saver.release()
         self.watchdog.arm("evaluation")
         fault_point("evaluation", phase=stage, epoch=epoch, **self._where)
         self.evaluator.evaluate(stage, epoch)
@@ -312,16 +343,45 @@ class Training:
             seconds=seconds,
         )
 
-    def _phase_end(self, phase: str) -> Path | None:
-        """Collective: every rank calls this. The checkpoint that ends the phase, if it ended."""
-        found: Path | None = self._on_rank_0(lambda: _directory(self.store.phase_end(phase)))
-        return found
+    def _load_checkpoint(self, directory: Path, *, optimizer_step: int | None) -> None:
+        """Collective: every rank calls this. Raises DamagedCheckpointError on all ranks alike."""
+        damage: list[str] = []
+        with self._reader(directory, damage) as reader:
+            self._load(reader, optimizer_step=optimizer_step)
+        self._refuse_damage(directory, damage)
 
-    def _phase_reader(self, phase: str) -> CheckpointReader:
+    def _reader(self, directory: Path, damage: list[str]) -> CheckpointReader:
+        """A reader that reads to its end whatever it meets, and notes damage."""
+        manifest = load_manifest(directory / MANIFEST)
+        if manifest.base_digest != self.prepared.digest:
+            raise CheckpointError(
+                f"{directory}: of a model with digest {manifest.base_digest}, but the run's "
+                f"prepared model has {self.prepared.digest}; restore {self.prepared.folder}"
+            )
+        return CheckpointReader(directory, manifest, on_damage=damage.append)
+
+    def _refuse_damage(self, directory: Path, damage: list[str]) -> None:
+        """Collective: every rank calls this. What any rank found ends the attempt for all."""
+        found = [first for rank in self.engine.all_gather(damage[:1]) for first in rank]
+        if not found:
+            return
+        if not self._agreed(self.store.set_aside, directory):
+            raise CheckpointError(
+                f"{found[0]}; attempt {self.attempt} was superseded and may be missing what its "
+                "successor has removed: end this process"
+            )
+        self.event("damaged", f"{found[0]}; set aside: an earlier checkpoint is used")
+        raise DamagedCheckpointError(found[0])
+
+    def _ended(self, phase: str) -> bool:
         """Collective: every rank calls this."""
-        directory = self._phase_end(phase)
-        assert directory is not None, f"phase {phase} has not ended"
-        return CheckpointReader(directory, load_manifest(directory / "manifest.json"))
+        return self._agreed(lambda: self.store.phase_end(phase) is not None)
+
+    def _phase_end(self, phase: str) -> Path:
+        """Collective: every rank calls this. The checkpoint that ends the phase, which ended."""
+        found: Path | None = self._on_rank_0(lambda: _directory(self.store.phase_end(phase)))
+        assert found is not None, f"phase {phase} has not ended"
+        return found
 
     def _agreed(self, question: Callable[..., bool], *arguments: Any) -> bool:
         """Collective: every rank calls this. What rank 0 sees on storage, for all alike."""

@@ -166,7 +166,7 @@ class PhaseSpec(Part):
     facts_per_relation: PositiveInt | None = None
     """k: how many facts of each relation, drawn from the seed; default: all."""
     num_prompts: PositiveInt = 1
-    """p: how many of the train prompts, from the first; each fact is asked with each."""
+    """p: how many of the train prompts, from the first; each fact is told with each."""
     loss: Literal["all", "subject_object", "object"] = "all"
     """Which tokens count in the loss."""
     end_token: bool = False
@@ -270,8 +270,12 @@ class CheckpointSpec(Part):
 
     every_steps: PositiveInt | None = None
     """Save a full checkpoint after every n optimizer steps; default: at the end of each epoch."""
+    while_saving: Literal["wait", "skip"] = "wait"
+    """What happens where the save before is still in flight; ends of phases always wait."""
     keep_last: PositiveInt = 2
     """How many full checkpoints are kept; phase ends are always kept."""
+    keep_every: PositiveInt | None = None
+    """Keep also every full checkpoint whose step is a multiple of this."""
 
 
 class ExperimentSpec(Part):

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from rotescale.checkpoint.attempts import start_attempt
+from rotescale.checkpoint.saver import CheckpointSaver
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.data.examples import memorized_facts, trained_facts
 from rotescale.data.order import Batches, Order, Source
@@ -32,7 +33,7 @@ from rotescale.faults import fault_point
 from rotescale.launch_spec import LaunchSpec
 from rotescale.model.build import build_model, parameter_shapes
 from rotescale.model.prepare import PreparedModel, load_prepared
-from rotescale.phases import PhasePlan, Training
+from rotescale.phases import DamagedCheckpointError, PhasePlan, Training
 from rotescale.preparation import Resolved, versions
 from rotescale.records import EventRow, RecordWriter
 from rotescale.run_dir import Outcome, RunDir
@@ -43,10 +44,14 @@ from rotescale.watchdog import Watchdog
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PROGRESS_SECONDS = 2.0
+_MAX_DAMAGED = 3
+"""How many damaged checkpoints the same processes set aside before they are replaced."""
 
 
 def run_worker(run_folder: Path) -> None:
     """Collective: every rank calls this. Train what is left of the run, as one attempt.
+
+    A damaged checkpoint, once set aside, ends the attempt, and the next goes on without it.
 
     A user error becomes the run's outcome, which every later start reads before anything else:
     so it is tried once, whoever restarts workers. Anything else is raised without an outcome, so
@@ -61,8 +66,15 @@ def run_worker(run_folder: Path) -> None:
         launch = load_spec(LaunchSpec, run_dir.launch_json)
         prepared = load_prepared(run_dir.prepared_model)
         engine = _make_engine(spec, prepared)
-        attempt = _agree_on_attempt(engine, run_dir)
-        _train(spec, launch, run_dir, prepared, engine=engine, attempt=attempt)
+        for left in reversed(range(_MAX_DAMAGED + 1)):
+            attempt = _agree_on_attempt(engine, run_dir)
+            try:
+                _train(spec, launch, run_dir, prepared, engine=engine, attempt=attempt)
+                break
+            except DamagedCheckpointError:
+                # Where nothing reads well, it is this machine: other processes may do better.
+                if not left:
+                    raise
     except TrainingError as error:
         # All ranks have agreed on it, so none waits for another.
         _fail(run_dir, error, attempt=attempt)
@@ -130,6 +142,7 @@ def _train(
     fact_set = load_saved(run_dir.facts_json)
     fault_point("start", rank=engine.rank, attempt=attempt)
     records = RecordWriter(run_dir, attempt=attempt, rank=engine.rank)
+    saver = CheckpointSaver(rank=engine.rank, world_size=engine.world_size)
     watchdog = Watchdog(run_dir.worker_log(attempt=attempt, rank=engine.rank), launch.limits)
     evaluator = RunEvaluator(
         engine=engine,
@@ -157,6 +170,7 @@ def _train(
         attempt=attempt,
         engine=engine,
         store=CheckpointStore(run_dir, attempt),
+        saver=saver,
         prepared=prepared,
         plans=_plans(spec, resolved, run_dir),
         evaluator=evaluator,
@@ -174,6 +188,7 @@ def _train(
         if engine.rank == 0:
             Outcome(status="finished", attempt=attempt).write(run_dir)
     finally:
+        saver.close()
         watchdog.close()
         records.close()
 

@@ -89,6 +89,8 @@ class RunProgress:
             self._progress.update(task, completed=details["done"])
         elif event.name in ("attempt", "resumed", "checkpoint", "export"):
             self._progress.console.print(f"  {event.name}: {event.message}", style="dim")
+        elif event.name == "damaged":
+            self._progress.console.print(f"  {event.name}: {event.message}", style="bold red")
 
     def _show_steps(self, records: Records) -> None:
         for phase, total in self._total_steps.items():

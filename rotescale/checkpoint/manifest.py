@@ -26,10 +26,12 @@ from rotescale.run_dir import CheckpointKind
 from rotescale.tensors import PARTS, Part
 
 FORMAT = "rotescale-checkpoint"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 BYTES_PER_ELEMENT = 4
 """Everything is float32."""
+DIGEST_BYTES = 1 << 20
+"""How much of a slice one digest covers: a reader of part of a slice verifies whole blocks."""
 
 _END = b"}\n"
 _KIND_PARTS: dict[CheckpointKind, frozenset[Part]] = {
@@ -67,6 +69,8 @@ class SliceEntry:
     begin: NonNegativeInt
     end: PositiveInt
     """``[begin, end)`` counts bytes from the first byte of the file."""
+    digests: tuple[str, ...]
+    """xxh3_64 of each ``DIGEST_BYTES`` of the slice, the last block shorter, in hex."""
 
 
 class Schedule(_Frozen):
@@ -83,7 +87,7 @@ class ManifestHeader(_Frozen):
     """Everything about a checkpoint but its bytes."""
 
     format: Literal["rotescale-checkpoint"] = "rotescale-checkpoint"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     kind: CheckpointKind
     phase: str
     phase_index: NonNegativeInt
@@ -157,6 +161,12 @@ def _check_bytes(name: str, entries: Iterable[SliceEntry], *, num_bytes: int) ->
             raise ValueError(
                 f"{entry.part} of {entry.tensor}: {entry.end - entry.begin} bytes in {name} for "
                 f"{expected} bytes of elements"
+            )
+        num_blocks = -(-expected // DIGEST_BYTES)
+        if len(entry.digests) != num_blocks:
+            raise ValueError(
+                f"{entry.part} of {entry.tensor}: {len(entry.digests)} digests for "
+                f"{num_blocks} blocks"
             )
     for left, right in pairwise(ordered):
         if right.begin < left.end:

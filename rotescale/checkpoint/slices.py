@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 import torch
 import xxhash
 
-from rotescale.checkpoint.manifest import BYTES_PER_ELEMENT, Manifest, SliceEntry
+from rotescale.checkpoint.manifest import (
+    BYTES_PER_ELEMENT,
+    DIGEST_BYTES,
+    Manifest,
+    SliceEntry,
+)
 from rotescale.errors import CheckpointError
 
 _CHUNK_BYTES = 16 << 20
@@ -21,17 +28,30 @@ _REMEDY = "delete its manifest.json, and training resumes from the checkpoint be
 
 
 class CheckpointReader:
-    """Ranged reads of one published checkpoint; nothing else is read or kept in memory."""
+    """Ranged reads of one published checkpoint, each verified; nothing is kept in memory.
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
+    A missing file, one that is cut or cannot be read, and a changed byte are damage, if a second
+    look finds them too. ``on_damage`` is told of it, and zeros are read there, so that ranks which
+    load together can first finish and then agree that the checkpoint is no good. Without
+    ``on_damage`` damage raises CheckpointError.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        *,
+        on_damage: Callable[[str], None] | None = None,
+    ) -> None:
         self._directory = directory
         self.manifest = manifest
+        self._on_damage = on_damage
         self._descriptors: dict[str, int] = {}
         self._slices: dict[tuple[str, str], list[SliceEntry]] = defaultdict(list)
         for entry in sorted(manifest.slices, key=lambda entry: entry.start):
             self._slices[entry.tensor, entry.part].append(entry)
         self.bytes_read = 0
-        """Bytes of tensors read so far."""
+        """Bytes read so far: what was asked for, and the rest of the blocks that it lies in."""
 
     def __enter__(self) -> CheckpointReader:
         return self
@@ -62,7 +82,9 @@ class CheckpointReader:
     def read(self, name: str, part: str, start: int, stop: int) -> torch.Tensor:
         """The elements ``[start, stop)`` of the flattened tensor: (stop - start,) float32.
 
-        Raises CheckpointError for a tensor or part that is not there, and for a file that is cut.
+        Every block of ``DIGEST_BYTES`` that they lie in is compared with its digest. Raises
+        CheckpointError for a tensor or part that is not there, and, without ``on_damage``, for a
+        file that is missing or cut and for a byte that has changed.
         """
         entries = self._entries(name, part)
         if not 0 <= start <= stop <= entries[-1].stop:
@@ -79,9 +101,9 @@ class CheckpointReader:
         while position < stop:
             entry = entries[index]
             upto = min(stop, entry.stop)
-            self._read_range(
+            self._read_verified(
                 entry,
-                offset=entry.begin + BYTES_PER_ELEMENT * (position - entry.start),
+                begin=BYTES_PER_ELEMENT * (position - entry.start),
                 target=target[
                     BYTES_PER_ELEMENT * (position - start) : BYTES_PER_ELEMENT * (upto - start)
                 ],
@@ -93,11 +115,16 @@ class CheckpointReader:
         """Read every file whole and compare sizes and digests; CheckpointError for a difference."""
         for file in self.manifest.files:
             digest, num_bytes = xxhash.xxh3_128(), 0
-            descriptor = self._descriptor(file.name)
-            while chunk := os.pread(descriptor, _CHUNK_BYTES, num_bytes):
-                digest.update(chunk)
-                num_bytes += len(chunk)
             path = self._directory / file.name
+            try:
+                descriptor = self._descriptor(file.name)
+                while chunk := os.pread(descriptor, _CHUNK_BYTES, num_bytes):
+                    digest.update(chunk)
+                    num_bytes += len(chunk)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{path}: cannot be read ({error.strerror}); {_REMEDY}"
+                ) from error
             if num_bytes != file.num_bytes:
                 raise CheckpointError(
                     f"{path}: {num_bytes} bytes, the manifest says {file.num_bytes}; {_REMEDY}"
@@ -125,30 +152,57 @@ class CheckpointReader:
             "the checkpoint was written by"
         )
 
-    def _read_range(self, entry: SliceEntry, *, offset: int, target: memoryview) -> None:
-        """Fill ``target`` from byte ``offset`` on of the entry's file."""
-        descriptor = self._descriptor(entry.file)
-        while target:
-            num_bytes = os.preadv(descriptor, [target], offset)
-            if not num_bytes:
-                raise CheckpointError(
-                    f"{self._directory / entry.file}: ends at byte {offset}, within {entry.part} "
-                    f"of {entry.tensor}; {_REMEDY}"
-                )
-            self.bytes_read += num_bytes
-            offset += num_bytes
-            target = target[num_bytes:]
+    def _read_verified(self, entry: SliceEntry, *, begin: int, target: memoryview) -> None:
+        """Fill ``target`` with the slice's bytes from ``begin`` on, block by block."""
+        end = begin + len(target)
+        size = entry.end - entry.begin
+        for number in range(begin // DIGEST_BYTES, -(-end // DIGEST_BYTES)):
+            first, last = number * DIGEST_BYTES, min((number + 1) * DIGEST_BYTES, size)
+            low, high = max(first, begin), min(last, end)
+            wanted = target[low - begin : high - begin]
+            whole = (low, high) == (first, last)
+            block = wanted if whole else memoryview(bytearray(last - first))
+            damage = self._damage(entry, number, block, offset=entry.begin + first)
+            # A slip on the way from the disk is not damage: what is damaged stays so.
+            damage = damage and self._damage(entry, number, block, offset=entry.begin + first)
+            if damage:
+                if self._on_damage is None:
+                    raise CheckpointError(f"{damage}; {_REMEDY}")
+                self._on_damage(damage)
+                wanted[:] = bytes(len(wanted))
+            elif not whole:
+                wanted[:] = block[low - first : high - first]
+
+    def _damage(
+        self, entry: SliceEntry, number: int, block: memoryview, *, offset: int
+    ) -> str | None:
+        """Fill ``block`` from byte ``offset`` of the entry's file on; what is wrong with it."""
+        what = f"{entry.part} of {entry.tensor}"
+        path = self._directory / entry.file
+        rest = block
+        try:
+            descriptor = self._descriptor(entry.file)
+            while rest:
+                num_bytes = os.preadv(descriptor, [rest], offset)
+                if not num_bytes:
+                    return f"{path}: ends at byte {offset}, within {what}"
+                self.bytes_read += num_bytes
+                offset += num_bytes
+                rest = rest[num_bytes:]
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EIO):
+                raise
+            return f"{path}: cannot be read ({error.strerror}), within {what}"
+        if xxhash.xxh3_64_hexdigest(block) != entry.digests[number]:
+            return (
+                f"{path}: the bytes of {what} have changed (block {number}, before byte {offset})"
+            )
+        return None
 
     def _descriptor(self, file: str) -> int:
         if file not in self._descriptors:
             if len(self._descriptors) >= _MAX_OPEN_FILES:
                 # Hundreds of ranks' files may exceed the limit of open files.
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            path = self._directory / file
-            try:
-                self._descriptors[file] = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{path}: cannot be read ({error.strerror}); {_REMEDY}"
-                ) from error
+            self._descriptors[file] = os.open(self._directory / file, os.O_RDONLY)
         return self._descriptors[file]

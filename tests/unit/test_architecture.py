@@ -24,7 +24,7 @@ LAYERS = [
     {"preparation", "phases"},
     {"worker"},
     {"driver", "analysis"},
-    {"facts_cli"},
+    {"facts_cli", "checkpoint_cli"},
     {"cli"},
 ]
 LAUNCHER_MAY_IMPORT = {

@@ -29,6 +29,7 @@ def entry(start: int, stop: int, **changes: Any) -> dict[str, Any]:
         "file": "a",
         "begin": 100 + 4 * start,
         "end": 100 + 4 * stop,
+        "digests": ("0",),
     }
     return {**fields, **changes}
 
@@ -56,6 +57,7 @@ def test_whole_coverage_is_accepted_in_any_order() -> None:
         ([entry(0, 10, begin=104, end=144)], "reach byte 144 of 140"),
         ([entry(0, 10, file="c")], "c, which is not listed"),
         ([entry(0, 10), entry(0, 10, tensor="v")], "share bytes"),
+        ([entry(0, 10, digests=("0", "1"))], "2 digests for 1 blocks"),
         ([entry(0, 10, part="exp_avg")], "a weights checkpoint cannot hold"),
     ],
 )
@@ -80,7 +82,7 @@ def test_load_returns_what_was_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("version", 2, r"version 2 .* reads version 1; use the rotescale that wrote it"),
+        ("version", 1, r"version 1 .* reads version 2; use the rotescale that wrote it"),
         ("format", "other", "no rotescale-checkpoint"),
         ("step", -1, "step: .*delete this file"),
         ("surprise", 1, "surprise"),

@@ -9,10 +9,11 @@ import pytest
 import torch
 from checkpoint_helpers import SHAPES, header, save, values
 
-from rotescale.checkpoint.manifest import load_manifest
+from rotescale.checkpoint.manifest import DIGEST_BYTES, load_manifest
 from rotescale.checkpoint.slices import CheckpointReader
+from rotescale.checkpoint.writer import publish, write_rank_file
 from rotescale.errors import CheckpointError
-from rotescale.tensors import PARTS, partition
+from rotescale.tensors import PARTS, TensorSlice, partition
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,7 @@ def test_another_world_size_reads_its_own_elements(
     manifest = load_manifest(tmp_path / "manifest.json")
     total = 0
     for rank in range(readers):
+        touched = 0
         with CheckpointReader(tmp_path, manifest) as reader:
             for name, shape in SHAPES.items():
                 start, stop = partition(math.prod(shape), rank=rank, world_size=readers)
@@ -33,12 +35,14 @@ def test_another_world_size_reads_its_own_elements(
                     assert found.dtype == torch.float32
                     assert torch.equal(found, values(name, part)[start:stop])
                     total += stop - start
-            wanted = sum(
-                stop - start
-                for shape in SHAPES.values()
-                for start, stop in [partition(math.prod(shape), rank=rank, world_size=readers)]
-            )
-            assert reader.bytes_read == 4 * 3 * wanted
+                    # Small slices are one block each, which is read whole to be verified.
+                    touched += sum(
+                        entry.stop - entry.start
+                        for entry in manifest.slices
+                        if (entry.tensor, entry.part) == (name, part)
+                        and max(entry.start, start) < min(entry.stop, stop)
+                    )
+            assert reader.bytes_read == 4 * touched
     assert total == 3 * sum(math.prod(shape) for shape in SHAPES.values())
 
 
@@ -98,6 +102,48 @@ def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"rank-00001-of-00002.*bytes have changed"):
         reader.verify()
+    with pytest.raises(
+        CheckpointError, match=r"rank-00001-of-00002.*exp_avg_sq of mlp\.weight have changed"
+    ):
+        reader.read("mlp.weight", "exp_avg_sq", 13, 15)
+
+
+def test_damage_is_collected_and_read_as_zeros(tmp_path: Path) -> None:
+    damage: list[str] = []
+    manifest = save(tmp_path, head=header())
+    reader = CheckpointReader(tmp_path, manifest, on_damage=damage.append)
+    file = tmp_path / "rank-00001-of-00002.safetensors"
+    data = bytearray(file.read_bytes())
+    [entry] = [
+        e for e in manifest.slices if e.file == file.name and e.part == "master" and e.start == 18
+    ]
+    data[entry.begin] ^= 1
+    file.write_bytes(data)
+    found = reader.read("embed.weight", "master", 10, 30)
+    assert torch.equal(found[:8], values("embed.weight", "master")[10:18])
+    assert torch.equal(found[8:], torch.zeros(12))
+    assert len(damage) == 1
+    assert "master of embed.weight have changed" in damage[0]
+
+
+def test_every_block_of_a_long_slice_is_verified_by_itself(tmp_path: Path) -> None:
+    per_block = DIGEST_BYTES // 4
+    whole = torch.randn(2 * per_block + 3, generator=torch.Generator().manual_seed(0))
+    piece = TensorSlice("w", tuple(whole.shape), 0, len(whole))
+    write_rank_file(tmp_path, rank=0, world_size=1, slices=[(piece, "master", whole)])
+    manifest = publish(tmp_path, header=header(kind="weights", world_size=1), timeout_seconds=0)
+    file = tmp_path / manifest.slices[0].file
+    data = bytearray(file.read_bytes())
+    data[manifest.slices[0].begin + DIGEST_BYTES + 40] ^= 1
+    file.write_bytes(data)
+    with CheckpointReader(tmp_path, manifest) as reader:
+        assert torch.equal(reader.read("w", "master", 5, per_block), whole[5:per_block])
+        assert reader.bytes_read == DIGEST_BYTES
+        tail = reader.read("w", "master", 2 * per_block + 1, len(whole))
+        assert torch.equal(tail, whole[2 * per_block + 1 :])
+        assert reader.bytes_read == DIGEST_BYTES + 12
+        with pytest.raises(CheckpointError, match=r"master of w have changed \(block 1"):
+            reader.read("w", "master", per_block - 1, per_block + 1)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

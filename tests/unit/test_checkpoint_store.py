@@ -132,6 +132,40 @@ def test_prune_keeps_the_last_and_the_ends_of_phases(tmp_path: Path) -> None:
     assert store.prune(2) == []
 
 
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_newest(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    store = begin(run_dir)
+    save_at(run_dir, attempt=1, step=10)
+    save_at(run_dir, attempt=1, step=20)
+    found = store.newest()
+    assert found is not None
+    assert store.set_aside(found.directory)
+    assert published(run_dir) == [(1, 10)]
+    assert (found.directory / "manifest.json.damaged").exists()
+    left = store.newest()
+    assert left is not None
+    assert left.manifest.step == 10
+
+
+def test_a_superseded_attempt_sets_nothing_aside(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    store = begin(run_dir)
+    name = save_at(run_dir, attempt=1, step=10)
+    begin(run_dir)
+    assert not store.set_aside(run_dir.checkpoint(name))
+    assert published(run_dir) == [(1, 10)]
+
+
+def test_prune_keeps_every_mth(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    store = begin(run_dir)
+    for step in (10, 20, 30, 40, 50):
+        save_at(run_dir, attempt=1, step=step)
+    removed = store.prune(1, keep_every=20)
+    assert [name.step for name in removed] == [10, 30]
+    assert [step for _, step in published(run_dir)] == [20, 40, 50]
+
+
 def test_prune_leaves_the_resume_point_until_there_is_an_own_checkpoint(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     begin(run_dir)

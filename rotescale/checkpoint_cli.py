@@ -1,0 +1,171 @@
+"""The commands about a run's checkpoints: list them, verify them, export a model out of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from rotescale.checkpoint.attempts import Checkpoint, newest, open_checkpoint, visible
+from rotescale.checkpoint.manifest import is_published
+from rotescale.checkpoint.store import DAMAGED
+from rotescale.errors import CheckpointError, SpecError
+from rotescale.run_dir import CheckpointName, RunDir
+from rotescale.storage import build_folder
+
+checkpoint_app = typer.Typer(
+    help="Checkpoints of a run: list, verify, export as a model.", no_args_is_help=True
+)
+console = Console()
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+Chosen = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint", metavar="FOLDER", help="Its folder's name, as in list; default: the newest."
+    ),
+]
+
+
+@checkpoint_app.command("list")
+def checkpoint_list(run_folder: RunFolder) -> None:
+    """Every checkpoint: whose attempt, which step, how large, and whether the run builds on it."""
+    run_dir = _open(run_folder)
+    latest = run_dir.newest_attempt()
+    seen = set(visible(run_dir, latest)) if latest is not None else set()
+    resume = newest(run_dir, latest) if latest is not None else None
+    table = Table("attempt", "checkpoint", "workers", "size", "state", title=str(run_dir.root))
+    for name in _folders(run_dir):
+        directory = run_dir.checkpoint(name)
+        if not is_published(directory):
+            state = "damaged" if (directory / DAMAGED).exists() else "incomplete"
+            table.add_row(str(name.attempt), directory.name, "", "", state)
+            continue
+        manifest = open_checkpoint(run_dir, name).manifest
+        size = sum(file.num_bytes for file in manifest.files)
+        states = ["end of phase"] if manifest.phase_end else []
+        if name not in seen:
+            states.append("superseded")
+        elif resume is not None and resume.directory == directory:
+            states.append("newest")
+        table.add_row(
+            str(name.attempt),
+            directory.name,
+            str(manifest.world_size),
+            f"{size / 1e6:,.1f} MB",
+            ", ".join(states),
+        )
+    if not table.row_count:
+        console.print(f"{run_dir.root}: no checkpoints yet")
+        return
+    console.print(table)
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(run_folder: RunFolder, chosen: Chosen = None) -> None:
+    """Read every published checkpoint, or one, whole, and compare sizes and digests."""
+    from rotescale.checkpoint.slices import CheckpointReader
+
+    run_dir = _open(run_folder)
+    published = [n for n in _folders(run_dir) if is_published(run_dir.checkpoint(n))]
+    names = published if chosen is None else [_find(run_dir, chosen)]
+    if not names:
+        raise CheckpointError(f"{run_dir.root}: no published checkpoint; nothing to verify")
+    damaged: list[str] = []
+    with Progress(console=console) as bar:
+        for name in bar.track(names, description="verifying"):
+            try:
+                found = open_checkpoint(run_dir, name)
+                with CheckpointReader(found.directory, found.manifest) as reader:
+                    reader.verify()
+            except (CheckpointError, FileNotFoundError) as error:
+                if not is_published(run_dir.checkpoint(name)):
+                    # A run that goes on has removed it meanwhile.
+                    continue
+                damaged.append(str(error))
+                continue
+            bar.console.print(f"whole: {found.directory.relative_to(run_dir.root)}")
+    if damaged:
+        raise CheckpointError("\n".join(damaged))
+
+
+@checkpoint_app.command("export")
+def checkpoint_export(
+    run_folder: RunFolder,
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    chosen: Chosen = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="The dtype of the weights.")
+    ] = "float32",
+) -> None:
+    """Write a Hugging Face folder out of a checkpoint, verifying what is read."""
+    from rotescale.checkpoint.slices import CheckpointReader
+    from rotescale.model.export import MAX_SHARD_BYTES, finish_export, plan_shards, write_shard
+    from rotescale.model.prepare import load_prepared
+
+    run_dir = _open(run_folder)
+    if out.exists():
+        raise SpecError(f"{out}: exists already; name a folder that does not")
+    found = _chosen_or_newest(run_dir, chosen)
+    prepared = load_prepared(run_dir.prepared_model)
+    if found.manifest.base_digest != prepared.digest:
+        raise CheckpointError(
+            f"{found.directory}: of a model with digest {found.manifest.base_digest}, but the "
+            f"run's prepared model has {prepared.digest}; restore {prepared.folder}"
+        )
+
+    def build(folder: Path) -> None:
+        with (
+            CheckpointReader(found.directory, found.manifest) as reader,
+            Progress(console=console) as bar,
+        ):
+            shards = plan_shards(reader.shapes, dtype=dtype, max_shard_bytes=MAX_SHARD_BYTES)
+            for shard in bar.track(shards, description="exporting"):
+                write_shard(shard, reader=reader, out=folder, dtype=dtype)
+        finish_export(prepared, shards, out=folder, dtype=dtype)
+
+    build_folder(out, build)
+    console.print(f"{found.directory.relative_to(run_dir.root)}, {dtype}: {out}")
+
+
+def _open(run_folder: Path) -> RunDir:
+    run_dir = RunDir(run_folder)
+    if not run_dir.spec_json.exists():
+        raise SpecError(f"{run_folder}: not the folder of a run; name one such as runs/NAME")
+    return run_dir
+
+
+def _folders(run_dir: RunDir) -> list[CheckpointName]:
+    return [
+        name
+        for attempt in run_dir.checkpoint_attempts()
+        for name in run_dir.checkpoint_folders(attempt)
+    ]
+
+
+def _find(run_dir: RunDir, folder: str) -> CheckpointName:
+    """The published checkpoint of that folder name; of several attempts', the last one's."""
+    published = {
+        run_dir.checkpoint(name).name: name
+        for name in _folders(run_dir)
+        if is_published(run_dir.checkpoint(name))
+    }
+    if folder not in published:
+        raise CheckpointError(
+            f"--checkpoint {folder}: not among {', '.join(published) or 'no checkpoints'}"
+        )
+    return published[folder]
+
+
+def _chosen_or_newest(run_dir: RunDir, chosen: str | None) -> Checkpoint:
+    if chosen is not None:
+        return open_checkpoint(run_dir, _find(run_dir, chosen))
+    latest = run_dir.newest_attempt()
+    found = newest(run_dir, latest) if latest is not None else None
+    if found is None:
+        raise CheckpointError(f"{run_dir.root}: no checkpoint yet; run it first")
+    return found
