@@ -21,7 +21,7 @@ from rotescale.errors import SpecError
 from rotescale.facts import FactSet, combine, generate, load_files, load_shipped
 from rotescale.facts.saved import save_fact_set
 from rotescale.launch_spec import LaunchSpec
-from rotescale.planning.memory import evaluation_mode
+from rotescale.planning.memory import evaluation_mode, host_memory
 from rotescale.run_dir import RunDir, open_run
 from rotescale.spec import (
     EvaluationMode,
@@ -302,4 +302,4 @@ def _device_memory(launch: LaunchSpec) -> tuple[int, int]:
 
     if launch.gpus_per_worker:
         return torch.cuda.get_device_properties(0).total_memory, 1
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), launch.num_workers[1]
+    return host_memory(), launch.num_workers[1]

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -92,6 +92,10 @@ Row = StepRow | EvaluationRow | EventRow
 _ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="kind")])
 
 
+_Key = TypeVar("_Key")
+_Kept = TypeVar("_Kept", StepRow, EvaluationRow)
+
+
 @dataclass(frozen=True, slots=True)
 class Records:
     """The rows of a run, without those that a later attempt did again."""
@@ -161,28 +165,49 @@ class RecordWriter:
         self._next = SegmentName(name.attempt, name.rank, name.number + 1)
 
 
-def read_records(run_dir: RunDir) -> Records:
-    """All rows of the run; of what several attempts did, the highest attempt's rows.
+class RecordReader:
+    """Reads a run's rows again and again: a segment never changes, so each is read once."""
 
-    A dead attempt's steps past the resume point of its successor stay until the successor, or a
-    later attempt, has done them again. Raises CheckpointError for a segment that is damaged.
-    """
-    steps: dict[tuple[int, int], StepRow] = {}
-    evaluations: dict[tuple[str | int | None, ...], EvaluationRow] = {}
-    events: list[EventRow] = []
-    # Segments come by ascending attempt, so the row that is set last is the one to keep.
-    for name in run_dir.record_segments():
-        for row in _read_segment(run_dir, name):
-            match row:
-                case StepRow():
-                    steps[row.phase_index, row.step] = row
-                case EvaluationRow():
-                    evaluations[row.key] = row
-                case EventRow():
-                    events.append(row)
-    events.sort(key=lambda event: (event.attempt, event.time))
-    ordered = tuple(steps[key] for key in sorted(steps))
-    return Records(ordered, tuple(evaluations.values()), tuple(events))
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+        self._seen: set[SegmentName] = set()
+        self._steps: dict[tuple[int, int], StepRow] = {}
+        self._evaluations: dict[tuple[str | int | None, ...], EvaluationRow] = {}
+        self._events: list[EventRow] = []
+
+    def read(self) -> Records:
+        """All rows so far; of what several attempts did, the highest attempt's rows.
+
+        A dead attempt's steps past the resume point of its successor stay until the successor, or
+        a later attempt, has done them again. Raises CheckpointError for a segment that is damaged.
+        """
+        for name in self._run_dir.record_segments():
+            if name in self._seen:
+                continue
+            for row in _read_segment(self._run_dir, name):
+                match row:
+                    case StepRow():
+                        _keep_highest(self._steps, (row.phase_index, row.step), row)
+                    case EvaluationRow():
+                        _keep_highest(self._evaluations, row.key, row)
+                    case EventRow():
+                        self._events.append(row)
+            self._seen.add(name)
+        self._events.sort(key=lambda event: (event.attempt, event.time))
+        ordered = tuple(self._steps[key] for key in sorted(self._steps))
+        return Records(ordered, tuple(self._evaluations.values()), tuple(self._events))
+
+
+def read_records(run_dir: RunDir) -> Records:
+    """All rows of the run, as ``RecordReader.read`` gives them."""
+    return RecordReader(run_dir).read()
+
+
+def _keep_highest(rows: dict[_Key, _Kept], key: _Key, row: _Kept) -> None:
+    """Keep the highest attempt's row, also where a dead attempt's segment is seen late."""
+    kept = rows.get(key)
+    if kept is None or row.attempt >= kept.attempt:
+        rows[key] = row
 
 
 def _read_segment(run_dir: RunDir, name: SegmentName) -> list[Row]:

@@ -11,7 +11,7 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 
 from rotescale.analysis.tensorboard import TensorBoardWriter
 from rotescale.errors import CheckpointError
-from rotescale.records import EventRow, Records, StepRow, read_records
+from rotescale.records import EventRow, RecordReader, Records, StepRow
 from rotescale.run_dir import RunDir
 
 _RECENT_STEPS = 20
@@ -29,7 +29,7 @@ class RunProgress:
         poll_seconds: float = 1.0,
     ) -> None:
         """``total_steps`` maps each phase, in order, to its number of optimizer steps."""
-        self._run_dir = run_dir
+        self._records = RecordReader(run_dir)
         self._total_steps = total_steps
         self._console = console
         self._poll_seconds = poll_seconds
@@ -72,7 +72,7 @@ class RunProgress:
 
     def _show(self) -> None:
         try:
-            records = read_records(self._run_dir)
+            records = self._records.read()
         except (CheckpointError, FileNotFoundError):
             # A segment that is being replaced is whole at the next look; training judges it.
             return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from rotescale.spec import EvaluationMode
 
 BYTES_PER_PARAMETER = {"fp32": 4, "bf16": 2}
@@ -9,6 +12,23 @@ MASTER_AND_MOMENTS_BYTES = 12
 """fp32 master weight and two moments, per parameter, spread over the workers."""
 RESERVE = 0.3
 """Share of the memory left to activations, buffers and the system."""
+
+_CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+"""Of cgroup v2 and v1, below the folder where cgroups are mounted; ``max`` means no limit."""
+
+
+def host_memory(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process's machine or container may use, whichever are fewer."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [physical]
+    for name in _CGROUP_LIMITS:
+        try:
+            text = (cgroups / name).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            limits.append(int(text))
+    return min(limits)
 
 
 def evaluation_mode(

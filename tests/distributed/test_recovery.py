@@ -197,6 +197,24 @@ def test_another_world_size_resumes_with_the_same_examples(
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
 
 
+def test_a_save_that_comes_too_soon_is_skipped_by_all_ranks_alike(
+    start: Callable[..., RunDir], undisturbed: RunDir
+) -> None:
+    run_dir = start("checkpoints.every_steps=1", "checkpoints.while_saving=skip")
+    assert run_workers(run_dir, world_size=2) == [0, 0]
+    assert_equal_runs(run_dir, undisturbed)
+    events = read_records(run_dir).events
+    skipped = [event.message for event in events if event.name == "skipped"]
+    saved = [event for event in events if event.name == "checkpoint"]
+    others = [event for event in events if event.name == "rank_file"]
+    assert len(saved) == len(others)
+    assert len(saved) + len(skipped) == len(steps(run_dir))
+    for event in saved:
+        costs = event.details
+        assert costs["num_bytes"] > 0
+        assert 0 < costs["write_seconds"] <= costs["total_seconds"]
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_once(start: Callable[..., RunDir]) -> None:
     run_dir = start("phases.0.learning_rate=1e45", "phases.0.max_grad_norm=null")
     assert run_workers(run_dir, world_size=2) == [0, 0]

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from rotescale.errors import CheckpointError, StorageError
-from rotescale.records import EvaluationRow, EventRow, RecordWriter, StepRow, read_records
+from rotescale.records import (
+    EvaluationRow,
+    EventRow,
+    RecordReader,
+    RecordWriter,
+    StepRow,
+    read_records,
+)
 from rotescale.run_dir import RunDir, SegmentName
 
 
@@ -128,6 +135,33 @@ def test_a_zombie_does_not_win_by_writing_last(tmp_path: Path) -> None:
     zombie.append(step_row(1, 5, loss=3.0))
     zombie.close()
     assert [row.loss for row in read_records(run_dir).steps] == [1.0, 2.0]
+
+
+def test_a_reader_opens_each_segment_once_and_says_what_a_fresh_one_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = RunDir(tmp_path)
+    opened: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def counting(path: Path) -> bytes:
+        opened.append(path.name)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counting)
+    reader = RecordReader(run_dir)
+    assert reader.read().steps == ()
+    write(run_dir, 1, step_row(1, 1), event_row(1, "2026-01-02T03:04:05"))
+    assert [row.step for row in reader.read().steps] == [1]
+    write(run_dir, 3, step_row(3, 1), step_row(3, 2), evaluation_row(3, 0.5))
+    reader.read()
+    # A dead attempt's last segment is seen late, and does not win.
+    write(run_dir, 2, step_row(2, 1), evaluation_row(2, 0.1), event_row(2, "2026-01-02T03:05:00"))
+    found = reader.read()
+    assert [(row.attempt, row.step) for row in found.steps] == [(3, 1), (3, 2)]
+    assert [row.value for row in found.evaluations] == [0.5]
+    assert len(opened) == 3
+    assert found == read_records(run_dir)
 
 
 def test_the_latest_attempt_measures(tmp_path: Path) -> None:
