@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from rotescale.checkpoint.attempts import Checkpoint, newest, open_checkpoint, visible
-from rotescale.checkpoint.manifest import is_published
+from rotescale.checkpoint.manifest import check_base, is_published
 from rotescale.checkpoint.store import DAMAGED
 from rotescale.errors import CheckpointError, SpecError
 from rotescale.run_dir import CheckpointName, RunDir
@@ -37,7 +38,10 @@ def checkpoint_list(run_folder: RunFolder) -> None:
     run_dir = _open(run_folder)
     latest = run_dir.newest_attempt()
     seen = set(visible(run_dir, latest)) if latest is not None else set()
-    resume = newest(run_dir, latest) if latest is not None else None
+    resume: Checkpoint | None = None
+    with suppress(CheckpointError):
+        # A damaged manifest is shown as such in its row.
+        resume = newest(run_dir, latest) if latest is not None else None
     table = Table("attempt", "checkpoint", "workers", "size", "state", title=str(run_dir.root))
     for name in _folders(run_dir):
         directory = run_dir.checkpoint(name)
@@ -45,7 +49,11 @@ def checkpoint_list(run_folder: RunFolder) -> None:
             state = "damaged" if (directory / DAMAGED).exists() else "incomplete"
             table.add_row(str(name.attempt), directory.name, "", "", state)
             continue
-        manifest = open_checkpoint(run_dir, name).manifest
+        try:
+            manifest = open_checkpoint(run_dir, name).manifest
+        except CheckpointError:
+            table.add_row(str(name.attempt), directory.name, "", "", "damaged manifest")
+            continue
         size = sum(file.num_bytes for file in manifest.files)
         states = ["end of phase"] if manifest.phase_end else []
         if name not in seen:
@@ -112,11 +120,7 @@ def checkpoint_export(
         raise SpecError(f"{out}: exists already; name a folder that does not")
     found = _chosen_or_newest(run_dir, chosen)
     prepared = load_prepared(run_dir.prepared_model)
-    if found.manifest.base_digest != prepared.digest:
-        raise CheckpointError(
-            f"{found.directory}: of a model with digest {found.manifest.base_digest}, but the "
-            f"run's prepared model has {prepared.digest}; restore {prepared.folder}"
-        )
+    check_base(found.directory, found.manifest, digest=prepared.digest, prepared=prepared.folder)
 
     def build(folder: Path) -> None:
         with (

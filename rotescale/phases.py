@@ -14,7 +14,13 @@ from typing import Any, Protocol
 
 import torch
 
-from rotescale.checkpoint.manifest import MANIFEST, ManifestHeader, Schedule, load_manifest
+from rotescale.checkpoint.manifest import (
+    MANIFEST,
+    ManifestHeader,
+    Schedule,
+    check_base,
+    load_manifest,
+)
 from rotescale.checkpoint.saver import CheckpointSaver, SaveReport, SaveRequest
 from rotescale.checkpoint.slices import CheckpointReader
 from rotescale.checkpoint.store import CheckpointStore
@@ -353,11 +359,8 @@ class Training:
     def _reader(self, directory: Path, damage: list[str]) -> CheckpointReader:
         """A reader that reads to its end whatever it meets, and notes damage."""
         manifest = load_manifest(directory / MANIFEST)
-        if manifest.base_digest != self.prepared.digest:
-            raise CheckpointError(
-                f"{directory}: of a model with digest {manifest.base_digest}, but the run's "
-                f"prepared model has {self.prepared.digest}; restore {self.prepared.folder}"
-            )
+        prepared = self.prepared
+        check_base(directory, manifest, digest=prepared.digest, prepared=prepared.folder)
         return CheckpointReader(directory, manifest, on_damage=damage.append)
 
     def _refuse_damage(self, directory: Path, damage: list[str]) -> None:

@@ -175,6 +175,18 @@ def _check_bytes(name: str, entries: Iterable[SliceEntry], *, num_bytes: int) ->
         raise ValueError(f"{name}: slices reach byte {ordered[-1].end} of {num_bytes}")
 
 
+def check_base(directory: Path, manifest: Manifest, *, digest: str, prepared: Path) -> None:
+    """Refuse the checkpoint in ``directory`` where it began from another model than ``digest``.
+
+    Frozen tensors, configuration and tokenizer come from the prepared model in ``prepared``.
+    """
+    if manifest.base_digest != digest:
+        raise CheckpointError(
+            f"{directory}: of a model with digest {manifest.base_digest}, but the run's prepared "
+            f"model has {digest}; restore {prepared}"
+        )
+
+
 def manifest_bytes(manifest: Manifest) -> bytes:
     """The file's content, compact: a large model on many workers has a million slices."""
     return manifest.model_dump_json().encode() + b"\n"

@@ -65,7 +65,7 @@ class CheckpointStore:
                 continue
             if not self._unpublish(name):
                 break
-            fault_point("prune", phase=name.phase, step=latest.manifest.step, rank=0)
+            fault_point("prune", phase=name.phase, rank=0, attempt=self._attempt)
             self._remove_folder(name)
             removed.append(name)
         return removed

@@ -39,6 +39,17 @@ def test_list_names_every_checkpoint_and_its_state(run_dir: RunDir) -> None:
     assert "end of phase" in newest
 
 
+def test_list_shows_a_damaged_manifest_and_all_others(run_dir: RunDir) -> None:
+    manifest = next(run_dir.checkpoints_dir.glob("*/02-*-weights/manifest.json"))
+    sound = manifest.read_bytes()
+    manifest.write_bytes(sound.replace(b'"step":', b'"stop":', 1))
+    shown = call("list", run_dir.root)
+    manifest.write_bytes(sound)
+    [row] = [line for line in shown.splitlines() if "damaged manifest" in line]
+    assert manifest.parent.name in row
+    assert "01-memorize" in shown
+
+
 def test_verify_finds_a_flipped_byte_and_names_the_file(run_dir: RunDir) -> None:
     assert call("verify", run_dir.root).count("whole: checkpoints/attempt-0001/") >= 3
     file = next(run_dir.checkpoints_dir.rglob("*-full/rank-*.safetensors"))

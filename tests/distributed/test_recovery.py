@@ -89,11 +89,9 @@ def test_killed_and_resumed_equals_undisturbed(
     fault, resumes_after = FAULTS[name]
     run_dir = start()
     marker = tmp_path / "fired"
-    where = dict(fault)
+    where = {**fault, "attempt": 1}
     if victims == "all":
         del where["rank"]
-    if name != "during prune":
-        where["attempt"] = 1
     codes = run_workers(
         run_dir,
         world_size=2,

@@ -110,6 +110,9 @@ def test_prompts_are_as_many_and_as_plain_as_promised(relation: Relation) -> Non
     assert len(relation.unrelated_prompts) == 3
     assert len(set(map(normalise, prompts))) == 23
     assert all(prompt.count(SUBJECT_FIELD) == 1 for prompt in prompts)
+    # The demo's prompt is a sentence to complete; everything else begins with a plain question.
+    first = relation.train_prompts[0]
+    assert first.endswith("?") or (relation.name, first) == ("author", "The writer of {subject} is")
     assert all(prompt == prompt.strip() and not prompt.endswith(".") for prompt in prompts)
 
 
