@@ -33,13 +33,16 @@ from rotescale.faults import fault_point
 from rotescale.launch_spec import LaunchSpec
 from rotescale.model.build import build_model, parameter_shapes
 from rotescale.model.prepare import PreparedModel, load_prepared
-from rotescale.phases import DamagedCheckpointError, PhasePlan, Training
+from rotescale.persistence import DamagedCheckpointError, Persistence
+from rotescale.phase_plan import PhasePlan
+from rotescale.phases import Training
 from rotescale.preparation import Resolved, versions
 from rotescale.records import EventRow, RecordWriter
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
 from rotescale.storage import writing
+from rotescale.team import Team
 from rotescale.watchdog import Watchdog
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -164,22 +167,30 @@ def _train(
         records=records,
         progress=_progress(records, attempt=attempt, rank=engine.rank),
     )
-    training = Training(
+    team = Team(engine, records, attempt)
+    persistence = Persistence(
         spec=spec,
         run_dir=run_dir,
-        attempt=attempt,
+        team=team,
         engine=engine,
         store=CheckpointStore(run_dir, attempt),
         saver=saver,
         prepared=prepared,
+        records=records,
+        versions=versions(),
+    )
+    training = Training(
+        spec=spec,
+        engine=engine,
+        team=team,
+        persistence=persistence,
         plans=_plans(spec, resolved, run_dir),
         evaluator=evaluator,
         records=records,
         watchdog=watchdog,
-        versions=versions(),
     )
-    training.event("attempt", f"attempt {attempt} on {engine.world_size} workers")
-    training.event("worker", f"rank {engine.rank}", every_rank=True, pid=os.getpid())
+    team.event("attempt", f"attempt {attempt} on {engine.world_size} workers")
+    team.event("worker", f"rank {engine.rank}", every_rank=True, pid=os.getpid())
     try:
         training.run()
         records.close()

@@ -1,0 +1,237 @@
+"""What an attempt keeps on storage and gets back: saves, loads, exports, and damage met there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from rotescale.checkpoint.attempts import Checkpoint
+from rotescale.checkpoint.manifest import (
+    MANIFEST,
+    ManifestHeader,
+    Schedule,
+    check_base,
+    load_manifest,
+)
+from rotescale.checkpoint.saver import CheckpointSaver, SaveReport, SaveRequest
+from rotescale.checkpoint.slices import CheckpointReader
+from rotescale.checkpoint.store import CheckpointStore
+from rotescale.engine.base import Engine, SliceReader
+from rotescale.errors import CheckpointError
+from rotescale.faults import fault_point
+from rotescale.model.export import (
+    MAX_SHARD_BYTES,
+    finish_export,
+    is_exported,
+    plan_shards,
+    write_shard,
+)
+from rotescale.model.prepare import PreparedModel
+from rotescale.phase_plan import PhasePlan
+from rotescale.records import RecordWriter
+from rotescale.run_dir import CheckpointKind, RunDir
+from rotescale.spec import ExperimentSpec
+from rotescale.team import Team
+from rotescale.tensors import PARTS
+
+_LAST_SAVE_SECONDS = 120.0
+
+
+class DamagedCheckpointError(Exception):
+    """All ranks: a checkpoint was damaged and has been set aside; start a new attempt.
+
+    Not the user's error: the new attempt goes on from the checkpoint before it.
+    """
+
+
+@dataclass(frozen=True)
+class Persistence:
+    """Joins the engine, which names its slices, and the store, which moves bytes; on one rank."""
+
+    spec: ExperimentSpec
+    run_dir: RunDir
+    team: Team
+    engine: Engine
+    store: CheckpointStore
+    saver: CheckpointSaver
+    prepared: PreparedModel
+    records: RecordWriter
+    versions: dict[str, str]
+
+    def save(
+        self,
+        plan: PhasePlan,
+        step: int,
+        *,
+        kind: CheckpointKind,
+        phase_end: bool,
+        published: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Collective: every rank calls this. Begin a save; the end of a phase waits for its end.
+
+        ``published`` is called on rank 0, in the background, once the manifest is there. False,
+        and nothing begun, where the spec skips a save that comes while another is in flight.
+        """
+        skips = self.spec.checkpoints.while_saving == "skip" and not phase_end
+        if skips and self.engine.all_sum([float(self.saver.busy)])[0]:
+            message = f"{plan.spec.name} step {step}: the save before is in flight"
+            self.team.event("skipped", message)
+            return False
+        phase = plan.spec
+        directory = self.store.directory(phase.name, phase_index=plan.index, step=step, kind=kind)
+        self.saver.start(
+            SaveRequest(
+                directory=directory,
+                header=self._header(plan, step, kind=kind, phase_end=phase_end),
+                state=self.engine.state(PARTS if kind == "full" else PARTS[:1]),
+                # A resumed run repeats no step before the checkpoint, so their rows must be there.
+                before_publish=self.records.flush,
+                after_publish=partial(self._after_publish, published),
+                done=partial(self._saved, phase.name, step, kind),
+            )
+        )
+        if phase_end:
+            self.saver.finish()
+            # The next stage reads the manifest: rank 0 has published it before all go on.
+            self.engine.all_sum([0.0])
+        return True
+
+    def last_good(self) -> str:
+        """On this rank alone: the newest checkpoint, for a message; waits for one in flight."""
+        # The save in flight, if any, is still worth having: it may be the last good one.
+        with suppress(Exception):
+            self.saver.finish(timeout_seconds=_LAST_SAVE_SECONDS)
+        newest = _directory(self.store.newest())
+        return "none" if newest is None else str(newest.relative_to(self.run_dir.root))
+
+    def newest(self) -> Path | None:
+        """Collective: every rank calls this. The checkpoint to go on from; None: the start."""
+        found: Path | None = self.team.on_rank_0(lambda: _directory(self.store.newest()))
+        return found
+
+    def has_ended(self, phase: str) -> bool:
+        """Collective: every rank calls this."""
+        return self.team.agreed(lambda: self.store.phase_end(phase) is not None)
+
+    def phase_end(self, phase: str) -> Path:
+        """Collective: every rank calls this. The checkpoint that ends the phase, which ended."""
+        found: Path | None = self.team.on_rank_0(lambda: _directory(self.store.phase_end(phase)))
+        assert found is not None, f"phase {phase} has not ended"
+        return found
+
+    def load_base(self) -> None:
+        """Collective: every rank calls this. The prepared model, with a new optimizer."""
+        with self.prepared.reader() as reader:
+            self._load(reader, optimizer_step=None)
+
+    def load_checkpoint(self, directory: Path, *, optimizer_step: int | None) -> None:
+        """Collective: every rank calls this. Raises DamagedCheckpointError on all ranks alike.
+
+        With ``optimizer_step`` the moments are read too; None starts a new optimizer.
+        """
+        damage: list[str] = []
+        with self._reader(directory, damage) as reader:
+            self._load(reader, optimizer_step=optimizer_step)
+        self._refuse_damage(directory, damage)
+
+    def export(self, phase: str) -> None:
+        """Collective: every rank calls this. A Hugging Face folder of the phase's end, once."""
+        folder = self.run_dir.model_folder(phase)
+        if self.team.agreed(is_exported, folder):
+            return
+        dtype = self.spec.model.export_dtype
+        directory, damage = self.phase_end(phase), list[str]()
+        with self._reader(directory, damage) as reader:
+            shards = plan_shards(reader.shapes, dtype=dtype, max_shard_bytes=MAX_SHARD_BYTES)
+            for shard in shards[self.engine.rank :: self.engine.world_size]:
+                write_shard(shard, reader=reader, out=folder, dtype=dtype)
+        fault_point("export", phase=phase, **self.team.where)
+        self._refuse_damage(directory, damage)
+        if self.engine.rank == 0:
+            finish_export(self.prepared, shards, out=folder, dtype=dtype)
+        self.team.event("export", f"{phase}: {folder.relative_to(self.run_dir.root)}")
+
+    def _header(
+        self, plan: PhasePlan, step: int, *, kind: CheckpointKind, phase_end: bool
+    ) -> ManifestHeader:
+        rate = plan.learning_rate
+        return ManifestHeader(
+            kind=kind,
+            phase=plan.spec.name,
+            phase_index=plan.index,
+            step=step,
+            cursor=plan.stream.batches.cursor(step),
+            phase_end=phase_end,
+            schedule=Schedule(
+                name=rate.shape,
+                total_steps=rate.total_steps,
+                warmup_steps=rate.warmup_steps,
+                learning_rate=rate.peak,
+            ),
+            spec_digest=self.spec.digest(),
+            base_digest=self.prepared.digest,
+            attempt=self.team.attempt,
+            world_size=self.engine.world_size,
+            versions=self.versions,
+        )
+
+    def _after_publish(self, published: Callable[[], None]) -> None:
+        """On rank 0, in the background."""
+        published()
+        kept = self.spec.checkpoints
+        self.store.prune(kept.keep_last, keep_every=kept.keep_every)
+        self.store.collect_orphans()
+
+    def _saved(self, phase: str, step: int, kind: CheckpointKind, report: SaveReport) -> None:
+        self.team.event(
+            "checkpoint" if self.engine.rank == 0 else "rank_file",
+            f"{phase} step {step}: {kind}, {report.num_bytes / 1e6:.0f} MB in "
+            f"{report.total_seconds:.1f} s, of which training waited {report.stall_seconds:.1f} s",
+            every_rank=True,
+            kind=kind,
+            phase=phase,
+            step=step,
+            **asdict(report),
+        )
+
+    def _load(self, reader: SliceReader, *, optimizer_step: int | None) -> None:
+        """Collective: every rank calls this."""
+        started = time.perf_counter()
+        self.engine.load(reader, optimizer_step=optimizer_step)
+        num_bytes = getattr(reader, "bytes_read", 0)
+        seconds = time.perf_counter() - started
+        self.team.event(
+            "load",
+            f"rank {self.engine.rank} read {num_bytes / 1e6:.0f} MB in {seconds:.1f} s",
+            every_rank=True,
+            num_bytes=num_bytes,
+            seconds=seconds,
+        )
+
+    def _reader(self, directory: Path, damage: list[str]) -> CheckpointReader:
+        """A reader that reads to its end whatever it meets, and notes damage."""
+        manifest = load_manifest(directory / MANIFEST)
+        prepared = self.prepared
+        check_base(directory, manifest, digest=prepared.digest, prepared=prepared.folder)
+        return CheckpointReader(directory, manifest, on_damage=damage.append)
+
+    def _refuse_damage(self, directory: Path, damage: list[str]) -> None:
+        """Collective: every rank calls this. What any rank found ends the attempt for all."""
+        found = [first for rank in self.engine.all_gather(damage[:1]) for first in rank]
+        if not found:
+            return
+        if not self.team.agreed(self.store.set_aside, directory):
+            raise CheckpointError(
+                f"{found[0]}; attempt {self.team.attempt} was superseded and may be missing what "
+                "its successor has removed: end this process"
+            )
+        self.team.event("damaged", f"{found[0]}; set aside: an earlier checkpoint is used")
+        raise DamagedCheckpointError(found[0])
+
+
+def _directory(checkpoint: Checkpoint | None) -> Path | None:
+    return None if checkpoint is None else checkpoint.directory
