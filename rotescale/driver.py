@@ -12,12 +12,22 @@ from typing import Any
 from rotescale.errors import RotescaleError, error_class
 from rotescale.faults import VARIABLE as FAULT_VARIABLE
 from rotescale.launch_spec import LaunchSpec
+from rotescale.notices import Preemption
 from rotescale.run_dir import Outcome, RunDir
 
-# Ray warns of what is the default already, polls too seldom, and waits long for lost nodes.
-_ENVIRONMENT = {
+# Each is set unless the environment has it already. Ray Train's defaults in brackets.
+ENVIRONMENT = {
+    # How often the controller looks at its workers, and so how soon it sees that one is dead [2].
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    # How long a worker may leave a poll unanswered, such as one on a host that stands still [600].
+    # The poll is trivial and has a thread of its own, but a long call in C may hold the lock.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    # How long workers may take to be placed [60]. After a node is lost the controller believes
+    # for a while in resources that are gone, and finds out only by this limit.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    # How often Ray looks for nodes that are about to be taken away [5]; notice may be 30 s.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    # Ray warns of what is the default already.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
 }
@@ -30,14 +40,27 @@ class InterruptedRunError(RotescaleError):
 
 
 @contextmanager
-def local_ray(launch: LaunchSpec) -> Iterator[None]:
-    """A Ray cluster on this machine for the time being, or the one that is running already."""
-    os.environ.update({key: value for key, value in _ENVIRONMENT.items() if key not in os.environ})
+def ray_cluster(launch: LaunchSpec) -> Iterator[None]:
+    """A Ray cluster on this machine for the time being, or the one that the launch spec names."""
+    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     import ray
 
     if ray.is_initialized():
         yield
         return
+    if launch.place == "ray":
+        ray.init(address=launch.address, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        _start_local_ray(launch)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local_ray(launch: LaunchSpec) -> None:
+    import ray
+
     ray.init(
         # Never a cluster that happens to run here: its resources are not this launch spec's.
         address="local",
@@ -47,10 +70,6 @@ def local_ray(launch: LaunchSpec) -> Iterator[None]:
         logging_level=logging.ERROR,
         configure_logging=True,
     )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def train(run_dir: RunDir, launch: LaunchSpec, *, engine: str = "zero3") -> None:
@@ -67,7 +86,7 @@ def train(run_dir: RunDir, launch: LaunchSpec, *, engine: str = "zero3") -> None
             {"run_folder": str(run_dir.root), "threads": max(1, int(launch.cpus_per_worker))}
         )
     elif Outcome.read(run_dir) is None:
-        with local_ray(launch):
+        with ray_cluster(launch):
             _fit(run_dir, launch)
     raise_outcome(run_dir)
 
@@ -101,6 +120,7 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
         torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
+            elastic_resize_monitor_interval_s=launch.resize_check_seconds,
             use_gpu=bool(launch.gpus_per_worker),
             resources_per_worker=resources,
         ),
@@ -108,7 +128,13 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
             name=run_dir.root.name,
             # Ray's own bookkeeping; everything that matters lies in the run folder itself.
             storage_path=str(run_dir.ray_dir.absolute()),
-            failure_config=FailureConfig(max_failures=launch.max_failures),
+            failure_config=FailureConfig(
+                max_failures=launch.max_failures,
+                max_preemption_failures=(
+                    -1 if launch.max_preemptions is None else launch.max_preemptions
+                ),
+            ),
+            callbacks=[_save_before_resize(run_dir.root.absolute(), launch)],
             worker_runtime_env={"env_vars": _worker_environment()},
         ),
     )
@@ -130,7 +156,52 @@ def _worker_loop(config: dict[str, Any]) -> None:
     from rotescale.worker import run_worker
 
     torch.set_num_threads(config["threads"])
-    run_worker(Path(config["run_folder"]))
+    run_worker(Path(config["run_folder"]), preemption=preemption_notice)
+
+
+def preemption_notice() -> Preemption | None:
+    """In a worker of Ray Train: the nodes that it is about to lose; None outside of one.
+
+    Ray's public call for it is a barrier over all workers, which stages without collectives
+    cannot take part in; so this reads what that call would send around. The training loop lets
+    the ranks agree by itself.
+    """
+    from ray.train.v2._internal.execution import context
+
+    try:
+        info = context.get_train_context().preemption_context.preemption_info
+    except RuntimeError:
+        return None
+    if info is None:
+        return None
+    deadline = None if info.deadline_ms is None else info.deadline_ms / 1000
+    return Preemption(tuple(sorted(info.preempted_node_ids)), deadline)
+
+
+def _save_before_resize(run_folder: Path, launch: LaunchSpec) -> Any:
+    """A callback of Ray Train's controller that has the workers save before it resizes them.
+
+    Ray has no public hook for it: a planned resize is known by the controller's state. Should that
+    name change, a resize loses the steps since the last checkpoint, and a test fails.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    limit = launch.resize_save_seconds
+
+    class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            if type(current_state).__name__ != "ResizingState":
+                return
+            from rotescale.notices import request_save
+
+            wanted = current_state.scaling_decision.num_workers
+            try:
+                request_save(RunDir(run_folder), f"resize to {wanted} workers", limit_seconds=limit)
+            except OSError as error:
+                # A resize that loses some steps is better than none.
+                logging.getLogger(__name__).warning("no checkpoint before a resize: %s", error)
+
+    return SaveBeforeResize()
 
 
 def _worker_environment() -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""Fault injection: kills this very process at a named point, where the environment asks for it.
+"""Fault injection: kills, hangs or slows this very process at a named point, where asked for.
 
 ``ROTESCALE_FAULT`` holds JSON such as ``{"point": "step", "phase": "memorize", "step": 3,
-"rank": 1, "attempt": 1, "marker": "/tmp/fired"}``: every key but ``marker`` must match. Recovery is
-proven by tests that kill real processes; unset, which is always but in tests, nothing happens.
+"rank": 1, "attempt": 1, "marker": "/tmp/fired"}``: every key but ``marker`` and ``action`` must
+match. Recovery is proven by tests that kill real processes; unset, which is always but in tests,
+nothing happens.
 """
 
 from __future__ import annotations
@@ -10,21 +11,34 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 VARIABLE = "ROTESCALE_FAULT"
+_DELAY_SECONDS = 0.05
+_FOREVER_SECONDS = 1e6
 
 
 def fault_point(point: str, **where: Any) -> None:
-    """Die by SIGKILL if this is the point; ``marker`` is written first, as evidence."""
+    """Where this is the point: die by SIGKILL, or as ``action`` says: ``hang``, ``delay``.
+
+    ``marker`` is written first, as evidence.
+    """
     text = os.environ.get(VARIABLE)
     if not text:
         return
     wanted = json.loads(text)
-    marker = wanted.pop("marker", None)
+    marker, action = wanted.pop("marker", None), wanted.pop("action", "kill")
     here = {"point": point, **where}
-    if all(here.get(key) == value for key, value in wanted.items()):
-        if marker:
-            Path(marker).write_text(json.dumps(here), encoding="utf-8")
-        os.kill(os.getpid(), signal.SIGKILL)
+    if any(here.get(key) != value for key, value in wanted.items()):
+        return
+    if marker:
+        Path(marker).write_text(json.dumps(here), encoding="utf-8")
+    match action:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            time.sleep(_FOREVER_SECONDS)
+        case "delay":
+            time.sleep(_DELAY_SECONDS)

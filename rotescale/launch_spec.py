@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from rotescale.spec import Name, Part
 
@@ -12,6 +19,8 @@ from rotescale.spec import Name, Part
 class StageLimits(Part):
     """How long a stage may take before a worker is taken to hang, in seconds."""
 
+    start_seconds: PositiveFloat = 1200.0
+    """Meeting the other workers and building the engine."""
     load_seconds: PositiveFloat = 1800.0
     """Start of a phase: reading the model or a checkpoint."""
     first_step_seconds: PositiveFloat = 1200.0
@@ -29,10 +38,19 @@ class LaunchSpec(Part):
 
     name: Name = "local"
     """Name of the profile."""
-    place: Literal["local"] = "local"
-    """``local``: a Ray cluster that is started on this machine for the run."""
+    place: Literal["local", "ray"] = "local"
+    """``local``: a Ray cluster that is started on this machine for the run; ``ray``: one that is
+    running, at ``address``."""
+    address: str | None = None
+    """Of the head node for ``place: ray``, as HOST:PORT, or ``auto`` on a node of the cluster."""
     num_workers: tuple[PositiveInt, PositiveInt] = (2, 2)
-    """The least and the most workers; equal numbers: a fixed size."""
+    """The least and the most workers; equal numbers: a fixed size. Between the two, Ray Train
+    starts with what the cluster has, goes on with fewer when nodes are lost, and grows again."""
+    resize_check_seconds: PositiveFloat = 60.0
+    """How long a set of workers trains before more are taken in, and between two looks for more:
+    growing costs a restart of all workers, so nodes must have been there for a while."""
+    resize_save_seconds: PositiveFloat = 120.0
+    """How long a resize waits for the checkpoint that it asks for; then it goes on without."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPU cores per worker; also its threads."""
     gpus_per_worker: Annotated[NonNegativeInt, Field(le=1)] = 0
@@ -43,6 +61,8 @@ class LaunchSpec(Part):
     """The folder, shared by all workers, where fetched models are kept."""
     max_failures: NonNegativeInt = 3
     """How often Ray Train replaces lost workers before the run fails."""
+    max_preemptions: NonNegativeInt | None = None
+    """How often nodes may be taken away with notice, which is no failure; null: any number."""
     limits: Annotated[StageLimits, Field()] = StageLimits()
     """When a silent worker is taken to hang."""
 
@@ -50,6 +70,14 @@ class LaunchSpec(Part):
     @classmethod
     def _one_number_is_a_fixed_size(cls, value: object) -> object:
         return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _address_of_a_cluster(self) -> LaunchSpec:
+        if self.place == "ray" and self.address is None:
+            raise ValueError("place: ray needs the address of its head node, or address: auto")
+        if self.place == "local" and self.address is not None:
+            raise ValueError(f"address: {self.address} is for place: ray, and the place is local")
+        return self
 
     @field_validator("num_workers")
     @classmethod

@@ -32,7 +32,7 @@ from rotescale.model.export import (
 )
 from rotescale.model.prepare import PreparedModel
 from rotescale.phase_plan import PhasePlan
-from rotescale.records import RecordWriter
+from rotescale.records import RecordWriter, best_steps, read_records
 from rotescale.run_dir import CheckpointKind, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.team import Team
@@ -69,15 +69,17 @@ class Persistence:
         *,
         kind: CheckpointKind,
         phase_end: bool,
+        urgent: bool = False,
         published: Callable[[], None] = lambda: None,
     ) -> bool:
         """Collective: every rank calls this. Begin a save; the end of a phase waits for its end.
 
         ``published`` is called on rank 0, in the background, once the manifest is there. False,
-        and nothing begun, where the spec skips a save that comes while another is in flight.
+        and nothing begun, where the spec skips a save that comes while another is in flight,
+        unless it is the end of a phase or ``urgent``.
         """
-        skips = self.spec.checkpoints.while_saving == "skip" and not phase_end
-        if skips and self.engine.all_sum([float(self.saver.busy)])[0]:
+        may_skip = self.spec.checkpoints.while_saving == "skip" and not (phase_end or urgent)
+        if may_skip and self.engine.all_sum([float(self.saver.busy)])[0]:
             message = f"{plan.spec.name} step {step}: the save before is in flight"
             self.team.event("skipped", message)
             return False
@@ -183,7 +185,12 @@ class Persistence:
         """On rank 0, in the background."""
         published()
         kept = self.spec.checkpoints
-        self.store.prune(kept.keep_last, keep_every=kept.keep_every)
+        best = (
+            None
+            if kept.keep_best is None
+            else best_steps(read_records(self.run_dir), kept.keep_best)
+        )
+        self.store.prune(kept.keep_last, keep_every=kept.keep_every, keep=best or ())
         self.store.collect_orphans()
 
     def _saved(self, phase: str, step: int, kind: CheckpointKind, report: SaveReport) -> None:

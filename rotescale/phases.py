@@ -15,6 +15,7 @@ from rotescale.data.stream import StepData
 from rotescale.engine.base import Engine, Row
 from rotescale.errors import TrainingError
 from rotescale.faults import fault_point
+from rotescale.notices import Notices
 from rotescale.persistence import Persistence
 from rotescale.phase_plan import PhasePlan
 from rotescale.records import RecordWriter, StepRow
@@ -47,6 +48,7 @@ class Training:
     evaluator: StageEvaluator
     records: RecordWriter
     watchdog: Watchdog
+    notices: Notices
 
     def run(self) -> None:
         """Collective: every rank calls this. Do what is left of the run, whatever that is."""
@@ -61,18 +63,19 @@ class Training:
 
     def train_phase(self, plan: PhasePlan) -> None:
         """Collective: every rank calls this. The training loop, the same for every phase."""
-        step = first = self._begin_phase(plan)
+        step = first = saved = self._begin_phase(plan)
         while step < plan.total_steps:
             if epoch := plan.evaluations.get(step):
-                self._evaluate(plan.spec.name, epoch)
+                saved = self._evaluate_on_the_way(plan, step, epoch, saved=saved)
             self.watchdog.arm("first_step" if step == first else "step")
-            self._train_step(plan, step)
+            noticed = self._train_step(plan, step)
             step += 1
-            if step < plan.total_steps and step % self._save_interval(plan) == 0:
-                self.watchdog.arm("save")
-                self.persistence.save(plan, step, kind="full", phase_end=False)
+            due = noticed or step % self._save_interval(plan) == 0
+            if due and step < plan.total_steps and self._save(plan, step, urgent=noticed):
+                saved = step
         self.watchdog.arm("save")
         self.persistence.save(plan, step, kind="weights", phase_end=True)
+        self.notices.rest(True)
 
     def _begin_phase(self, plan: PhasePlan) -> int:
         """Collective: every rank calls this. Load the newest state; returns the steps done.
@@ -99,14 +102,19 @@ class Training:
         self.team.event("phase", f"{plan.spec.name} starts", total_steps=plan.total_steps)
         return 0
 
-    def _train_step(self, plan: PhasePlan, step: int) -> None:
-        """Collective: every rank calls this. One update, from step 0, and its record."""
+    def _train_step(self, plan: PhasePlan, step: int) -> bool:
+        """Collective: every rank calls this. One update, from step 0, and its record.
+
+        Returns, on all ranks alike, whether any rank has noticed a reason to save now.
+        """
+        self.notices.rest(False)
         engine, started = self.engine, time.perf_counter()
         data = plan.stream.step(step, rank=engine.rank, world_size=engine.world_size)
         fault_point("step", phase=plan.spec.name, step=step, **self.team.where)
         loss_sum = self._backward(data)
         # Agreed before the update, so that all ranks stop alike and the weights stay sound.
-        loss = engine.all_sum([loss_sum])[0] / data.target_tokens
+        total, noticed = engine.all_sum([loss_sum, float(self.notices.due)])
+        loss = total / data.target_tokens
         self._check_finite(loss, "loss", plan=plan, step=step, data=data)
         learning_rate = plan.learning_rate.at(step)
         self.persistence.saver.before_update()
@@ -131,6 +139,15 @@ class Training:
                     example_ids=data.example_ids,
                 )
             )
+        return noticed > 0
+
+    def _save(self, plan: PhasePlan, step: int, *, urgent: bool) -> bool:
+        """Collective: every rank calls this. Begin a full checkpoint; False where it is skipped."""
+        self.watchdog.arm("save")
+        published = self.notices.take() if urgent else lambda: None
+        return self.persistence.save(
+            plan, step, kind="full", phase_end=False, urgent=urgent, published=published
+        )
 
     def _backward(self, data: StepData) -> float:
         """Collective: every rank calls this. Gradients of the global mean; returns the local sum.
@@ -172,12 +189,26 @@ class Training:
             self.persistence.load_checkpoint(end, optimizer_step=None)
             self._evaluate(name, None)
 
+    def _evaluate_on_the_way(self, plan: PhasePlan, step: int, epoch: int, *, saved: int) -> int:
+        """Collective: every rank calls this. Measure before ``step``; returns the step saved last.
+
+        An evaluation may take long, so what was trained before it is on storage first.
+        """
+        if self._is_measured(plan.spec.name, epoch):
+            return saved
+        if saved < step:
+            self._save(plan, step, urgent=True)
+        self._evaluate(plan.spec.name, epoch)
+        return step
+
     def _evaluate(self, stage: str, epoch: int | None) -> None:
         """Collective: every rank calls this. Measure, unless an earlier attempt did."""
         if self._is_measured(stage, epoch):
             return
+        self.watchdog.arm("save")
         # A whole copy of the model may need the memory that the next save needs again.
         self.persistence.saver.release()
+        self.notices.rest(True)
         self.watchdog.arm("evaluation")
         fault_point("evaluation", phase=stage, epoch=epoch, **self.team.where)
         self.evaluator.evaluate(stage, epoch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rotescale.errors import CheckpointError, StorageError
 from rotescale.run_dir import RunDir, SegmentName
+from rotescale.spec import BestOf
 from rotescale.storage import create_exclusive, writing
 
 
@@ -91,6 +93,9 @@ class EventRow(_Row):
 Row = StepRow | EvaluationRow | EventRow
 _ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="kind")])
 
+
+ALL_RELATIONS = "all"
+"""What a row over several relations says in place of one's name."""
 
 _Key = TypeVar("_Key")
 _Kept = TypeVar("_Kept", StepRow, EvaluationRow)
@@ -201,6 +206,26 @@ class RecordReader:
 def read_records(run_dir: RunDir) -> Records:
     """All rows of the run, as ``RecordReader.read`` gives them."""
     return RecordReader(run_dir).read()
+
+
+def best_steps(records: Records, best: BestOf) -> set[tuple[str, int]]:
+    """(phase, step) of each phase's highest value on the way; of equals the first.
+
+    Over several relations their mean counts. Phases that were not measured yet are left out.
+    """
+    values: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for row in records.evaluations:
+        is_wanted = (row.metric, row.prompts, row.split) == (best.metric, best.prompts, best.split)
+        if is_wanted and row.epoch is not None and row.relation != ALL_RELATIONS:
+            values[row.stage, row.epoch].append(row.value)
+    means = {key: sum(found) / len(found) for key, found in sorted(values.items())}
+    ends = {(row.phase, row.epoch): row.step for row in records.steps}
+    found: set[tuple[str, int]] = set()
+    for phase in {stage for stage, _ in means}:
+        epochs = [epoch for stage, epoch in means if stage == phase]
+        epoch = max(epochs, key=lambda epoch: means[phase, epoch])
+        found.add((phase, ends[phase, epoch]))
+    return found
 
 
 def _keep_highest(rows: dict[_Key, _Kept], key: _Key, row: _Kept) -> None:

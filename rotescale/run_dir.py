@@ -80,6 +80,11 @@ class RunDir:
         return self.root / "outcome.reserve"
 
     @property
+    def save_request(self) -> Path:
+        """There while somebody waits for a checkpoint outside the interval."""
+        return self.root / "save-request.json"
+
+    @property
     def results_json(self) -> Path:
         """The evaluation rows of the run, for the reader."""
         return self.root / "results.json"

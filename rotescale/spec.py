@@ -265,6 +265,16 @@ class EvaluationSpec(Part):
     """Resamplings behind a 95 % interval."""
 
 
+class BestOf(Part):
+    """What makes a checkpoint the best of its phase: the highest value, measured on the way."""
+
+    metric: Literal["multiple_choice", "multiple_choice_normalized", "object_probability"] = (
+        "multiple_choice"
+    )
+    prompts: Literal["key_token", "train", "test"] = "test"
+    split: Literal["trained", "held_out"] = "held_out"
+
+
 class CheckpointSpec(Part):
     """When training is saved, and what is kept."""
 
@@ -276,6 +286,8 @@ class CheckpointSpec(Part):
     """How many full checkpoints are kept; phase ends are always kept."""
     keep_every: PositiveInt | None = None
     """Keep also every full checkpoint whose step is a multiple of this."""
+    keep_best: BestOf | None = None
+    """Keep also the best of each phase among those measured at its ``evaluate_epochs``."""
 
 
 class ExperimentSpec(Part):

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,11 +33,12 @@ from rotescale.faults import fault_point
 from rotescale.launch_spec import LaunchSpec
 from rotescale.model.build import build_model, parameter_shapes
 from rotescale.model.prepare import PreparedModel, load_prepared
+from rotescale.notices import Notices, Preemption
 from rotescale.persistence import DamagedCheckpointError, Persistence
 from rotescale.phase_plan import PhasePlan
 from rotescale.phases import Training
 from rotescale.preparation import Resolved, versions
-from rotescale.records import EventRow, RecordWriter
+from rotescale.records import RecordWriter
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
@@ -51,8 +52,12 @@ _MAX_DAMAGED = 3
 """How many damaged checkpoints the same processes set aside before they are replaced."""
 
 
-def run_worker(run_folder: Path) -> None:
+def run_worker(
+    run_folder: Path, *, preemption: Callable[[], Preemption | None] = lambda: None
+) -> None:
     """Collective: every rank calls this. Train what is left of the run, as one attempt.
+
+    ``preemption`` tells of nodes that the run is about to lose; it is asked in the background.
 
     A damaged checkpoint, once set aside, ends the attempt, and the next goes on without it.
 
@@ -64,15 +69,24 @@ def run_worker(run_folder: Path) -> None:
     if Outcome.read(run_dir) is not None:
         return
     attempt = 0
+    watchdog: Watchdog | None = None
     try:
         spec = load_spec(ExperimentSpec, run_dir.spec_json)
         launch = load_spec(LaunchSpec, run_dir.launch_json)
+        watchdog = Watchdog(_log_of_next_attempt(run_dir), launch.limits)
+        watchdog.arm("start")
         prepared = load_prepared(run_dir.prepared_model)
         engine = _make_engine(spec, prepared)
         for left in reversed(range(_MAX_DAMAGED + 1)):
             attempt = _agree_on_attempt(engine, run_dir)
             try:
-                _train(spec, launch, run_dir, prepared, engine=engine, attempt=attempt)
+                _train(
+                    *(spec, run_dir, prepared),
+                    engine=engine,
+                    attempt=attempt,
+                    watchdog=watchdog,
+                    preemption=preemption,
+                )
                 break
             except DamagedCheckpointError:
                 # Where nothing reads well, it is this machine: other processes may do better.
@@ -91,6 +105,15 @@ def run_worker(run_folder: Path) -> None:
         raise
     else:
         engine.close()
+    finally:
+        if watchdog is not None:
+            watchdog.close()
+
+
+def _log_of_next_attempt(run_dir: RunDir) -> Path:
+    """The log of this rank in the attempt that it is about to take part in."""
+    rank = int(os.environ.get("RANK", "0"))
+    return run_dir.worker_log(attempt=(run_dir.newest_attempt() or 0) + 1, rank=rank)
 
 
 def _make_engine(spec: ExperimentSpec, prepared: PreparedModel) -> Engine:
@@ -133,66 +156,48 @@ def _agree_on_attempt(engine: Engine, run_dir: RunDir) -> int:
 
 def _train(
     spec: ExperimentSpec,
-    launch: LaunchSpec,
     run_dir: RunDir,
     prepared: PreparedModel,
     *,
     engine: Engine,
     attempt: int,
+    watchdog: Watchdog,
+    preemption: Callable[[], Preemption | None],
 ) -> None:
-    """Collective: every rank calls this. Put the parts together and run the phases."""
-    resolved = Resolved.read(run_dir)
-    fact_set = load_saved(run_dir.facts_json)
+    """Collective: every rank calls this. One attempt, from its parts to the run's outcome."""
     fault_point("start", rank=engine.rank, attempt=attempt)
     records = RecordWriter(run_dir, attempt=attempt, rank=engine.rank)
-    saver = CheckpointSaver(rank=engine.rank, world_size=engine.world_size)
-    watchdog = Watchdog(run_dir.worker_log(attempt=attempt, rank=engine.rank), launch.limits)
-    evaluator = RunEvaluator(
-        engine=engine,
-        items=build_items(
-            fact_set,
-            trained=trained_facts(fact_set, spec.phases, seed=spec.seed),
-            asked=memorized_facts(fact_set, spec.phases, seed=spec.seed),
-            key_tokens=prepared.key_tokens,
-            spec=spec.evaluation,
-            seed=spec.seed,
-        ),
-        tokenizer=prepared.tokenizer(),
-        num_tokens=prepared.num_tokens,
-        mode=resolved.evaluation_mode,
-        spec=spec.evaluation,
-        seed=spec.seed,
-        run_dir=run_dir,
-        attempt=attempt,
-        records=records,
-        progress=_progress(records, attempt=attempt, rank=engine.rank),
-    )
     team = Team(engine, records, attempt)
-    persistence = Persistence(
-        spec=spec,
-        run_dir=run_dir,
-        team=team,
-        engine=engine,
-        store=CheckpointStore(run_dir, attempt),
-        saver=saver,
-        prepared=prepared,
-        records=records,
-        versions=versions(),
-    )
+    saver = CheckpointSaver(rank=engine.rank, world_size=engine.world_size)
+    notices = Notices(run_dir, rank=engine.rank, preemption=preemption, report=team.event)
+    resolved = Resolved.read(run_dir)
     training = Training(
         spec=spec,
         engine=engine,
         team=team,
-        persistence=persistence,
+        persistence=Persistence(
+            spec=spec,
+            run_dir=run_dir,
+            team=team,
+            engine=engine,
+            store=CheckpointStore(run_dir, attempt),
+            saver=saver,
+            prepared=prepared,
+            records=records,
+            versions=versions(),
+        ),
         plans=_plans(spec, resolved, run_dir),
-        evaluator=evaluator,
+        evaluator=_evaluator(spec, resolved, run_dir, prepared, team=team),
         records=records,
         watchdog=watchdog,
+        notices=notices,
     )
+    watchdog.on_hang = partial(_record_hang, team)
     team.event("attempt", f"attempt {attempt} on {engine.world_size} workers")
     team.event("worker", f"rank {engine.rank}", every_rank=True, pid=os.getpid())
     try:
-        training.run()
+        with notices:
+            training.run()
         records.close()
         # All that any rank had to write is on storage, or it would have left its peers here.
         engine.all_sum([0.0])
@@ -200,8 +205,44 @@ def _train(
             Outcome(status="finished", attempt=attempt).write(run_dir)
     finally:
         saver.close()
-        watchdog.close()
         records.close()
+
+
+def _record_hang(team: Team, message: str) -> None:
+    team.event("hang", f"rank {team.rank}: {message}", every_rank=True)
+    team.records.flush()
+
+
+def _evaluator(
+    spec: ExperimentSpec,
+    resolved: Resolved,
+    run_dir: RunDir,
+    prepared: PreparedModel,
+    *,
+    team: Team,
+) -> RunEvaluator:
+    fact_set = load_saved(run_dir.facts_json)
+    items = build_items(
+        fact_set,
+        trained=trained_facts(fact_set, spec.phases, seed=spec.seed),
+        asked=memorized_facts(fact_set, spec.phases, seed=spec.seed),
+        key_tokens=prepared.key_tokens,
+        spec=spec.evaluation,
+        seed=spec.seed,
+    )
+    return RunEvaluator(
+        engine=team.engine,
+        items=items,
+        tokenizer=prepared.tokenizer(),
+        num_tokens=prepared.num_tokens,
+        mode=resolved.evaluation_mode,
+        spec=spec.evaluation,
+        seed=spec.seed,
+        run_dir=run_dir,
+        attempt=team.attempt,
+        records=team.records,
+        progress=_progress(team),
+    )
 
 
 def _plans(spec: ExperimentSpec, resolved: Resolved, run_dir: RunDir) -> tuple[PhasePlan, ...]:
@@ -217,25 +258,18 @@ def _plans(spec: ExperimentSpec, resolved: Resolved, run_dir: RunDir) -> tuple[P
     return tuple(plans)
 
 
-def _progress(records: RecordWriter, *, attempt: int, rank: int) -> Callable[[str, int, int], None]:
+def _progress(team: Team) -> Callable[[str, int, int], None]:
     """Records how far an evaluation is, on rank 0, every few seconds and at its end."""
     last = 0.0
 
     def progress(stage: str, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if rank or (now - last < _PROGRESS_SECONDS and done < total):
+        if now - last < _PROGRESS_SECONDS and done < total:
             return
         last = now
-        records.append(
-            EventRow(
-                attempt=attempt,
-                time=datetime.now(UTC).isoformat(),
-                name="evaluation",
-                message=f"{stage}: {done} of {total} questions",
-                details={"stage": stage, "done": done, "total": total},
-            )
-        )
+        message = f"{stage}: {done} of {total} questions"
+        team.event("evaluation", message, stage=stage, done=done, total=total)
 
     return progress
 

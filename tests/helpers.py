@@ -13,7 +13,7 @@ import torch
 
 from rotescale.checkpoint.attempts import open_checkpoint
 from rotescale.checkpoint.slices import CheckpointReader
-from rotescale.launch_spec import LaunchSpec
+from rotescale.launch_spec import LaunchSpec, StageLimits
 from rotescale.preparation import prepare_run
 from rotescale.records import StepRow, read_records
 from rotescale.run_dir import RunDir
@@ -37,10 +37,20 @@ def micro_spec(*overrides: str) -> ExperimentSpec:
     return load_spec(ExperimentSpec, MICRO, overrides)
 
 
-def prepare(spec: ExperimentSpec, storage: Path, *, cache: Path, num_workers: int = 1) -> RunDir:
+def prepare(
+    spec: ExperimentSpec,
+    storage: Path,
+    *,
+    cache: Path,
+    num_workers: int = 1,
+    limits: StageLimits | None = None,
+) -> RunDir:
     """A run folder that is ready for workers."""
     launch = LaunchSpec(
-        storage=str(storage), model_cache=str(cache), num_workers=(num_workers, num_workers)
+        storage=str(storage),
+        model_cache=str(cache),
+        num_workers=(num_workers, num_workers),
+        limits=limits or StageLimits(),
     )
     return prepare_run(spec, launch)
 

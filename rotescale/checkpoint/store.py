@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,10 +43,17 @@ class CheckpointStore:
                     return checkpoint
         return None
 
-    def prune(self, keep_last: int, *, keep_every: int | None = None) -> list[CheckpointName]:
+    def prune(
+        self,
+        keep_last: int,
+        *,
+        keep_every: int | None = None,
+        keep: Collection[tuple[str, int]] = (),
+    ) -> list[CheckpointName]:
         """Remove all but the last ``keep_last`` full checkpoints; returns what was removed.
 
-        Ends of phases and weights stay, and with ``keep_every`` those whose step is a multiple.
+        Ends of phases and weights stay, with ``keep_every`` those whose step is a multiple, and
+        those whose (phase, step) is in ``keep``.
         Nothing is removed once a newer attempt has started, whose resume point may be any of
         them, nor before this attempt has published a checkpoint of its own: until then the one it
         resumed from is all there is.
@@ -60,6 +68,8 @@ class CheckpointStore:
         removed: list[CheckpointName] = []
         for name in full[:-keep_last]:
             if keep_every is not None and name.step % keep_every == 0:
+                continue
+            if (name.phase, name.step) in keep:
                 continue
             if open_checkpoint(self._run_dir, name).manifest.phase_end:
                 continue

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rotescale.errors import DataError
 from rotescale.evaluation.answers import generation_contains, generation_exact
 from rotescale.evaluation.items import PROMPT_KINDS, SPLITS, Item
+from rotescale.records import ALL_RELATIONS
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,7 +23,6 @@ METRICS = (
 )
 """Every metric, in the order of the rows."""
 
-ALL_RELATIONS = "all"
 _BLOCK_ELEMENTS = 4_000_000
 """Resampled counts that are held at once, 16 MB."""
 

@@ -48,7 +48,7 @@ ARCHITECTURES = [
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One Ray cluster for all tests of this file."""
-    with driver.local_ray(LAUNCH):
+    with driver.ray_cluster(LAUNCH):
         yield
 
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"spec"},
     {"launch_spec", "spec_file", "facts"},
     {"run_dir"},
-    {"records", "watchdog"},
+    {"records", "watchdog", "notices"},
     {"data", "model", "checkpoint", "engine.base", "planning"},
     {"engine.zero3", "engine.eager", "evaluation", "team", "phase_plan"},
     {"preparation", "persistence"},
