@@ -271,8 +271,11 @@ class BestOf(Part):
     metric: Literal["multiple_choice", "multiple_choice_normalized", "object_probability"] = (
         "multiple_choice"
     )
+    """What was measured."""
     prompts: Literal["key_token", "train", "test"] = "test"
+    """With which kind of prompts."""
     split: Literal["trained", "held_out"] = "held_out"
+    """Of which facts."""
 
 
 class CheckpointSpec(Part):
