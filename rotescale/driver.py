@@ -32,6 +32,8 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
 }
 
+_CLAIM_SECONDS = 60
+
 
 class InterruptedRunError(RotescaleError):
     """Workers were lost more often than allowed; the run can go on from its last checkpoint."""
@@ -134,7 +136,7 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
                     -1 if launch.max_preemptions is None else launch.max_preemptions
                 ),
             ),
-            callbacks=[_save_before_resize(run_dir.root.absolute(), launch)],
+            callbacks=[_controller_callback(run_dir.root.absolute(), launch)],
             worker_runtime_env={"env_vars": _worker_environment()},
         ),
     )
@@ -178,8 +180,8 @@ def preemption_notice() -> Preemption | None:
     return Preemption(tuple(sorted(info.preempted_node_ids)), deadline)
 
 
-def _save_before_resize(run_folder: Path, launch: LaunchSpec) -> Any:
-    """A callback of Ray Train's controller that has the workers save before it resizes them.
+def _controller_callback(run_folder: Path, launch: LaunchSpec) -> Any:
+    """What Ray Train's controller calls: has the workers save before it resizes them.
 
     Ray has no public hook for it: a planned resize is known by the controller's state. Should that
     name change, a resize loses the steps since the last checkpoint, and a test fails.
@@ -189,6 +191,15 @@ def _save_before_resize(run_folder: Path, launch: LaunchSpec) -> Any:
     limit = launch.resize_save_seconds
 
     class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]
+        def after_controller_start(self, train_run_context: Any) -> None:
+            from ray.train.v2._internal.execution.scaling_policy import (
+                autoscaling_coordinator_client as client,
+            )
+
+            # A controller renews its claim to resources every 20 s. Where its driver is killed,
+            # the next one waits until the claim lapses, after 180 s if nothing is done.
+            client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S = _CLAIM_SECONDS
+
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
             if type(current_state).__name__ != "ResizingState":
                 return

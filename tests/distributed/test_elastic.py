@@ -117,11 +117,14 @@ def test_what_the_driver_knows_of_rays_insides_is_there() -> None:
     from ray.train.v2._internal.execution.context import TrainContext
     from ray.train.v2._internal.execution.controller.state import ResizingState
     from ray.train.v2._internal.execution.preemption import PreemptionContext
+    from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
 
     hook = inspect.signature(ControllerCallback.after_controller_state_update)
     assert list(hook.parameters) == ["self", "previous_state", "current_state"]
     assert list(inspect.signature(ResizingState).parameters) == ["scaling_decision"]
     assert "preemption_context" in TrainContext.__dataclass_fields__
     assert "preemption_info" in PreemptionContext.__dataclass_fields__
+    client = autoscaling_coordinator_client
+    assert client.AUTOSCALING_REQUESTS_INTERVAL_S < 60 < client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S
     # Outside of a worker there is nothing to tell.
     assert driver.preemption_notice() is None
