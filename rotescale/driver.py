@@ -33,6 +33,7 @@ ENVIRONMENT = {
 }
 
 _CLAIM_SECONDS = 60
+"""How long a controller that died may keep others from the resources it had asked for."""
 
 
 class InterruptedRunError(RotescaleError):

@@ -13,7 +13,9 @@ from pathlib import Path
 
 DEVICE = "eth0"
 """The network device inside each host, the same everywhere."""
-_SWITCH = "rotescale-switch"
+# With a process id, so that two test runs on one machine do not meet.
+_PREFIX = f"rotescale-{os.getpid()}"
+_SWITCH = f"{_PREFIX}-switch"
 
 
 def why_not() -> str | None:
@@ -22,7 +24,7 @@ def why_not() -> str | None:
         return "network namespaces need root"
     if shutil.which("ip") is None:
         return "the command `ip` is missing (on Debian: apt-get install iproute2)"
-    name = "rotescale-probe"
+    name = f"{_PREFIX}-probe"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     if made.returncode:
         return f"ip netns add: {made.stderr.strip()}"
@@ -34,7 +36,7 @@ class Host:
     """A network namespace: a host as far as addresses and connections are concerned."""
 
     def __init__(self, name: str, number: int) -> None:
-        self.name = f"rotescale-{name}"
+        self.name = f"{_PREFIX}-{name}"
         self.address = f"10.77.0.{number}"
         self._port = f"port{number}"
         _ip("netns", "add", self.name)
