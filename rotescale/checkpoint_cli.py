@@ -16,6 +16,8 @@ from rotescale.checkpoint.manifest import check_base, is_published
 from rotescale.checkpoint.store import DAMAGED
 from rotescale.errors import CheckpointError, SpecError
 from rotescale.run_dir import CheckpointName, RunDir
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import load_spec
 from rotescale.storage import build_folder
 
 checkpoint_app = typer.Typer(
@@ -113,18 +115,21 @@ def checkpoint_export(
     """Write a Hugging Face folder out of a checkpoint, verifying what is read."""
     from rotescale.checkpoint.slices import CheckpointReader
     from rotescale.model.export import MAX_SHARD_BYTES, finish_export, plan_shards, write_shard
+    from rotescale.model.frozen import WholeReader
     from rotescale.model.prepare import load_prepared
 
     run_dir = _open(run_folder)
     if out.exists():
         raise SpecError(f"{out}: exists already; name a folder that does not")
     found = _chosen_or_newest(run_dir, chosen)
+    frozen = load_spec(ExperimentSpec, run_dir.spec_json).model.frozen
     prepared = load_prepared(run_dir.prepared_model)
     check_base(found.directory, found.manifest, digest=prepared.digest, prepared=prepared.folder)
 
     def build(folder: Path) -> None:
+        trained = CheckpointReader(found.directory, found.manifest)
         with (
-            CheckpointReader(found.directory, found.manifest) as reader,
+            WholeReader(trained, prepared=prepared, frozen=frozen) as reader,
             Progress(console=console) as bar,
         ):
             shards = plan_shards(reader.shapes, dtype=dtype, max_shard_bytes=MAX_SHARD_BYTES)

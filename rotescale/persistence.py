@@ -30,6 +30,7 @@ from rotescale.model.export import (
     plan_shards,
     write_shard,
 )
+from rotescale.model.frozen import WholeReader
 from rotescale.model.prepare import PreparedModel
 from rotescale.phase_plan import PhasePlan
 from rotescale.records import RecordWriter, best_steps, read_records
@@ -219,12 +220,13 @@ class Persistence:
             seconds=seconds,
         )
 
-    def _reader(self, directory: Path, damage: list[str]) -> CheckpointReader:
-        """A reader that reads to its end whatever it meets, and notes damage."""
+    def _reader(self, directory: Path, damage: list[str]) -> WholeReader:
+        """A reader of the whole model that reads to its end whatever it meets, and notes damage."""
         manifest = load_manifest(directory / MANIFEST)
         prepared = self.prepared
         check_base(directory, manifest, digest=prepared.digest, prepared=prepared.folder)
-        return CheckpointReader(directory, manifest, on_damage=damage.append)
+        trained = CheckpointReader(directory, manifest, on_damage=damage.append)
+        return WholeReader(trained, prepared=prepared, frozen=self.spec.model.frozen)
 
     def _refuse_damage(self, directory: Path, damage: list[str]) -> None:
         """Collective: every rank calls this. What any rank found ends the attempt for all."""

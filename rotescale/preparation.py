@@ -128,8 +128,9 @@ def prepare_run(
     # transformers imports DeepSpeed, which complains of a machine without a GPU unless told.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if launch.gpus_per_worker else "cpu")
     # transformers takes seconds to import, and a refused spec should not wait for it.
-    from rotescale.model.build import parameter_shapes
-    from rotescale.model.folder import check_folder
+    from rotescale.model.build import model_layout, parameter_shapes
+    from rotescale.model.folder import check_folder, load_config
+    from rotescale.model.frozen import frozen_names
     from rotescale.model.prepare import prepare
     from rotescale.model.sources import fetch, resolved
 
@@ -142,6 +143,7 @@ def prepare_run(
     report("fetching the model")
     base = fetch(weights, cache=Path(launch.model_cache), texts=_texts(fact_set, spec))
     check_folder(base)
+    frozen_names(spec.model.frozen, model_layout(load_config(base)))
     _check_texts(fact_set, spec, base=base)
     run_dir = open_run(root, spec_json=dump_json(spec), digest=spec.digest())
     write_atomic(run_dir.launch_json, dump_json(launch).encode())

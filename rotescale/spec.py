@@ -115,6 +115,10 @@ class ModelSpec(Part):
     """The key tokens that are added to the tokenizer."""
     attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], OPERATIONAL] = "sdpa"
     """The attention implementation of transformers."""
+    frozen: tuple[str, ...] = ()
+    """Patterns of the names of parameters that keep the base's values, such as
+    ``model.embed_tokens.*`` or ``*.mlp.*``; ``*`` also stands for dots. They are in no checkpoint.
+    Where embeddings are frozen, the rows of key tokens stay as they were initialised."""
     activation_checkpointing: Annotated[bool, OPERATIONAL] = False
     """Compute activations again in the backward pass instead of keeping them."""
     export_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -233,6 +237,8 @@ class EngineSpec(Part):
     """Elements of one gradient reduction."""
     overlap_communication: Annotated[bool, OPERATIONAL] = False
     """Reduce gradients on a second stream; no gain on the CPU."""
+    offload_optimizer: Annotated[Literal["none", "cpu"], OPERATIONAL] = "none"
+    """Keep master weights and moments in host memory, and update them there (zero3 only)."""
     evaluation_mode: Annotated[Literal["auto"] | EvaluationMode, OPERATIONAL] = "auto"
     """Evaluate with a whole copy per worker, or through the partitions; auto: a copy if it fits."""
 

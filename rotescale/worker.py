@@ -31,7 +31,8 @@ from rotescale.evaluation.stage import RunEvaluator
 from rotescale.facts.saved import load_saved
 from rotescale.faults import fault_point
 from rotescale.launch_spec import LaunchSpec
-from rotescale.model.build import build_model, parameter_shapes
+from rotescale.model.build import build_model, model_layout
+from rotescale.model.frozen import freeze, frozen_names
 from rotescale.model.prepare import PreparedModel, load_prepared
 from rotescale.notices import Notices, Preemption
 from rotescale.persistence import DamagedCheckpointError, Persistence
@@ -120,15 +121,16 @@ def _make_engine(spec: ExperimentSpec, prepared: PreparedModel) -> Engine:
     """Collective: every rank calls this."""
     # Also imports the architecture's code, which ZeRO's context would disturb.
     config = prepared.config()
-    parameter_shapes(config)
+    frozen = frozen_names(spec.model.frozen, model_layout(config))
 
     def build() -> nn.Module:
-        return build_model(
+        model = build_model(
             config,
             attention=spec.model.attention,
             dtype=_DTYPES[spec.engine.precision],
             activation_checkpointing=spec.model.activation_checkpointing,
         )
+        return freeze(model, frozen)
 
     first = spec.phases[0]
     settings = OptimizerSettings(

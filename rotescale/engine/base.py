@@ -44,7 +44,11 @@ class SliceReader(Protocol):
 
 
 class Engine(Protocol):
-    """A model with its optimizer on this rank. Master weights and moments are fp32 always."""
+    """A model with its optimizer on this rank. Master weights and moments are fp32 always.
+
+    A parameter that wants no gradient is frozen: it has no master and no moments, takes part in
+    no gradient norm, and is read at the first ``load`` only.
+    """
 
     rank: int
     world_size: int
@@ -55,18 +59,18 @@ class Engine(Protocol):
         ...
 
     def slices(self) -> tuple[TensorSlice, ...]:
-        """What this rank owns of every tensor, in the model's order; some may be empty."""
+        """What this rank owns of every trainable tensor, in the model's order; some are empty."""
         ...
 
     def load(self, reader: SliceReader, *, optimizer_step: int | None) -> None:
-        """Collective: every rank calls this. Read the rank's own slices.
+        """Collective: every rank calls this. Read the rank's own slices of the whole model.
 
         With ``optimizer_step`` the moments are read too; None starts a new optimizer.
         """
         ...
 
     def state(self, parts: Sequence[Part]) -> list[tuple[TensorSlice, Part, Tensor]]:
-        """This rank's slices as (n,) float32 views of the training state, on its device.
+        """This rank's slices as (n,) float32 views of the training state, wherever it lives.
 
         They change at the next ``step`` or ``load``.
         """

@@ -35,7 +35,10 @@ class EagerEngine:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._gradient_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[spec.gradient_dtype]
         self._model = build().to(self.device).train()
-        self._parameters = dict(self._model.named_parameters())
+        named = dict(self._model.named_parameters())
+        self._parameters = {name: p for name, p in named.items() if p.requires_grad}
+        self._frozen = {name: p for name, p in named.items() if not p.requires_grad}
+        self._frozen_loaded = False
         self._masters = {
             name: nn.Parameter(p.detach().float().clone()) for name, p in self._parameters.items()
         }
@@ -55,10 +58,8 @@ class EagerEngine:
         configure_groups(self._optimizer.param_groups, settings)
 
     def slices(self) -> tuple[TensorSlice, ...]:
-        """Every tensor, whole."""
-        return tuple(
-            TensorSlice(name, tuple(p.shape), 0, p.numel()) for name, p in self._parameters.items()
-        )
+        """Every trainable tensor, whole."""
+        return tuple(_whole(name, parameter) for name, parameter in self._parameters.items())
 
     def load(self, reader: SliceReader, *, optimizer_step: int | None) -> None:
         """Read every tensor; with ``optimizer_step`` the moments too."""
@@ -77,6 +78,10 @@ class EagerEngine:
                 state = self._optimizer.state[master]
                 state["exp_avg"].copy_(self._read(reader, piece, "exp_avg"))
                 state["exp_avg_sq"].copy_(self._read(reader, piece, "exp_avg_sq"))
+        if not self._frozen_loaded:
+            for name, parameter in self._frozen.items():
+                parameter.data.copy_(self._read(reader, _whole(name, parameter), "master"))
+            self._frozen_loaded = True
 
     def _read(self, reader: SliceReader, piece: TensorSlice, part: Part) -> Tensor:
         flat = reader.read(piece.name, part=part, start=piece.start, stop=piece.stop)
@@ -138,4 +143,8 @@ class EagerEngine:
 
     def close(self) -> None:
         """Free the model."""
-        del self._model, self._parameters, self._masters, self._optimizer
+        del self._model, self._parameters, self._frozen, self._masters, self._optimizer
+
+
+def _whole(name: str, parameter: Tensor) -> TensorSlice:
+    return TensorSlice(name, tuple(parameter.shape), 0, parameter.numel())

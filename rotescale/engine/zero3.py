@@ -28,22 +28,23 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 import deepspeed
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-from deepspeed.utils import (
-    safe_get_local_fp32_param,
-    safe_get_local_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 
 
 def deepspeed_config(
-    spec: EngineSpec, settings: OptimizerSettings, *, world_size: int
+    spec: EngineSpec, settings: OptimizerSettings, *, world_size: int, pin_memory: bool = False
 ) -> dict[str, Any]:
     """The configuration of DeepSpeed: pure, so that a dry run can show it.
 
     Micro batch and accumulation are 1: how many passes a step takes is decided by packing, and
-    the accumulation boundary is set by hand. Torch's own fused AdamW needs no compiler.
+    the accumulation boundary is set by hand. Torch's own fused AdamW needs no compiler, on the
+    CPU neither, so it also updates what is offloaded. ``pin_memory`` is for hosts with a GPU.
     """
+    offload: dict[str, Any] = {}
+    if spec.offload_optimizer != "none":
+        offload["offload_optimizer"] = {
+            "device": spec.offload_optimizer,
+            "pin_memory": pin_memory,
+        }
     return {
         "train_batch_size": world_size,
         "train_micro_batch_size_per_gpu": 1,
@@ -60,6 +61,7 @@ def deepspeed_config(
             "reduce_bucket_size": spec.bucket_size,
             "overlap_comm": spec.overlap_communication,
             "contiguous_gradients": True,
+            **offload,
         },
         "optimizer": {
             "type": "AdamW",
@@ -76,14 +78,18 @@ def deepspeed_config(
 
 
 class Zero3Engine:
-    """Parameters, gradients, masters and moments partitioned over the ranks."""
+    """Parameters, gradients, masters and moments partitioned over the ranks.
+
+    Masters and moments may be offloaded to host memory. What is frozen has neither.
+    """
 
     def __init__(
         self, build: Callable[[], nn.Module], *, spec: EngineSpec, settings: OptimizerSettings
     ) -> None:
         """Collective: every rank calls this, with the process group's variables set.
 
-        ``build`` makes the model, with any weights; each tensor is partitioned as it is made.
+        ``build`` makes the model, with any weights, and ``requires_grad`` off for what is frozen;
+        each tensor is partitioned as it is made.
         """
         # Without this, DeepSpeed compiles a shared-memory reduction for a minute at first use.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -95,7 +101,7 @@ class Zero3Engine:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device(f"cuda:{local_rank}" if on_gpu else "cpu")
         self._build = build
-        config = deepspeed_config(spec, settings, world_size=self.world_size)
+        config = deepspeed_config(spec, settings, world_size=self.world_size, pin_memory=on_gpu)
         with deepspeed.zero.Init(config_dict_or_path=config):
             model: Any = build()
         if model.config.tie_word_embeddings:
@@ -106,6 +112,7 @@ class Zero3Engine:
         )
         self._optimizer = self._engine.optimizer
         self._parameters = dict(self._engine.module.named_parameters())
+        self._frozen_loaded = False
         self.configure(settings)
 
     def configure(self, settings: OptimizerSettings) -> None:
@@ -114,15 +121,8 @@ class Zero3Engine:
         self._optimizer.clip_grad = settings.max_grad_norm or 0.0
 
     def slices(self) -> tuple[TensorSlice, ...]:
-        """What this rank owns of every tensor: DeepSpeed's partition, without its padding."""
-        return tuple(
-            TensorSlice(
-                name,
-                tuple(p.ds_shape),
-                *partition(p.ds_numel, rank=self.rank, world_size=self.world_size),
-            )
-            for name, p in self._parameters.items()
-        )
+        """What this rank owns of every trainable tensor: DeepSpeed's partition, unpadded."""
+        return tuple(self._slice(name) for name, p in self._parameters.items() if p.requires_grad)
 
     def load(self, reader: SliceReader, *, optimizer_step: int | None) -> None:
         """Collective: every rank calls this. Read the rank's own slices into its partitions."""
@@ -134,19 +134,34 @@ class Zero3Engine:
                 "exp_avg_sq": torch.zeros_like(flat),
             }
         for piece in self.slices():
-            parameter = self._parameters[piece.name]
-            padded = torch.zeros(parameter.ds_tensor.numel(), dtype=torch.float32)
             for part in PARTS if optimizer_step is not None else PARTS[:1]:
-                if piece.num_elements:
-                    padded[: piece.num_elements] = reader.read(
-                        piece.name, part=part, start=piece.start, stop=piece.stop
-                    )
-                value = padded.to(self.device)
-                if part == "master":
-                    safe_set_local_fp32_param(parameter, value)
-                else:
-                    safe_set_local_optimizer_state(parameter, value, part)
+                _fill(self._partition(piece.name, part), reader, piece, part=part)
+        if not self._frozen_loaded:
+            for name, parameter in self._parameters.items():
+                if not parameter.requires_grad:
+                    _fill(parameter.ds_tensor.data, reader, self._slice(name), part="master")
+            self._frozen_loaded = True
         self._publish_masters()
+
+    def _slice(self, name: str) -> TensorSlice:
+        parameter = self._parameters[name]
+        size = parameter.ds_numel
+        borders = partition(size, rank=self.rank, world_size=self.world_size)
+        return TensorSlice(name, tuple(parameter.ds_shape), *borders)
+
+    def _partition(self, name: str, part: Part) -> Tensor:
+        """This rank's float32 partition of a trainable tensor: a view, with DeepSpeed's padding.
+
+        It is a view wherever the state lives; the public getters copy what is offloaded to the
+        device, which may have no room for it.
+        """
+        view, _ = self._optimizer._get_fp32_opt_state_partition(
+            self._parameters[name],
+            release_swap_buffers=False,
+            optim_state_key=None if part == "master" else part,
+        )
+        found: Tensor = view.detach()
+        return found
 
     def _publish_masters(self) -> None:
         """Collective: every rank calls this. Make the parameters what the masters are."""
@@ -168,17 +183,12 @@ class Zero3Engine:
             persistent[0].all_gather(persistent)
 
     def state(self, parts: Sequence[Part]) -> list[tuple[TensorSlice, Part, Tensor]]:
-        """Views of this rank's slices of masters and moments, float32."""
-        found: list[tuple[TensorSlice, Part, Tensor]] = []
-        for piece in self.slices():
-            parameter = self._parameters[piece.name]
-            for part in parts:
-                if part == "master":
-                    local = safe_get_local_fp32_param(parameter)
-                else:
-                    local = safe_get_local_optimizer_state(parameter, part)
-                found.append((piece, part, local.detach().flatten()[: piece.num_elements]))
-        return found
+        """Views of this rank's slices of masters and moments, float32, where they live."""
+        return [
+            (piece, part, self._partition(piece.name, part)[: piece.num_elements])
+            for piece in self.slices()
+            for part in parts
+        ]
 
     def backward(self, row: Row, *, scale: float, last: bool) -> float:
         """Collective: every rank calls this. Add the gradients of one row."""
@@ -254,3 +264,11 @@ class Zero3Engine:
         self._engine.destroy()
         del self._engine, self._optimizer, self._parameters
         gc.collect()
+
+
+def _fill(target: Tensor, reader: SliceReader, piece: TensorSlice, *, part: Part) -> None:
+    """Set ``target``, a flat partition of any dtype and device, to the slice and zero padding."""
+    if piece.num_elements:
+        values = reader.read(piece.name, part=part, start=piece.start, stop=piece.stop)
+        target[: piece.num_elements].copy_(values)
+    target[piece.num_elements :].zero_()
