@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -80,13 +80,18 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["rotescale.worker", "rotescale.engine.zero3", "helpers"])
 
 
-def _rank(run_folder: Path, environment: dict[str, str], log: Path) -> None:
+def _rank(
+    target: Callable[..., None],
+    arguments: tuple[object, ...],
+    environment: dict[str, str],
+    log: Path,
+) -> None:
     os.environ.update(environment)
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
-    run_worker(run_folder)
+    target(*arguments)
 
 
 def run_workers(
@@ -96,11 +101,30 @@ def run_workers(
     environment: Mapping[str, str] | None = None,
     timeout_seconds: float = 240.0,
 ) -> list[int]:
-    """Run a worker process per rank, without Ray, to their end; their exit codes.
+    """Run a worker process per rank, without Ray, to their end; their exit codes."""
+    return run_ranks(
+        run_worker,
+        run_dir.root,
+        world_size=world_size,
+        logs=run_dir.logs_dir,
+        environment=environment,
+        timeout_seconds=timeout_seconds,
+    )
+
+
+def run_ranks(
+    target: Callable[..., None],
+    *arguments: object,
+    world_size: int,
+    logs: Path,
+    environment: Mapping[str, str] | None = None,
+    timeout_seconds: float = 240.0,
+) -> list[int]:
+    """Call ``target`` in a process per rank, with torch's variables set; their exit codes.
 
     When one fails, its peers are given a moment to notice and are then killed.
     """
-    run_dir.logs_dir.mkdir(parents=True, exist_ok=True)
+    logs.mkdir(parents=True, exist_ok=True)
     port = str(free_port())
     workers = []
     for rank in range(world_size):
@@ -112,8 +136,8 @@ def run_workers(
             "MASTER_PORT": port,
             **(environment or {}),
         }
-        log = run_dir.logs_dir / f"test-rank-{rank}.log"
-        worker = _PROCESSES.Process(target=_rank, args=(run_dir.root, variables, log))
+        log = logs / f"test-rank-{rank}.log"
+        worker = _PROCESSES.Process(target=_rank, args=(target, arguments, variables, log))
         worker.start()
         workers.append(worker)
     deadline = time.monotonic() + timeout_seconds
@@ -132,7 +156,7 @@ def run_workers(
         if code:
             print(
                 f"rank {rank}: {code}",
-                (run_dir.logs_dir / f"test-rank-{rank}.log").read_text()[-3000:],
+                (logs / f"test-rank-{rank}.log").read_text()[-3000:],
             )
     return codes
 

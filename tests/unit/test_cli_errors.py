@@ -262,6 +262,20 @@ def test_weights_that_disagree_with_the_configuration(command: CommandLine, mode
     command.refused(of(model), words=words)
 
 
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [
+        ("[model.norm.*, '*.mpl.*']", ("model.frozen.1", "'*.mpl.*'", "matches none", "did you")),
+        ("[lm_head.*]", ("model.frozen.0", "tied to model.embed_tokens.weight; name that one")),
+        ("['*.weight']", ("model.frozen", "freezes all", "nothing is left to train; name fewer")),
+    ],
+)
+def test_frozen_parameters_that_are_none_or_all(
+    patterns: str, words: tuple[str, ...], command: CommandLine
+) -> None:
+    command.refused(f"model.frozen={patterns}", words=words)
+
+
 def test_end_tokens_of_a_tokenizer_that_has_none(command: CommandLine, model: Path) -> None:
     change_json(model / "tokenizer_config.json", eos_token=None)
     command.refused(of(model), "phases.1.end_token=true", words=("end_token", "set it to false"))

@@ -67,6 +67,7 @@ OPERATIONAL = [
     "engine.persistence_threshold=0",
     "engine.bucket_size=1000",
     "engine.overlap_communication=true",
+    "engine.offload_optimizer=cpu",
     "engine.evaluation_mode=sharded",
     "checkpoints={every_steps: 3, keep_last: 9}",
 ]
@@ -106,6 +107,7 @@ def test_exactly_these_fields_are_operational() -> None:
         "model.weights.architecture=phi-4",
         "model.key_tokens.noise_scale=0.2",
         "model.export_dtype=bfloat16",
+        "model.frozen=['*.mlp.*']",
         "facts.relations=[mother, capital]",
         "facts={source: generated, relations: [mother]}",
         "phases.0.epochs=4",
