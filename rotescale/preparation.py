@@ -128,7 +128,7 @@ def prepare_run(
     # transformers imports DeepSpeed, which complains of a machine without a GPU unless told.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if launch.gpus_per_worker else "cpu")
     # transformers takes seconds to import, and a refused spec should not wait for it.
-    from rotescale.model.build import model_layout, parameter_shapes
+    from rotescale.model.build import model_layout
     from rotescale.model.folder import check_folder, load_config
     from rotescale.model.frozen import frozen_names
     from rotescale.model.prepare import prepare
@@ -161,13 +161,21 @@ def prepare_run(
         phase.name: _encode_phase(fact_set, phase, spec=spec, run_dir=run_dir, prepared=prepared)
         for phase in spec.phases
     }
-    shapes = parameter_shapes(prepared.config())
-    num_parameters = sum(math.prod(shape) for shape in shapes.values())
+    layout = model_layout(prepared.config())
+    frozen = frozen_names(spec.model.frozen, layout)
+    sizes = {name: math.prod(shape) for name, shape in layout.shapes.items()}
+    num_frozen = sum(sizes[name] for name in frozen)
+    num_parameters = sum(sizes.values())
     trained = trained_facts(fact_set, spec.phases, seed=spec.seed)
     found = Resolved(
         model=spec.model.model_copy(update={"weights": resolved(weights, folder=base)}),
         num_parameters=num_parameters,
-        evaluation_mode=_evaluation_mode(spec, launch, num_parameters=num_parameters),
+        evaluation_mode=_evaluation_mode(
+            spec,
+            launch,
+            num_parameters=num_parameters,
+            num_trainable=num_parameters - num_frozen,
+        ),
         data=data,
         num_examples={p.name: count_examples(fact_set, p) for p in spec.phases},
         trained_facts=len(trained),
@@ -274,17 +282,19 @@ def _encode_phase(
 
 
 def _evaluation_mode(
-    spec: ExperimentSpec, launch: LaunchSpec, *, num_parameters: int
+    spec: ExperimentSpec, launch: LaunchSpec, *, num_parameters: int, num_trainable: int
 ) -> EvaluationMode:
     if spec.engine.evaluation_mode != "auto":
         return spec.engine.evaluation_mode
     memory, sharing = _device_memory(launch)
     return evaluation_mode(
         num_parameters=num_parameters,
+        num_trainable=num_trainable,
         precision=spec.engine.precision,
         num_workers=launch.num_workers[0],
         workers_per_memory=sharing,
         memory=memory,
+        offloaded=spec.engine.offload_optimizer == "cpu" and launch.gpus_per_worker > 0,
     )
 
 

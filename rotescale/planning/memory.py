@@ -32,14 +32,23 @@ def host_memory(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def evaluation_mode(
-    *, num_parameters: int, precision: str, num_workers: int, workers_per_memory: int, memory: int
+    *,
+    num_parameters: int,
+    num_trainable: int,
+    precision: str,
+    num_workers: int,
+    workers_per_memory: int,
+    memory: int,
+    offloaded: bool = False,
 ) -> EvaluationMode:
     """``replicated`` where ``memory`` bytes hold the shards of its workers and a copy for each.
 
     ``workers_per_memory`` workers share one memory: all of a host's on the CPU, one on a GPU.
+    ``offloaded`` masters and moments lie in another memory.
     """
     copy = num_parameters * BYTES_PER_PARAMETER[precision]
-    # Weights, gradients, masters and moments of one worker's partition.
-    shard = num_parameters * (MASTER_AND_MOMENTS_BYTES + 8) / num_workers
+    # Weights of one worker's partition; gradients, masters and moments of what is trained of it.
+    state = 4 if offloaded else 4 + MASTER_AND_MOMENTS_BYTES
+    shard = (num_parameters * 4 + num_trainable * state) / num_workers
     needed = workers_per_memory * (shard + copy)
     return "replicated" if needed <= (1 - RESERVE) * memory else "sharded"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import QUICK, micro_spec, phase_end_weights, prepare, run_workers, steps
+from safetensors.torch import load_file
 
+from rotescale.model.prepare import load_prepared
 from rotescale.run_dir import Outcome, RunDir
 
 # Everything that could make world sizes differ: a batch smaller than the workers (2 on 3),
@@ -74,6 +77,36 @@ def test_activation_checkpointing_changes_no_loss(
     checkpointed = run(*HARD, "model.activation_checkpointing=true", world_size=2)
     for one, other in zip(steps(checkpointed), steps(reference), strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
+
+
+def test_frozen_and_offloaded_equal_eager(run: Callable[..., RunDir]) -> None:
+    """Embeddings too: the key token's row stays as it was made, also in what is exported."""
+    frozen = "model.frozen=[model.embed_tokens.*, '*.0.self_attn.*', model.norm.*]"
+    reference = run(*HARD, frozen, "engine.kind=eager", world_size=1)
+    sharded = run(*HARD, frozen, "engine.offload_optimizer=cpu", world_size=2)
+    for one, other in zip(steps(sharded), steps(reference), strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-5)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
+    assert answers(sharded) == answers(reference)
+    for run_dir in (sharded, reference):
+        trained = phase_end_weights(run_dir, "generalize")
+        exported = load_file(run_dir.model_folder("generalize") / "model.safetensors")
+        with load_prepared(run_dir.prepared_model).reader() as base:
+            assert len(base.shapes) - len(trained) == 1 + 4 + 1
+            assert exported.keys() == base.shapes.keys()
+            for name, tensor in exported.items():
+                values = base.read(name, "master", 0, tensor.numel())
+                assert torch.equal(tensor.flatten(), values) == (name not in trained)
+
+
+def answers(run_dir: RunDir) -> list[tuple[object, ...]]:
+    """What was chosen for every question of both phases' ends."""
+    return [
+        (phase, row["fact"], row["prompts"], row["chosen"], row["generated"])
+        for phase in ("memorize", "generalize")
+        for line in run_dir.evaluation(phase, None).read_text().splitlines()[1:]
+        for row in [json.loads(line)]
+    ]
 
 
 def test_bf16_keeps_fp32_masters(run: Callable[..., RunDir]) -> None:

@@ -40,9 +40,35 @@ def test_a_copy_for_each_worker_must_fit_beside_the_shards(
 ) -> None:
     mode = evaluation_mode(
         num_parameters=10**9,
+        num_trainable=10**9,
         precision="fp32",
         num_workers=2,
         workers_per_memory=workers_per_memory,
         memory=gigabytes * 10**9,
+    )
+    assert mode == expected
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "trainable", "offloaded", "expected"),
+    # 2 GB of weights and 4 of copy; 2 more of gradients for what is trained, 6 of optimizer state.
+    [
+        (9, 0, False, "replicated"),
+        (12, 10**9, True, "replicated"),
+        (11, 10**9, True, "sharded"),
+        (12, 10**9, False, "sharded"),
+    ],
+)
+def test_what_is_frozen_or_offloaded_needs_no_room(
+    gigabytes: int, trainable: int, offloaded: bool, expected: str
+) -> None:
+    mode = evaluation_mode(
+        num_parameters=10**9,
+        num_trainable=trainable,
+        precision="fp32",
+        num_workers=2,
+        workers_per_memory=1,
+        memory=gigabytes * 10**9,
+        offloaded=offloaded,
     )
     assert mode == expected
