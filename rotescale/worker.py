@@ -77,7 +77,7 @@ def run_worker(
         watchdog = Watchdog(_log_of_next_attempt(run_dir), launch.limits)
         watchdog.arm("start")
         prepared = load_prepared(run_dir.prepared_model)
-        engine = _make_engine(spec, prepared)
+        engine = make_engine(spec, prepared)
         for left in reversed(range(_MAX_DAMAGED + 1)):
             attempt = _agree_on_attempt(engine, run_dir)
             try:
@@ -117,7 +117,7 @@ def _log_of_next_attempt(run_dir: RunDir) -> Path:
     return run_dir.worker_log(attempt=(run_dir.newest_attempt() or 0) + 1, rank=rank)
 
 
-def _make_engine(spec: ExperimentSpec, prepared: PreparedModel) -> Engine:
+def make_engine(spec: ExperimentSpec, prepared: PreparedModel) -> Engine:
     """Collective: every rank calls this."""
     # Also imports the architecture's code, which ZeRO's context would disturb.
     config = prepared.config()

@@ -27,7 +27,7 @@ from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
 from rotescale.tensors import PARTS, partition
-from rotescale.worker import _make_engine
+from rotescale.worker import make_engine
 
 PAIRS = [(1, 2), (2, 1), (2, 3), (3, 2), (4, 1)]
 PHASES = ("memorize", "generalize")
@@ -219,7 +219,7 @@ def restore_and_save(run_folder: Path, directories: Sequence[Path], out: Path) -
     run_dir = RunDir(run_folder)
     spec = load_spec(ExperimentSpec, run_dir.spec_json)
     prepared = load_prepared(run_dir.prepared_model)
-    engine = _make_engine(spec, prepared)
+    engine = make_engine(spec, prepared)
     for directory in directories:
         manifest = load_manifest(directory / MANIFEST)
         trained = CheckpointReader(directory, manifest)
