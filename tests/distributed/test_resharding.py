@@ -14,11 +14,13 @@ import torch
 from helpers import QUICK, micro_spec, prepare, run_ranks, run_workers, steps
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from rotescale.checkpoint.attempts import Checkpoint, open_checkpoint
 from rotescale.checkpoint.manifest import DIGEST_BYTES, MANIFEST, ManifestHeader, load_manifest
 from rotescale.checkpoint.slices import CheckpointReader
 from rotescale.checkpoint.writer import publish, write_rank_file
+from rotescale.cli import app
 from rotescale.faults import VARIABLE
 from rotescale.model.frozen import WholeReader
 from rotescale.model.prepare import load_prepared
@@ -52,7 +54,7 @@ BASIC = (
 HARD = (
     *BASIC,
     "model.weights={kind: random, hidden_size: 50, num_heads: 5, num_key_value_heads: 1, "
-    "intermediate_size: 6001}",
+    "intermediate_size: 5301}",
     "model.frozen=[model.layers.0.mlp.*, '*.1.input_layernorm.*']",
     "engine.sub_group_size=5000",
     "engine.persistence_threshold=0",
@@ -176,7 +178,12 @@ def test_any_number_of_workers_resumes_any_checkpoint(
     pair: tuple[int, int], phase: str, whole: Whole, tmp_path: Path
 ) -> None:
     run_dir = check_resumed(whole, HARD, pair=pair, phase=phase, copy=tmp_path / "run")
-    assert_export_is_whole(run_dir)
+    [last] = [
+        open_checkpoint(run_dir, name)
+        for name in run_dir.checkpoint_folders(2)
+        if (name.phase, name.kind) == (PHASES[-1], "weights")
+    ]
+    assert_export_is_whole(run_dir.model_folder(PHASES[-1]), run_dir, last)
 
 
 @pytest.mark.slow
@@ -188,30 +195,32 @@ def test_resuming_with_everything_on_the_device_and_nothing_frozen(
     check_resumed(whole, BASIC, pair=pair, phase=phase, copy=tmp_path / "run")
 
 
-def assert_export_is_whole(run_dir: RunDir) -> None:
-    """The last phase's folder opens, frozen tensors as in the base, the others as trained."""
-    folder = run_dir.model_folder(PHASES[-1])
+def assert_export_is_whole(folder: Path, run_dir: RunDir, saved: Checkpoint) -> None:
+    """The folder opens; frozen tensors are the base's, all others those of the checkpoint."""
     AutoModelForCausalLM.from_pretrained(folder)
     exported = load_file(folder / "model.safetensors")
-    [last] = [
-        open_checkpoint(run_dir, name)
-        for name in run_dir.checkpoint_folders(2)
-        if (name.phase, name.kind) == (PHASES[-1], "weights")
-    ]
-    frozen = frozen_shapes(run_dir, last)
-    assert len(frozen) == 4
+    frozen = frozen_shapes(run_dir, saved)
+    assert len(frozen) == 3 + 1
     with (
         load_prepared(run_dir.prepared_model).reader() as base,
-        CheckpointReader(last.directory, last.manifest) as trained,
+        CheckpointReader(saved.directory, saved.manifest) as trained,
     ):
         assert exported.keys() == base.shapes.keys()
         for name, tensor in exported.items():
             values = base.read(name, "master", 0, tensor.numel())
             assert torch.equal(tensor.flatten(), values) == (name in frozen)
             if name not in frozen:
-                assert torch.equal(
-                    tensor.flatten(), trained.read(name, "master", 0, tensor.numel())
-                )
+                values = trained.read(name, "master", 0, tensor.numel())
+                assert torch.equal(tensor.flatten(), values)
+
+
+def test_the_command_exports_a_checkpoint_with_what_is_frozen(whole: Whole, tmp_path: Path) -> None:
+    run_dir = whole(HARD, 2)
+    saved = saved_after(run_dir, "memorize", 4)
+    arguments = ["checkpoint", "export", run_dir.root, tmp_path / "out", "--checkpoint"]
+    done = CliRunner().invoke(app, [*map(str, arguments), saved.directory.name])
+    assert done.exit_code == 0, done.output
+    assert_export_is_whole(tmp_path / "out", run_dir, saved)
 
 
 def restore_and_save(run_folder: Path, directories: Sequence[Path], out: Path) -> None:
