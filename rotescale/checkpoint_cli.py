@@ -126,6 +126,8 @@ def checkpoint_export(
     prepared = load_prepared(run_dir.prepared_model)
     check_base(found.directory, found.manifest, digest=prepared.digest, prepared=prepared.folder)
 
+    source = found.directory.relative_to(run_dir.root).as_posix()
+
     def build(folder: Path) -> None:
         trained = CheckpointReader(found.directory, found.manifest)
         with (
@@ -135,10 +137,10 @@ def checkpoint_export(
             shards = plan_shards(reader.shapes, dtype=dtype, max_shard_bytes=MAX_SHARD_BYTES)
             for shard in bar.track(shards, description="exporting"):
                 write_shard(shard, reader=reader, out=folder, dtype=dtype)
-        finish_export(prepared, shards, out=folder, dtype=dtype)
+        finish_export(prepared, shards, out=folder, dtype=dtype, checkpoint=source)
 
     build_folder(out, build)
-    console.print(f"{found.directory.relative_to(run_dir.root)}, {dtype}: {out}")
+    console.print(f"{source}, {dtype}: {out}")
 
 
 def _open(run_folder: Path) -> RunDir:

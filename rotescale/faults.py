@@ -1,9 +1,9 @@
 """Fault injection: kills, hangs or slows this very process at a named point, where asked for.
 
 ``ROTESCALE_FAULT`` holds JSON such as ``{"point": "step", "phase": "memorize", "step": 3,
-"rank": 1, "attempt": 1, "marker": "/tmp/fired"}``: every key but ``marker`` and ``action`` must
-match. Recovery is proven by tests that kill real processes; unset, which is always but in tests,
-nothing happens.
+"rank": 1, "attempt": 1, "marker": "/tmp/fired"}``: every key but ``marker``, ``action`` and
+``victim`` must match. Recovery is proven by tests that kill real processes; unset, which is always
+but in tests, nothing happens.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ _FOREVER_SECONDS = 1e6
 
 
 def fault_point(point: str, **where: Any) -> None:
-    """Where this is the point: die by SIGKILL, or as ``action`` says: ``hang``, ``delay``.
+    """Where this is the point: die by SIGKILL, or as ``action`` says: ``stop``, ``hang``, ``delay``.
 
-    ``marker`` is written first, as evidence.
+    ``marker`` is written first, as evidence. With ``victim``, a process's id, that process is
+    killed, and this one gets no further.
     """
     text = os.environ.get(VARIABLE)
     if not text:
         return
     wanted = json.loads(text)
     marker, action = wanted.pop("marker", None), wanted.pop("action", "kill")
+    victim = wanted.pop("victim", os.getpid())
     here = {"point": point, **where}
     if any(here.get(key) != value for key, value in wanted.items()):
         return
@@ -37,7 +39,10 @@ def fault_point(point: str, **where: Any) -> None:
         Path(marker).write_text(json.dumps(here), encoding="utf-8")
     match action:
         case "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(victim, signal.SIGKILL)
+            time.sleep(_FOREVER_SECONDS)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         case "hang":
             time.sleep(_FOREVER_SECONDS)
         case "delay":

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from rotescale.checkpoint.attempts import Checkpoint
 from rotescale.checkpoint.manifest import (
     MANIFEST,
+    DamagedManifestError,
+    Manifest,
     ManifestHeader,
     Schedule,
     check_base,
@@ -25,6 +28,7 @@ from rotescale.errors import CheckpointError
 from rotescale.faults import fault_point
 from rotescale.model.export import (
     MAX_SHARD_BYTES,
+    discard_export,
     finish_export,
     is_exported,
     plan_shards,
@@ -47,6 +51,29 @@ class DamagedCheckpointError(Exception):
 
     Not the user's error: the new attempt goes on from the checkpoint before it.
     """
+
+
+class SupersededError(Exception):
+    """All ranks: a later attempt has started. Leave, and touch nothing that the two share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A published checkpoint as rank 0 sees it: enough for all ranks to go on alike."""
+
+    directory: Path
+    name: str
+    """Its path below the run's root, which no other checkpoint ever has."""
+    phase_index: int
+    step: int
+    phase_end: bool
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, *, root: Path) -> Found:
+        """What ``checkpoint`` of the run in ``root`` comes to."""
+        directory, manifest = checkpoint.directory, checkpoint.manifest
+        name = directory.relative_to(root).as_posix()
+        return cls(directory, name, manifest.phase_index, manifest.step, manifest.phase_end)
 
 
 @dataclass(frozen=True)
@@ -77,8 +104,9 @@ class Persistence:
 
         ``published`` is called on rank 0, in the background, once the manifest is there. False,
         and nothing begun, where the spec skips a save that comes while another is in flight,
-        unless it is the end of a phase or ``urgent``.
+        unless it is the end of a phase or ``urgent``. Raises SupersededError on all ranks alike.
         """
+        self._leave_if_superseded()
         may_skip = self.spec.checkpoints.while_saving == "skip" and not (phase_end or urgent)
         if may_skip and self.engine.all_sum([float(self.saver.busy)])[0]:
             message = f"{plan.spec.name} step {step}: the save before is in flight"
@@ -108,23 +136,27 @@ class Persistence:
         # The save in flight, if any, is still worth having: it may be the last good one.
         with suppress(Exception):
             self.saver.finish(timeout_seconds=_LAST_SAVE_SECONDS)
-        newest = _directory(self.store.newest())
-        return "none" if newest is None else str(newest.relative_to(self.run_dir.root))
+        try:
+            newest = self.store.newest()
+        except DamagedManifestError as error:
+            return error.damage
+        return "none" if newest is None else Found.of(newest, root=self.run_dir.root).name
 
-    def newest(self) -> Path | None:
+    def newest(self) -> Found | None:
         """Collective: every rank calls this. The checkpoint to go on from; None: the start."""
-        found: Path | None = self.team.on_rank_0(lambda: _directory(self.store.newest()))
-        return found
+        return self._found(self.store.newest)
 
-    def has_ended(self, phase: str) -> bool:
-        """Collective: every rank calls this."""
-        return self.team.agreed(lambda: self.store.phase_end(phase) is not None)
+    def has_ended(self, plan: PhasePlan) -> bool:
+        """Collective: every rank calls this. Whether training stands at the phase's end or later.
 
-    def phase_end(self, phase: str) -> Path:
-        """Collective: every rank calls this. The checkpoint that ends the phase, which ended."""
-        found: Path | None = self.team.on_rank_0(lambda: _directory(self.store.phase_end(phase)))
-        assert found is not None, f"phase {phase} has not ended"
-        return found
+        Once a later phase has begun, nothing but a missing export needs this one's end.
+        """
+        newest = self.newest()
+        return newest is not None and (newest.phase_index, newest.phase_end) >= (plan.index, True)
+
+    def phase_end(self, phase: str) -> Found | None:
+        """Collective: every rank calls this. The checkpoint at the phase's end; None: lost."""
+        return self._found(lambda: self.store.phase_end(phase))
 
     def load_base(self) -> None:
         """Collective: every rank calls this. The prepared model, with a new optimizer."""
@@ -136,27 +168,42 @@ class Persistence:
 
         With ``optimizer_step`` the moments are read too; None starts a new optimizer.
         """
-        damage: list[str] = []
-        with self._reader(directory, damage) as reader:
+        with self._reader(directory) as reader:
             self._load(reader, optimizer_step=optimizer_step)
-        self._refuse_damage(directory, damage)
 
-    def export(self, phase: str) -> None:
-        """Collective: every rank calls this. A Hugging Face folder of the phase's end, once."""
+    def export(self, phase: str, end: Found | None) -> None:
+        """Collective: every rank calls this. A Hugging Face folder of the phase's ``end``, once.
+
+        Where the end is lost, the export that was made of it stays. Raises SupersededError and
+        DamagedCheckpointError on all ranks alike.
+        """
         folder = self.run_dir.model_folder(phase)
-        if self.team.agreed(is_exported, folder):
+        if self.team.agreed(is_exported, folder, None if end is None else end.name):
             return
+        end = self.need(end, phase)
+        # Attempts have one place for exports between them.
+        self._leave_if_superseded()
         dtype = self.spec.model.export_dtype
-        directory, damage = self.phase_end(phase), list[str]()
-        with self._reader(directory, damage) as reader:
+        # Of another checkpoint's export nothing may be taken for this one's.
+        self.team.on_rank_0(lambda: discard_export(folder))
+        with self._reader(end.directory) as reader:
             shards = plan_shards(reader.shapes, dtype=dtype, max_shard_bytes=MAX_SHARD_BYTES)
             for shard in shards[self.engine.rank :: self.engine.world_size]:
                 write_shard(shard, reader=reader, out=folder, dtype=dtype)
-        fault_point("export", phase=phase, **self.team.where)
-        self._refuse_damage(directory, damage)
+            fault_point("export", phase=phase, **self.team.where)
         if self.engine.rank == 0:
-            finish_export(self.prepared, shards, out=folder, dtype=dtype)
+            finish_export(self.prepared, shards, out=folder, dtype=dtype, checkpoint=end.name)
         self.team.event("export", f"{phase}: {folder.relative_to(self.run_dir.root)}")
+
+    def need(self, end: Found | None, phase: str) -> Found:
+        """The phase's end, for an export or evaluation that is missing."""
+        if end is None:
+            raise CheckpointError(
+                f"{self.run_dir.checkpoints_dir}: the checkpoint at the end of phase {phase} is "
+                "lost, and so is its export or evaluation; restore models and evaluations, or "
+                "delete the checkpoints of later phases, and it is trained again"
+            )
+        return end
 
     def _header(
         self, plan: PhasePlan, step: int, *, kind: CheckpointKind, phase_end: bool
@@ -220,27 +267,59 @@ class Persistence:
             seconds=seconds,
         )
 
-    def _reader(self, directory: Path, damage: list[str]) -> WholeReader:
-        """A reader of the whole model that reads to its end whatever it meets, and notes damage."""
-        manifest = load_manifest(directory / MANIFEST)
+    def _found(self, look: Callable[[], Checkpoint | None]) -> Found | None:
+        """Collective: every rank calls this. What rank 0 sees, or the same damage for all."""
+
+        def ask() -> Found | DamagedManifestError | None:
+            try:
+                found = look()
+            except DamagedManifestError as error:
+                return error
+            return None if found is None else Found.of(found, root=self.run_dir.root)
+
+        answer: Found | DamagedManifestError | None = self.team.on_rank_0(ask)
+        if isinstance(answer, DamagedManifestError):
+            self._set_aside(answer.path.parent, answer.damage)
+        return answer
+
+    @contextmanager
+    def _reader(self, directory: Path) -> Iterator[WholeReader]:
+        """Collective: every rank calls this. Reads the whole model, to the end whatever it meets.
+
+        Damage that it has met is agreed on when it is closed.
+        """
+        damage: list[str] = []
+        manifest: Manifest | None = None
+        try:
+            manifest = load_manifest(directory / MANIFEST)
+        except DamagedManifestError as error:
+            damage.append(error.damage)
+        self._refuse_damage(directory, damage)
+        assert manifest is not None
         prepared = self.prepared
         check_base(directory, manifest, digest=prepared.digest, prepared=prepared.folder)
         trained = CheckpointReader(directory, manifest, on_damage=damage.append)
-        return WholeReader(trained, prepared=prepared, frozen=self.spec.model.frozen)
+        with WholeReader(trained, prepared=prepared, frozen=self.spec.model.frozen) as reader:
+            yield reader
+        self._refuse_damage(directory, damage)
 
     def _refuse_damage(self, directory: Path, damage: list[str]) -> None:
         """Collective: every rank calls this. What any rank found ends the attempt for all."""
         found = [first for rank in self.engine.all_gather(damage[:1]) for first in rank]
-        if not found:
-            return
+        if found:
+            self._set_aside(directory, found[0])
+
+    def _leave_if_superseded(self) -> None:
+        """Collective: every rank calls this."""
+        if not self.team.agreed(self.store.is_newest):
+            message = f"attempt {self.team.attempt} leaves: a later one has started"
+            self.team.event("superseded", message)
+            raise SupersededError(message)
+
+    def _set_aside(self, directory: Path, damage: str) -> NoReturn:
+        """Collective: every rank calls this."""
         if not self.team.agreed(self.store.set_aside, directory):
-            raise CheckpointError(
-                f"{found[0]}; attempt {self.team.attempt} was superseded and may be missing what "
-                "its successor has removed: end this process"
-            )
-        self.team.event("damaged", f"{found[0]}; set aside: an earlier checkpoint is used")
-        raise DamagedCheckpointError(found[0])
-
-
-def _directory(checkpoint: Checkpoint | None) -> Path | None:
-    return None if checkpoint is None else checkpoint.directory
+            # Its successor may have removed what this one misses.
+            raise SupersededError(damage)
+        self.team.event("damaged", f"{damage}; set aside: an earlier checkpoint is used")
+        raise DamagedCheckpointError(damage)

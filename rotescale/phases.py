@@ -9,14 +9,13 @@ from typing import Protocol
 
 import torch
 
-from rotescale.checkpoint.manifest import MANIFEST, load_manifest
 from rotescale.data.packing import PackedRow
 from rotescale.data.stream import StepData
 from rotescale.engine.base import Engine, Row
 from rotescale.errors import TrainingError
 from rotescale.faults import fault_point
 from rotescale.notices import Notices
-from rotescale.persistence import Persistence
+from rotescale.persistence import Found, Persistence
 from rotescale.phase_plan import PhasePlan
 from rotescale.records import RecordWriter, StepRow
 from rotescale.spec import ExperimentSpec
@@ -27,12 +26,12 @@ from rotescale.watchdog import Watchdog
 class StageEvaluator(Protocol):
     """Measures the engine's model and records the result; skipped where the stage was measured."""
 
-    def is_done(self, stage: str, epoch: int | None) -> bool:
-        """Whether the stage's results are on storage already."""
+    def is_done(self, stage: str, epoch: int | None, checkpoint: str | None) -> bool:
+        """Whether the results are on storage already: of that checkpoint, or None: of any."""
         ...
 
-    def evaluate(self, stage: str, epoch: int | None) -> None:
-        """Collective: every rank calls this."""
+    def evaluate(self, stage: str, epoch: int | None, checkpoint: str | None) -> None:
+        """Collective: every rank calls this. ``checkpoint`` is what the engine has loaded."""
         ...
 
 
@@ -57,7 +56,7 @@ class Training:
             self.persistence.load_base()
             self._evaluate("base", None)
         for plan in self.plans:
-            if not self.persistence.has_ended(plan.spec.name):
+            if not self.persistence.has_ended(plan):
                 self.train_phase(plan)
             self._finish_phase(plan)
 
@@ -87,18 +86,14 @@ class Training:
         self.watchdog.arm("load")
         self.engine.configure(plan.settings())
         newest = self.persistence.newest()
-        if newest is not None:
-            manifest = load_manifest(newest / MANIFEST)
-            if manifest.phase_index == plan.index and not manifest.phase_end:
-                self.persistence.load_checkpoint(newest, optimizer_step=manifest.step)
-                message = f"{plan.spec.name}: going on after step {manifest.step}"
-                self.team.event("resumed", message)
-                return manifest.step
-        if plan.index == 0:
+        if newest is not None and newest.phase_index == plan.index:
+            self.persistence.load_checkpoint(newest.directory, optimizer_step=newest.step)
+            self.team.event("resumed", f"{plan.spec.name}: going on after step {newest.step}")
+            return newest.step
+        if newest is None:
             self.persistence.load_base()
         else:
-            before = self.persistence.phase_end(self.plans[plan.index - 1].spec.name)
-            self.persistence.load_checkpoint(before, optimizer_step=None)
+            self.persistence.load_checkpoint(newest.directory, optimizer_step=None)
         self.team.event("phase", f"{plan.spec.name} starts", total_steps=plan.total_steps)
         return 0
 
@@ -182,12 +177,13 @@ class Training:
         """Collective: every rank calls this. Export and measure the phase's end, where missing."""
         name = plan.spec.name
         self.watchdog.arm("save")
-        self.persistence.export(name)
-        if not self._is_measured(name, None):
+        end = self.persistence.phase_end(name)
+        self.persistence.export(name, end)
+        if not self._is_measured(name, None, end):
             self.watchdog.arm("load")
-            end = self.persistence.phase_end(name)
-            self.persistence.load_checkpoint(end, optimizer_step=None)
-            self._evaluate(name, None)
+            end = self.persistence.need(end, name)
+            self.persistence.load_checkpoint(end.directory, optimizer_step=None)
+            self._evaluate(name, None, end)
 
     def _evaluate_on_the_way(self, plan: PhasePlan, step: int, epoch: int, *, saved: int) -> int:
         """Collective: every rank calls this. Measure before ``step``; returns the step saved last.
@@ -201,9 +197,9 @@ class Training:
         self._evaluate(plan.spec.name, epoch)
         return step
 
-    def _evaluate(self, stage: str, epoch: int | None) -> None:
+    def _evaluate(self, stage: str, epoch: int | None, end: Found | None = None) -> None:
         """Collective: every rank calls this. Measure, unless an earlier attempt did."""
-        if self._is_measured(stage, epoch):
+        if self._is_measured(stage, epoch, end):
             return
         self.watchdog.arm("save")
         # A whole copy of the model may need the memory that the next save needs again.
@@ -211,11 +207,13 @@ class Training:
         self.notices.rest(True)
         self.watchdog.arm("evaluation")
         fault_point("evaluation", phase=stage, epoch=epoch, **self.team.where)
-        self.evaluator.evaluate(stage, epoch)
+        self.evaluator.evaluate(stage, epoch, None if end is None else end.name)
 
-    def _is_measured(self, stage: str, epoch: int | None) -> bool:
-        """Collective: every rank calls this."""
-        return self.team.agreed(self.evaluator.is_done, stage, epoch)
+    def _is_measured(self, stage: str, epoch: int | None, end: Found | None = None) -> bool:
+        """Collective: every rank calls this. Whether that is done, of the checkpoint ``end``."""
+        return self.team.agreed(
+            self.evaluator.is_done, stage, epoch, None if end is None else end.name
+        )
 
 
 def _to_row(packed: PackedRow, device: torch.device) -> Row:

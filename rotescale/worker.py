@@ -35,7 +35,7 @@ from rotescale.model.build import build_model, model_layout
 from rotescale.model.frozen import freeze, frozen_names
 from rotescale.model.prepare import PreparedModel, load_prepared
 from rotescale.notices import Notices, Preemption
-from rotescale.persistence import DamagedCheckpointError, Persistence
+from rotescale.persistence import DamagedCheckpointError, Persistence, SupersededError
 from rotescale.phase_plan import PhasePlan
 from rotescale.phases import Training
 from rotescale.preparation import Resolved, versions
@@ -60,7 +60,8 @@ def run_worker(
 
     ``preemption`` tells of nodes that the run is about to lose; it is asked in the background.
 
-    A damaged checkpoint, once set aside, ends the attempt, and the next goes on without it.
+    A damaged checkpoint, once set aside, ends the attempt, and the next goes on without it. An
+    attempt that finds a later one started leaves the run to it.
 
     A user error becomes the run's outcome, which every later start reads before anything else:
     so it is tried once, whoever restarts workers. Anything else is raised without an outcome, so
@@ -93,6 +94,8 @@ def run_worker(
                 # Where nothing reads well, it is this machine: other processes may do better.
                 if not left:
                     raise
+            except SupersededError:
+                break
     except TrainingError as error:
         # All ranks have agreed on it, so none waits for another.
         _fail(run_dir, error, attempt=attempt)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -75,6 +76,8 @@ QUICK = (
 )
 
 
+Worker = multiprocessing.context.ForkServerProcess
+
 # Imports take ten seconds a process, so workers are forked off a server that has done them.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["rotescale.worker", "rotescale.engine.zero3", "helpers"])
@@ -102,13 +105,20 @@ def run_workers(
     timeout_seconds: float = 240.0,
 ) -> list[int]:
     """Run a worker process per rank, without Ray, to their end; their exit codes."""
-    return run_ranks(
+    workers = start_workers(run_dir, world_size=world_size, environment=environment)
+    return join_workers(run_dir, workers, timeout_seconds=timeout_seconds)
+
+
+def start_workers(
+    run_dir: RunDir, *, world_size: int, environment: Mapping[str, str] | None = None
+) -> list[Worker]:
+    """Start a worker process per rank, without Ray."""
+    return start_ranks(
         run_worker,
         run_dir.root,
         world_size=world_size,
         logs=run_dir.logs_dir,
         environment=environment,
-        timeout_seconds=timeout_seconds,
     )
 
 
@@ -120,10 +130,21 @@ def run_ranks(
     environment: Mapping[str, str] | None = None,
     timeout_seconds: float = 240.0,
 ) -> list[int]:
-    """Call ``target`` in a process per rank, with torch's variables set; their exit codes.
+    """Call ``target`` in a process per rank, with torch's variables set; their exit codes."""
+    workers = start_ranks(
+        target, *arguments, world_size=world_size, logs=logs, environment=environment
+    )
+    return _join(workers, logs=logs, timeout_seconds=timeout_seconds, grace_seconds=10.0)
 
-    When one fails, its peers are given a moment to notice and are then killed.
-    """
+
+def start_ranks(
+    target: Callable[..., None],
+    *arguments: object,
+    world_size: int,
+    logs: Path,
+    environment: Mapping[str, str] | None = None,
+) -> list[Worker]:
+    """Start a process per rank that calls ``target``, with torch's variables set."""
     logs.mkdir(parents=True, exist_ok=True)
     port = str(free_port())
     workers = []
@@ -140,12 +161,35 @@ def run_ranks(
         worker = _PROCESSES.Process(target=_rank, args=(target, arguments, variables, log))
         worker.start()
         workers.append(worker)
+    return workers
+
+
+def join_workers(
+    run_dir: RunDir,
+    workers: Sequence[Worker],
+    *,
+    timeout_seconds: float = 240.0,
+    grace_seconds: float = 10.0,
+) -> list[int]:
+    """Wait for the end of all workers; their exit codes, by rank."""
+    return _join(
+        workers,
+        logs=run_dir.logs_dir,
+        timeout_seconds=timeout_seconds,
+        grace_seconds=grace_seconds,
+    )
+
+
+def _join(
+    workers: Sequence[Worker], *, logs: Path, timeout_seconds: float, grace_seconds: float
+) -> list[int]:
+    """When one worker fails, its peers are given a moment to notice and are then killed."""
     deadline = time.monotonic() + timeout_seconds
     try:
         while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
             time.sleep(0.05)
             if any(worker.exitcode for worker in workers):
-                deadline = min(deadline, time.monotonic() + 10.0)
+                deadline = min(deadline, time.monotonic() + grace_seconds)
     finally:
         for worker in workers:
             if worker.is_alive():
@@ -159,6 +203,14 @@ def run_ranks(
                 (logs / f"test-rank-{rank}.log").read_text()[-3000:],
             )
     return codes
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_seconds: float = 120.0) -> None:
+    """Return when the condition holds; an error if it does not in time."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
 
 
 def steps(run_dir: RunDir) -> tuple[StepRow, ...]:

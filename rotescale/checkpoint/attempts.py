@@ -10,7 +10,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from rotescale.checkpoint.manifest import MANIFEST, Manifest, is_published, load_manifest
+from rotescale.checkpoint.manifest import (
+    MANIFEST,
+    DamagedManifestError,
+    Manifest,
+    is_published,
+    load_manifest,
+)
 from rotescale.errors import CheckpointError
 from rotescale.run_dir import CheckpointName, RunDir
 from rotescale.storage import create_exclusive, writing
@@ -137,7 +143,8 @@ def newest(run_dir: RunDir, number: int) -> Checkpoint | None:
     """The latest checkpoint from which attempt ``number`` can go on; None: from the start.
 
     That is a full one, or the weights at the end of a phase. Weights saved within a phase, for
-    a branch, carry no moments and are no place to go on from.
+    a branch, carry no moments and are no place to go on from. Raises DamagedManifestError where
+    the latest cannot be told, or is it.
     """
     while True:
         try:
@@ -152,7 +159,10 @@ def newest(run_dir: RunDir, number: int) -> Checkpoint | None:
 
 
 def open_checkpoint(run_dir: RunDir, name: CheckpointName) -> Checkpoint:
-    """The published checkpoint of that name; FileNotFoundError where it has no manifest."""
+    """The published checkpoint of that name; FileNotFoundError where it has no manifest.
+
+    Raises DamagedManifestError for a manifest that is not as it was written, or not this one's.
+    """
     path = run_dir.manifest(name)
     manifest = load_manifest(path)
     said = CheckpointName(
@@ -163,16 +173,22 @@ def open_checkpoint(run_dir: RunDir, name: CheckpointName) -> Checkpoint:
         kind=manifest.kind,
     )
     if said != name:
-        raise CheckpointError(
-            f"{path}: is the manifest of {said}, not of its folder; move the checkpoint back to "
-            f"{run_dir.checkpoint(said)}"
+        raise DamagedManifestError(
+            path,
+            f"it is the manifest of {run_dir.checkpoint(said)}: if the folder was renamed, move "
+            "it back",
         )
     return Checkpoint(run_dir.checkpoint(name), manifest)
 
 
 def _newest_manifest(run_dir: RunDir, number: int | None) -> str | None:
-    """Path below the root of the newest checkpoint's manifest in that attempt's sight."""
-    checkpoint = newest(run_dir, number) if number is not None else None
-    if checkpoint is None:
-        return None
-    return (checkpoint.directory / MANIFEST).relative_to(run_dir.root).as_posix()
+    """Path below the root of the newest checkpoint's manifest in that attempt's sight.
+
+    A damaged one too: only the attempt that starts may set it aside, once it has a number.
+    """
+    try:
+        checkpoint = newest(run_dir, number) if number is not None else None
+        path = checkpoint.directory / MANIFEST if checkpoint is not None else None
+    except DamagedManifestError as error:
+        path = error.path
+    return None if path is None else path.relative_to(run_dir.root).as_posix()

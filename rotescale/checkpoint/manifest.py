@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+import xxhash
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -26,18 +27,31 @@ from rotescale.run_dir import CheckpointKind
 from rotescale.tensors import PARTS, Part
 
 FORMAT = "rotescale-checkpoint"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 BYTES_PER_ELEMENT = 4
 """Everything is float32."""
 DIGEST_BYTES = 1 << 20
 """How much of a slice one digest covers: a reader of part of a slice verifies whole blocks."""
 
-_END = b"}\n"
+_DIGEST = re.compile(rb',"digest":"([0-9a-f]{32})"}\n\Z')
 _KIND_PARTS: dict[CheckpointKind, frozenset[Part]] = {
     "full": frozenset(PARTS),
     "weights": frozenset({"master"}),
 }
+
+
+class DamagedManifestError(CheckpointError):
+    """A manifest that is not as it was written; the checkpoint before it may be whole."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path = path
+        self.damage = f"{path}: damaged: {problem}"
+
+    def __str__(self) -> str:
+        remedy = "delete this file, and training resumes from the checkpoint before it"
+        return f"{self.damage}; {remedy}"
 
 
 class _Frozen(BaseModel):
@@ -87,7 +101,7 @@ class ManifestHeader(_Frozen):
     """Everything about a checkpoint but its bytes."""
 
     format: Literal["rotescale-checkpoint"] = "rotescale-checkpoint"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     kind: CheckpointKind
     phase: str
     phase_index: NonNegativeInt
@@ -188,39 +202,44 @@ def check_base(directory: Path, manifest: Manifest, *, digest: str, prepared: Pa
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The file's content, compact: a large model on many workers has a million slices."""
-    return manifest.model_dump_json().encode() + b"\n"
+    """The file's content, compact: a large model on many workers has a million slices.
+
+    The last field, ``digest``, is the xxh3_128 of everything before it, in hex.
+    """
+    text = manifest.model_dump_json().encode().removesuffix(b"}")
+    return text + f',"digest":"{xxhash.xxh3_128_hexdigest(text)}"}}\n'.encode()
 
 
 def is_published(directory: Path) -> bool:
-    """Whether a whole manifest lies in ``directory``; nothing else makes it a checkpoint."""
-    try:
-        with (directory / MANIFEST).open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - len(_END), 0))
-            return file.read() == _END
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    """Whether a manifest lies in ``directory``; nothing else makes it a checkpoint.
+
+    It appears whole, so one that is not was damaged later, and says so when it is read.
+    """
+    return (directory / MANIFEST).is_file()
 
 
 def load_manifest(path: Path) -> Manifest:
     """Read and check a manifest file.
 
-    Raises FileNotFoundError where there is none, and CheckpointError, with the remedy, for one
-    that is damaged or of another format.
+    Raises FileNotFoundError where there is none, DamagedManifestError where it is not as it was
+    written, and CheckpointError, with the remedy, for one of another format.
     """
     text = path.read_bytes()
+    end = _DIGEST.search(text, max(len(text) - 64, 0))
+    if end is None:
+        _refuse_other_format(path, text)
+        raise DamagedManifestError(path, f"no digest at its end, byte {len(text)}")
+    body = text[: end.start()]
+    if xxhash.xxh3_128_hexdigest(body) != end[1].decode():
+        raise DamagedManifestError(path, "its bytes are not those of its digest")
     try:
-        return Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(body + b"}")
     except ValidationError as error:
         _refuse_other_format(path, text)
         problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
-        raise CheckpointError(
-            f"{path}: damaged: {field + ': ' if field else ''}{message}; delete this file, and "
-            "training resumes from the checkpoint before it"
-        ) from None
+        raise DamagedManifestError(path, f"{field + ': ' if field else ''}{message}") from None
 
 
 def _refuse_other_format(path: Path, text: bytes) -> None:

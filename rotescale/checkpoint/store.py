@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rotescale.checkpoint.attempts import Checkpoint, is_newest, newest, open_checkpoint, visible
-from rotescale.checkpoint.manifest import MANIFEST, is_published
+from rotescale.checkpoint.manifest import MANIFEST, DamagedManifestError, is_published
 from rotescale.faults import fault_point
 from rotescale.run_dir import CheckpointKind, CheckpointName, RunDir
 from rotescale.storage import writing
@@ -29,6 +29,10 @@ class CheckpointStore:
         return self._run_dir.checkpoint(
             CheckpointName(self._attempt, phase_index, phase, step, kind)
         )
+
+    def is_newest(self) -> bool:
+        """Whether no later attempt has started."""
+        return is_newest(self._run_dir, self._attempt)
 
     def newest(self) -> Checkpoint | None:
         """The checkpoint to go on from, full or the end of a phase; None: start at step 0."""
@@ -61,8 +65,7 @@ class CheckpointStore:
         assert keep_last >= 1, keep_last
         if not is_newest(self._run_dir, self._attempt):
             return []
-        latest = self.newest()
-        if latest is None or latest.manifest.attempt != self._attempt:
+        if not self._has_own():
             return []
         full = [name for name in visible(self._run_dir, self._attempt) if name.kind == "full"]
         removed: list[CheckpointName] = []
@@ -71,7 +74,12 @@ class CheckpointStore:
                 continue
             if (name.phase, name.step) in keep:
                 continue
-            if open_checkpoint(self._run_dir, name).manifest.phase_end:
+            try:
+                if open_checkpoint(self._run_dir, name).manifest.phase_end:
+                    continue
+            except DamagedManifestError:
+                # It may have been the end of a phase.
+                continue
                 continue
             if not self._unpublish(name):
                 break
@@ -106,8 +114,7 @@ class CheckpointStore:
         if not is_newest(self._run_dir, self._attempt):
             return []
         seen = set(visible(self._run_dir, self._attempt))
-        latest = self.newest()
-        has_own = latest is not None and latest.manifest.attempt == self._attempt
+        has_own = self._has_own()
         removed: list[CheckpointName] = []
         for attempt in self._run_dir.checkpoint_attempts():
             if attempt >= self._attempt:
@@ -121,6 +128,15 @@ class CheckpointStore:
                 self._remove_folder(name)
                 removed.append(name)
         return removed
+
+    def _has_own(self) -> bool:
+        """Whether this attempt has published what a later one could go on from."""
+        try:
+            latest = self.newest()
+        except DamagedManifestError:
+            # Whoever loads next says so; until then the ones before it are needed.
+            return False
+        return latest is not None and latest.manifest.attempt == self._attempt
 
     def _unpublish(self, name: CheckpointName) -> bool:
         """Take the manifest away, unless a newer attempt has started; then all stays as it was.

@@ -36,16 +36,27 @@ class RunEvaluator:
     progress: Callable[[str, int, int], None]
     """Told the stage, and how many of how many answers there are, over all ranks."""
 
-    def is_done(self, stage: str, epoch: int | None) -> bool:
-        """Whether the stage's outcomes are on storage, of these very questions."""
+    def is_done(self, stage: str, epoch: int | None, checkpoint: str | None) -> bool:
+        """Whether the stage's outcomes are on storage, of these very questions.
+
+        With ``checkpoint``, the path of one below the run's root, only outcomes of that one count:
+        the end of a phase that was trained again is another.
+        """
         path = self.run_dir.evaluation(stage, epoch)
         if not path.exists():
             return False
         with path.open(encoding="utf-8") as file:
-            return bool(json.loads(file.readline())["sample"] == self._sample())
+            head = json.loads(file.readline())
+        if checkpoint is not None and head.get("checkpoint") != checkpoint:
+            return False
+        return bool(head["sample"] == self._sample())
 
-    def evaluate(self, stage: str, epoch: int | None) -> None:
-        """Collective: every rank calls this. Rank 0 writes the rows, then the outcomes."""
+    def evaluate(self, stage: str, epoch: int | None, checkpoint: str | None) -> None:
+        """Collective: every rank calls this. Rank 0 writes the rows, then the outcomes.
+
+        ``checkpoint`` is the path below the run's root of what the engine has loaded; None where
+        it holds no checkpoint's weights.
+        """
         with self.engine.evaluation_model(self.mode) as model, _tree_attention(model):
             outcomes = evaluate(
                 forward_of(model),
@@ -62,10 +73,15 @@ class RunEvaluator:
                 max_new_tokens=self.spec.max_new_tokens,
             )
         if self.engine.rank == 0:
-            self._write(stage, epoch, outcomes)
+            self._write(stage, epoch, checkpoint, outcomes)
             self.progress(stage, self._total, self._total)
 
-    def _write(self, stage: str, epoch: int | None, outcomes: list[Outcome]) -> None:
+    def _write(
+        self, stage: str, epoch: int | None, checkpoint: str | None, outcomes: list[Outcome]
+    ) -> None:
+        if (self.run_dir.newest_attempt() or 0) > self.attempt:
+            # A superseded attempt leaves its successor's outcomes alone.
+            return
         rows = summarise(
             outcomes,
             stage=stage,
@@ -81,8 +97,8 @@ class RunEvaluator:
         path = self.run_dir.evaluation(stage, epoch)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        head = {"stage": stage, "epoch": epoch, "sample": self._sample()}
-        lines = [json.dumps(head)]
+        where = {"stage": stage, "epoch": epoch, "checkpoint": checkpoint}
+        lines = [json.dumps({**where, "sample": self._sample()})]
         lines += [json.dumps(outcome.to_json(), ensure_ascii=False) for outcome in outcomes]
         write_atomic(path, ("\n".join(lines) + "\n").encode())
 

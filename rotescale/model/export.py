@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import struct
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,8 @@ def plan_shards(
 def write_shard(shard: Shard, *, reader: RangeReader, out: Path, dtype: str) -> None:
     """Write one file of the model into ``out``, front to back, converting from float32."""
     target = out / shard.file
-    temporary = out / f".{shard.file}.tmp"
+    # A name of its own: a worker that should be dead may still write the same shard.
+    temporary = out / f".{shard.file}.{uuid.uuid4().hex}.tmp"
     with writing(target):
         out.mkdir(parents=True, exist_ok=True)
         try:
@@ -99,11 +101,16 @@ def write_shard(shard: Shard, *, reader: RangeReader, out: Path, dtype: str) -> 
 
 
 def finish_export(
-    prepared: PreparedModel, shards: Sequence[Shard], *, out: Path, dtype: str
+    prepared: PreparedModel,
+    shards: Sequence[Shard],
+    *,
+    out: Path,
+    dtype: str,
+    checkpoint: str | None = None,
 ) -> None:
     """Add index, configuration, tokenizer and generation defaults, and declare ``out`` complete.
 
-    Call it once, after every shard is written.
+    Call it once, after every shard is written. ``checkpoint`` says what the shards were read from.
     """
     sizes = {shard.file: _checked_size(shard, out=out, dtype=dtype) for shard in shards}
     item_bytes = _DTYPES[dtype][1].itemsize
@@ -120,6 +127,7 @@ def finish_export(
         if not (out / "generation_config.json").is_file():
             GenerationConfig.from_model_config(prepared.config()).save_pretrained(out)
         record = {
+            "checkpoint": checkpoint,
             "dtype": dtype,
             "files": sizes,
             "key_tokens": list(prepared.key_tokens.values()),
@@ -128,9 +136,24 @@ def finish_export(
         _write_json(out / EXPORT_FILE, record)
 
 
-def is_exported(out: Path) -> bool:
-    """Whether ``out`` holds a whole exported model."""
-    return (out / EXPORT_FILE).is_file()
+def is_exported(out: Path, checkpoint: str | None = None) -> bool:
+    """Whether ``out`` holds a whole exported model: of that checkpoint, or None: of any."""
+    try:
+        record = json.loads((out / EXPORT_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return checkpoint is None or bool(record.get("checkpoint") == checkpoint)
+
+
+def discard_export(out: Path) -> None:
+    """Declare that ``out`` holds no export; what is there stays until it is replaced.
+
+    Of workers that died while they wrote, the unfinished shards go.
+    """
+    with writing(out):
+        (out / EXPORT_FILE).unlink(missing_ok=True)
+        for unfinished in out.glob(".*.tmp"):
+            unfinished.unlink(missing_ok=True)
 
 
 def _header(shard: Shard, *, dtype: str) -> bytes:

@@ -7,69 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from helpers import QUICK, micro_spec, phase_end_weights, prepare, run_workers, steps
+from helpers import run_workers, steps
+from recovery_helpers import FAULTS, PHASES, assert_equal_runs, events, made_of
 
 from rotescale.checkpoint.attempts import newest, read_attempt
+from rotescale.checkpoint.manifest import MANIFEST
 from rotescale.errors import TrainingError
 from rotescale.faults import VARIABLE
-from rotescale.records import read_records
-from rotescale.run_dir import CheckpointName, Outcome, RunDir
+from rotescale.run_dir import Outcome, RunDir
 
-SAVING = (
-    *QUICK,
-    "checkpoints.every_steps=2",
-    "checkpoints.keep_last=1",
-    "phases.0.evaluate_epochs=[1]",
-    "phases.0.weight_decay=0.1",
-)
-PHASES = ("memorize", "generalize")
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Callable[..., RunDir]:
-    def start(*overrides: str) -> RunDir:
-        storage = tmp_path_factory.mktemp("run")
-        return prepare(micro_spec(*SAVING, *overrides), storage, cache=model_cache, num_workers=2)
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def undisturbed(start: Callable[..., RunDir]) -> RunDir:
-    run_dir = start()
-    assert run_workers(run_dir, world_size=2) == [0, 0]
-    return run_dir
-
-
-def assert_equal_runs(one: RunDir, other: RunDir) -> None:
-    """Every step with the same examples and loss, once; weights equal bit for bit."""
-    ours, theirs = steps(one), steps(other)
-    assert [(s.phase, s.step, s.example_ids, s.loss) for s in ours] == [
-        (s.phase, s.step, s.example_ids, s.loss) for s in theirs
-    ]
-    for phase in PHASES:
-        a, b = phase_end_weights(one, phase), phase_end_weights(other, phase)
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-# Point of the fault -> where it strikes, and the steps that the next attempt may go on from. A save
-# that is in flight when a process dies may be lost; the one before it never is.
-FAULTS = {
-    "start-up": ({"point": "start", "rank": 1}, {None}),
-    "before the first save": ({"point": "step", "phase": "memorize", "step": 1, "rank": 0}, {None}),
-    "in a step": ({"point": "step", "phase": "memorize", "step": 5, "rank": 1}, {2, 4}),
-    "in phase 2": ({"point": "step", "phase": "generalize", "step": 7, "rank": 0}, {4, 6}),
-    "during the copy": ({"point": "copy", "phase": "memorize", "step": 4, "rank": 1}, {2}),
-    "during the write": ({"point": "write", "phase": "memorize", "step": 4, "rank": 1}, {2}),
-    "before the manifest": ({"point": "save", "phase": "memorize", "step": 4, "rank": 0}, {2}),
-    "after the manifest": ({"point": "published", "phase": "memorize", "step": 4, "rank": 0}, {4}),
-    "during prune": ({"point": "prune", "phase": "memorize", "rank": 0}, {4}),
-    "between phases": ({"point": "phase", "phase": "generalize", "rank": 1}, {6}),
-    "in export": ({"point": "export", "phase": "memorize", "rank": 0}, {6}),
-    "in evaluation": ({"point": "evaluation", "phase": "generalize", "rank": 1}, {12}),
-}
 ONLY_RANK_0 = ("after the manifest", "during prune")
 
 
@@ -112,33 +58,57 @@ def test_killed_and_resumed_equals_undisturbed(
     assert_equal_runs(run_dir, undisturbed)
 
 
-def damage_newest(run_dir: RunDir, *, rank: int, how: str) -> CheckpointName:
-    """Change the newest checkpoint's file of one rank, and return which checkpoint it is."""
+def damage_newest(run_dir: RunDir, *, how: str) -> int:
+    """Change a file of the newest checkpoint, and return which step it is of."""
     found = newest(run_dir, max(run_dir.attempt_numbers()))
     assert found is not None
-    file = found.directory / found.manifest.files[rank].name
-    data = bytearray(file.read_bytes())
+    file = found.directory / found.manifest.files[1].name
+    manifest = found.directory / MANIFEST
     match how:
         case "flip":
             entry = next(entry for entry in found.manifest.slices if entry.file == file.name)
+            data = bytearray(file.read_bytes())
             data[entry.begin] ^= 1
+            file.write_bytes(data)
         case "truncate":
-            del data[-2:]
-    file.write_bytes(data)
-    manifest = found.manifest
-    return CheckpointName(
-        manifest.attempt, manifest.phase_index, manifest.phase, manifest.step, manifest.kind
-    )
+            file.write_bytes(file.read_bytes()[:-2])
+        case "half a manifest":
+            manifest.write_bytes(manifest.read_bytes()[: manifest.stat().st_size // 2])
+        case "another's manifest":
+            other = found.directory.with_name("01-memorize-step-000002-full") / MANIFEST
+            manifest.write_bytes(other.read_bytes())
+        case "a digit of the manifest":
+            cursor = found.manifest.cursor
+            text = manifest.read_bytes()
+            changed = text.replace(b'"cursor":%d' % cursor, b'"cursor":%d' % (cursor + 1))
+            assert changed != text
+            manifest.write_bytes(changed)
+    return found.manifest.step
+
+
+IN_PHASE_1 = {"point": "published", "phase": "memorize", "rank": 0}
 
 
 @pytest.mark.parametrize(
     ("fault", "how", "damaged", "resumes_after"),
     [
-        ({"point": "published", "phase": "memorize", "step": 4, "rank": 0}, "flip", 4, 2),
-        ({"point": "published", "phase": "memorize", "step": 2, "rank": 0}, "truncate", 2, None),
+        ({**IN_PHASE_1, "step": 4}, "flip", 4, 2),
+        ({**IN_PHASE_1, "step": 2}, "truncate", 2, None),
         ({"point": "export", "phase": "memorize", "rank": 0}, "flip", 6, 4),
+        ({"point": "phase", "phase": "generalize", "rank": 0}, "flip", 6, 4),
+        ({**IN_PHASE_1, "step": 4}, "another's manifest", 4, 2),
+        ({**IN_PHASE_1, "step": 2}, "half a manifest", 2, None),
+        ({"point": "phase", "phase": "generalize", "rank": 0}, "a digit of the manifest", 6, 4),
     ],
-    ids=["a full one", "the only one", "the end of a phase"],
+    ids=[
+        "a full one",
+        "the only one, cut",
+        "the end of a phase",
+        "the end of a phase that was exported and measured",
+        "another's manifest",
+        "half a manifest, of the only one",
+        "a digit of a manifest, at the end of a phase",
+    ],
 )
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     fault: dict[str, object],
@@ -149,25 +119,49 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     undisturbed: RunDir,
     tmp_path: Path,
 ) -> None:
-    run_dir = start()
+    run_dir = start("checkpoints.keep_last=2")
     variable = json.dumps({**fault, "attempt": 1, "marker": str(tmp_path / "fired")})
     run_workers(run_dir, world_size=2, environment={VARIABLE: variable})
     assert (tmp_path / "fired").exists()
-    name = damage_newest(run_dir, rank=1, how=how)
-    assert name.step == damaged
+    assert damage_newest(run_dir, how=how) == damaged
     assert run_workers(run_dir, world_size=2) == [0, 0]
     assert run_dir.attempt_numbers() == [1, 2, 3]
     resumed = read_attempt(run_dir, 3).resumes
-    if resumes_after is None:
-        assert resumed is None
-    else:
-        assert resumed is not None
-        assert run_dir.manifest_name(resumed).step == resumes_after
-    [event] = [event for event in read_records(run_dir).events if event.name == "damaged"]
+    found = None if resumed is None else run_dir.manifest_name(resumed).step
+    assert found == resumes_after
+    [event] = events(run_dir, "damaged")
     assert event.attempt == 2
-    assert "rank-00001-of-00002.safetensors" in event.message
-    assert " of model." in event.message
+    if "manifest" in how:
+        assert "manifest.json: damaged: " in event.message
+    else:
+        assert "rank-00001-of-00002.safetensors" in event.message
+        assert " of model." in event.message
     assert_equal_runs(run_dir, undisturbed)
+    # What was exported and measured is the end that training went on from.
+    assert (made_of(run_dir, "memorize"), made_of(run_dir, "generalize")) == (
+        "checkpoints/attempt-0003/01-memorize-step-000006-weights",
+        "checkpoints/attempt-0003/02-generalize-step-000012-weights",
+    )
+
+
+def test_a_lost_end_of_a_phase_that_is_over_costs_nothing(
+    start: Callable[..., RunDir], undisturbed: RunDir, tmp_path: Path
+) -> None:
+    """Its export and evaluation were made of it, and the next phase goes on from its own."""
+    run_dir = start()
+    fault = {"point": "step", "phase": "generalize", "step": 5, "rank": 1, "attempt": 1}
+    variable = json.dumps({**fault, "marker": str(tmp_path / "fired")})
+    run_workers(run_dir, world_size=2, environment={VARIABLE: variable})
+    assert (tmp_path / "fired").exists()
+    end = made_of(run_dir, "memorize")
+    manifest = run_dir.root / end / MANIFEST
+    manifest.write_bytes(manifest.read_bytes()[:-100])
+    assert run_workers(run_dir, world_size=2) == [0, 0]
+    assert [event.attempt for event in events(run_dir, "damaged")] == [2]
+    assert made_of(run_dir, "memorize") == end
+    assert {row.attempt for row in steps(run_dir) if row.phase == "memorize"} == {1}
+    assert not manifest.exists()
+    assert_equal_runs(run_dir, undisturbed, phases=PHASES[1:])
 
 
 def test_bf16_resumes_from_masters(start: Callable[..., RunDir], tmp_path: Path) -> None:
@@ -201,11 +195,8 @@ def test_a_save_that_comes_too_soon_is_skipped_by_all_ranks_alike(
     run_dir = start("checkpoints.every_steps=1", "checkpoints.while_saving=skip")
     assert run_workers(run_dir, world_size=2) == [0, 0]
     assert_equal_runs(run_dir, undisturbed)
-    events = read_records(run_dir).events
-    skipped = [event.message for event in events if event.name == "skipped"]
-    saved = [event for event in events if event.name == "checkpoint"]
-    others = [event for event in events if event.name == "rank_file"]
-    assert len(saved) == len(others)
+    skipped, saved = events(run_dir, "skipped"), events(run_dir, "checkpoint")
+    assert len(saved) == len(events(run_dir, "rank_file"))
     assert len(saved) + len(skipped) == len(steps(run_dir))
     for event in saved:
         costs = event.details

@@ -19,6 +19,7 @@ from rotescale.checkpoint.attempts import (
     start_attempt,
     visible,
 )
+from rotescale.checkpoint.manifest import DamagedManifestError
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.errors import CheckpointError
 from rotescale.run_dir import RunDir
@@ -95,6 +96,23 @@ def test_an_attempt_that_published_nothing_drops_out_of_the_lineage(tmp_path: Pa
     assert [attempt.number for attempt in lineage(run_dir, 3)] == [1, 3]
     save_at(run_dir, attempt=2, step=100)
     assert newest_step(run_dir, 3) == 50
+
+
+def test_a_damaged_manifest_is_named_so_that_the_attempt_can_set_it_aside(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    start(run_dir)
+    save_at(run_dir, attempt=1, step=50)
+    manifest = run_dir.manifest(save_at(run_dir, attempt=1, step=100))
+    manifest.write_bytes(manifest.read_bytes().replace(b'"cursor":4', b'"cursor":5'))
+    second = start(run_dir)
+    assert second.resumes == manifest.relative_to(tmp_path).as_posix()
+    with pytest.raises(DamagedManifestError, match="not those of its digest"):
+        newest(run_dir, 2)
+    assert CheckpointStore(run_dir, 2).set_aside(manifest.parent)
+    assert newest_step(run_dir, 2) == 50
+    third = start(run_dir)
+    assert third.resumes == "checkpoints/attempt-0001/01-memorize-step-000050-full/manifest.json"
+    assert [attempt.number for attempt in lineage(run_dir, 3)] == [1, 3]
 
 
 def test_a_choice_that_is_outdated_when_the_attempt_exists_is_made_again(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 from checkpoint_helpers import header, save
 
 from rotescale.checkpoint.manifest import (
+    DamagedManifestError,
     FileEntry,
     Manifest,
     SliceEntry,
@@ -79,33 +82,81 @@ def test_load_returns_what_was_saved(tmp_path: Path) -> None:
     assert load_manifest(tmp_path / "manifest.json") == manifest
 
 
+def with_fields(text: bytes, *, digest: bool, **changes: Any) -> bytes:
+    """A manifest's content with other fields, and with a digest that fits them, or none."""
+    fields = {**json.loads(text), **changes}
+    del fields["digest"]
+    body = json.dumps(fields, separators=(",", ":")).encode()[:-1]
+    end = f',"digest":"{xxhash.xxh3_128_hexdigest(body)}"' if digest else ""
+    return body + end.encode() + b"}\n"
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("digest", "field", "value", "message"),
     [
-        ("version", 1, r"version 1 .* reads version 2; use the rotescale that wrote it"),
-        ("format", "other", "no rotescale-checkpoint"),
-        ("step", -1, "step: .*delete this file"),
-        ("surprise", 1, "surprise"),
+        (False, "version", 2, r"version 2 .* reads version 3; use the rotescale that wrote it"),
+        (True, "version", 4, r"version 4 .* reads version 3; use the rotescale that wrote it"),
+        (False, "format", "other", "no rotescale-checkpoint"),
     ],
 )
-def test_another_format_or_damage_is_named(
-    tmp_path: Path, field: str, value: Any, message: str
+def test_another_format_is_refused_and_is_no_damage(
+    tmp_path: Path, digest: bool, field: str, value: Any, message: str
 ) -> None:
     save(tmp_path, head=header())
     path = tmp_path / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}) + "\n")
-    with pytest.raises(CheckpointError, match=message):
+    path.write_bytes(with_fields(path.read_bytes(), digest=digest, **{field: value}))
+    with pytest.raises(CheckpointError, match=message) as caught:
         load_manifest(path)
+    assert not isinstance(caught.value, DamagedManifestError)
 
 
-def test_half_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("digest", "field", "value", "message"),
+    [
+        (True, "step", -1, "step: .*delete this file"),
+        (True, "surprise", 1, "surprise"),
+        (False, "step", 50, "no digest at its end"),
+    ],
+)
+def test_a_field_that_cannot_be_is_damage(
+    tmp_path: Path, digest: bool, field: str, value: Any, message: str
+) -> None:
+    save(tmp_path, head=header())
+    path = tmp_path / "manifest.json"
+    path.write_bytes(with_fields(path.read_bytes(), digest=digest, **{field: value}))
+    with pytest.raises(DamagedManifestError, match=message) as caught:
+        load_manifest(path)
+    assert caught.value.path == path
+
+
+def test_any_changed_byte_is_found(tmp_path: Path) -> None:
+    """Also one that validates: a digit of a step, of the version, or of the digest itself."""
     save(tmp_path, head=header())
     path = tmp_path / "manifest.json"
     whole = path.read_bytes()
-    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+    for place in range(len(whole)):
+        flipped = whole[place] ^ (1 << place % 7)
+        path.write_bytes(whole[:place] + bytes([flipped]) + whole[place + 1 :])
+        with pytest.raises(DamagedManifestError):
+            load_manifest(path)
+    path.write_bytes(whole)
+    load_manifest(path)
+
+
+def test_half_a_manifest_is_damage(tmp_path: Path) -> None:
+    assert not is_published(tmp_path)
+    save(tmp_path, head=header())
+    path = tmp_path / "manifest.json"
+    whole = path.read_bytes()
+    for length in (0, 1, 50, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        assert not is_published(tmp_path)
+        assert is_published(tmp_path)
+        with pytest.raises(DamagedManifestError, match="no digest"):
+            load_manifest(path)
     assert not is_published(tmp_path / "nowhere")
-    path.write_bytes(whole[:50])
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_manifest(path)
+
+
+def test_the_error_can_be_handed_to_other_ranks(tmp_path: Path) -> None:
+    error = DamagedManifestError(tmp_path / "manifest.json", "half of it")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.path, copy.damage, str(copy)) == (error.path, error.damage, str(error))

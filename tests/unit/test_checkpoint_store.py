@@ -9,11 +9,10 @@ import torch
 from checkpoint_helpers import rank_slices, save_at, values
 
 from rotescale.checkpoint.attempts import start_attempt
-from rotescale.checkpoint.manifest import is_published
+from rotescale.checkpoint.manifest import DamagedManifestError, is_published
 from rotescale.checkpoint.slices import CheckpointReader
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.checkpoint.writer import write_rank_file
-from rotescale.errors import CheckpointError
 from rotescale.run_dir import CheckpointName, RunDir
 
 
@@ -74,13 +73,11 @@ def test_weights_within_a_phase_are_no_place_to_go_on_from(tmp_path: Path) -> No
     assert found.manifest.step == 50
 
 
-def test_folders_without_a_whole_manifest_are_ignored(tmp_path: Path) -> None:
+def test_folders_without_a_manifest_are_ignored(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     store = begin(run_dir)
     save_at(run_dir, attempt=1, step=50)
     leave_unpublished(run_dir, attempt=1, step=100)
-    manifest = run_dir.manifest(save_at(run_dir, attempt=1, step=150))
-    manifest.write_bytes(manifest.read_bytes()[:200])
     (run_dir.checkpoints_dir / "attempt-0001" / "01-memorize-step-000200-full.old").mkdir()
     (run_dir.checkpoints_dir / "attempt-0001" / "notes.txt").touch()
     found = store.newest()
@@ -88,13 +85,41 @@ def test_folders_without_a_whole_manifest_are_ignored(tmp_path: Path) -> None:
     assert found.manifest.step == 50
 
 
-def test_a_checkpoint_in_another_folder_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_in_another_folder_is_damaged(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     store = begin(run_dir)
     folder = run_dir.checkpoint(save_at(run_dir, attempt=1, step=50))
     folder.rename(folder.with_name("01-memorize-step-000060-full"))
-    with pytest.raises(CheckpointError, match="move the checkpoint back"):
+    with pytest.raises(DamagedManifestError, match="if the folder was renamed, move it back"):
         store.newest()
+
+
+def cut(run_dir: RunDir, name: CheckpointName) -> None:
+    manifest = run_dir.manifest(name)
+    manifest.write_bytes(manifest.read_bytes()[:200])
+
+
+def test_with_its_newest_manifest_damaged_an_attempt_removes_nothing(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    begin(run_dir)
+    save_at(run_dir, attempt=1, step=10)
+    store = begin(run_dir)
+    save_at(run_dir, attempt=1, step=15)
+    for step in (20, 30):
+        save_at(run_dir, attempt=2, step=step)
+    cut(run_dir, save_at(run_dir, attempt=2, step=40))
+    assert store.prune(1) == []
+    assert store.collect_orphans() == []
+    assert published(run_dir) == [(1, 10), (1, 15), (2, 20), (2, 30), (2, 40)]
+
+
+def test_prune_leaves_what_it_cannot_read(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    store = begin(run_dir)
+    names = [save_at(run_dir, attempt=1, step=step) for step in (10, 20, 30)]
+    cut(run_dir, names[0])
+    assert store.prune(1) == [names[1]]
+    assert published(run_dir) == [(1, 10), (1, 30)]
 
 
 def test_the_end_of_a_phase_is_found_in_the_lineage(tmp_path: Path) -> None:
