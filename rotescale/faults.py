@@ -21,7 +21,8 @@ _FOREVER_SECONDS = 1e6
 
 
 def fault_point(point: str, **where: Any) -> None:
-    """Where this is the point: die by SIGKILL, or as ``action`` says: ``stop``, ``hang``, ``delay``.
+    """Where this is the point: die by SIGKILL, or what ``action`` says: ``stop`` until SIGCONT,
+    ``hang`` or ``delay``.
 
     ``marker`` is written first, as evidence. With ``victim``, a process's id, that process is
     killed, and this one gets no further.

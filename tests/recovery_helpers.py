@@ -21,17 +21,18 @@ SAVING = (
 PHASES = ("memorize", "generalize")
 
 # Point of the fault -> where it strikes, and the steps that the next attempt may go on from. A save
-# that is in flight when a process dies may be lost; the one before it never is.
+# that is in flight when a process dies may be lost; the one before it never is. In phase 1 there is
+# one after steps 2, 3 (before the evaluation on the way) and 4, and at the end.
 FAULTS = {
     "start-up": ({"point": "start", "rank": 1}, {None}),
     "before the first save": ({"point": "step", "phase": "memorize", "step": 1, "rank": 0}, {None}),
-    "in a step": ({"point": "step", "phase": "memorize", "step": 5, "rank": 1}, {2, 4}),
+    "in a step": ({"point": "step", "phase": "memorize", "step": 5, "rank": 1}, {3, 4}),
     "in phase 2": ({"point": "step", "phase": "generalize", "step": 7, "rank": 0}, {4, 6}),
-    "during the copy": ({"point": "copy", "phase": "memorize", "step": 4, "rank": 1}, {2}),
-    "during the write": ({"point": "write", "phase": "memorize", "step": 4, "rank": 1}, {2}),
-    "before the manifest": ({"point": "save", "phase": "memorize", "step": 4, "rank": 0}, {2}),
+    "during the copy": ({"point": "copy", "phase": "memorize", "step": 4, "rank": 1}, {3}),
+    "during the write": ({"point": "write", "phase": "memorize", "step": 4, "rank": 1}, {3}),
+    "before the manifest": ({"point": "save", "phase": "memorize", "step": 4, "rank": 0}, {3}),
     "after the manifest": ({"point": "published", "phase": "memorize", "step": 4, "rank": 0}, {4}),
-    "during prune": ({"point": "prune", "phase": "memorize", "rank": 0}, {4}),
+    "during prune": ({"point": "prune", "phase": "memorize", "rank": 0}, {3}),
     "between phases": ({"point": "phase", "phase": "generalize", "rank": 1}, {6}),
     "in export": ({"point": "export", "phase": "memorize", "rank": 0}, {6}),
     "in evaluation": ({"point": "evaluation", "phase": "generalize", "rank": 1}, {12}),

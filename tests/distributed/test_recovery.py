@@ -75,7 +75,7 @@ def damage_newest(run_dir: RunDir, *, how: str) -> int:
         case "half a manifest":
             manifest.write_bytes(manifest.read_bytes()[: manifest.stat().st_size // 2])
         case "another's manifest":
-            other = found.directory.with_name("01-memorize-step-000002-full") / MANIFEST
+            other = found.directory.with_name("01-memorize-step-000003-full") / MANIFEST
             manifest.write_bytes(other.read_bytes())
         case "a digit of the manifest":
             cursor = found.manifest.cursor
@@ -92,11 +92,11 @@ IN_PHASE_1 = {"point": "published", "phase": "memorize", "rank": 0}
 @pytest.mark.parametrize(
     ("fault", "how", "damaged", "resumes_after"),
     [
-        ({**IN_PHASE_1, "step": 4}, "flip", 4, 2),
+        ({**IN_PHASE_1, "step": 4}, "flip", 4, 3),
         ({**IN_PHASE_1, "step": 2}, "truncate", 2, None),
         ({"point": "export", "phase": "memorize", "rank": 0}, "flip", 6, 4),
         ({"point": "phase", "phase": "generalize", "rank": 0}, "flip", 6, 4),
-        ({**IN_PHASE_1, "step": 4}, "another's manifest", 4, 2),
+        ({**IN_PHASE_1, "step": 4}, "another's manifest", 4, 3),
         ({**IN_PHASE_1, "step": 2}, "half a manifest", 2, None),
         ({"point": "phase", "phase": "generalize", "rank": 0}, "a digit of the manifest", 6, 4),
     ],
