@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from helpers import (
     micro_spec,
     phase_end_weights,
     prepare,
-    run_workers,
     steps,
 )
+from recovery_helpers import PHASES, assert_equal_runs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rotescale import driver
@@ -36,7 +36,6 @@ from rotescale.model.prepare import load_prepared
 from rotescale.records import read_records
 from rotescale.run_dir import CheckpointName, Outcome, RunDir
 
-PHASES = ("memorize", "generalize")
 LAUNCH = LaunchSpec(num_workers=(2, 2), max_failures=3)
 ARCHITECTURES = [
     (architecture, tied)
@@ -110,15 +109,17 @@ def test_both_phases_of_each_architecture(
         assert tokenizer("[X:mother]")["input_ids"] == [prepared.key_token_ids["mother"]]
 
 
-def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_undisturbed(
-    cluster: None, tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("victims", [{"rank": 1}, {}], ids=["one worker", "all workers"])
+def test_killed_workers_are_replaced_and_the_run_ends_as_if_undisturbed(
+    victims: dict[str, int],
+    cluster: None,
+    start: Callable[..., RunDir],
+    undisturbed: RunDir,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spec = micro_spec(*QUICK, "checkpoints.every_steps=2")
-    calm = prepare(spec, tmp_path / "calm", cache=model_cache, num_workers=2)
-    assert run_workers(calm, world_size=2) == [0, 0]
-    run_dir = prepare(spec, tmp_path / "killed", cache=model_cache, num_workers=2)
-    fault = {"point": "step", "phase": "generalize", "step": 5, "rank": 1, "attempt": 1}
-    marker = tmp_path / "fired"
+    run_dir, marker = start(), tmp_path / "fired"
+    fault = {"point": "step", "phase": "generalize", "step": 5, "attempt": 1, **victims}
     monkeypatch.setenv(VARIABLE, json.dumps({**fault, "marker": str(marker)}))
     driver.train(run_dir, LAUNCH)
     assert marker.exists(), "the fault did not fire"
@@ -127,12 +128,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_undisturbed(
     assert resumed is not None
     # The save of step 4 may still have been in flight when the worker died.
     assert run_dir.manifest_name(resumed).step in (2, 4)
-    assert [(s.phase, s.step, s.example_ids, s.loss) for s in steps(run_dir)] == [
-        (s.phase, s.step, s.example_ids, s.loss) for s in steps(calm)
-    ]
-    for phase in PHASES:
-        ours, theirs = phase_end_weights(run_dir, phase), phase_end_weights(calm, phase)
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_equal_runs(run_dir, undisturbed)
 
 
 def test_a_user_error_is_tried_exactly_once(
