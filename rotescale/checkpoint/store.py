@@ -80,7 +80,6 @@ class CheckpointStore:
             except DamagedManifestError:
                 # It may have been the end of a phase.
                 continue
-                continue
             if not self._unpublish(name):
                 break
             fault_point("prune", phase=name.phase, rank=0, attempt=self._attempt)
