@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
@@ -19,6 +19,7 @@ from rotescale.records import StepRow, read_records
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
+from rotescale.storage import relative
 
 app = typer.Typer(
     name="rotescale-launch",
@@ -37,7 +38,7 @@ Overrides = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be started.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Go on after a failure whose cause is gone.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="The folder of a run.")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN_FOLDER", help="The folder or URL of a run.")]
 
 
 @app.command()
@@ -52,7 +53,9 @@ def submit(
     request = _request(spec_path, on, overrides or [], retry=retry)
     if dry_run:
         variables = [f"{name}={value}" for name, value in request.environment.items()]
-        console.print(f"{shlex.join([*variables, *request.command])} >> {request.log}")
+        console.print(
+            f"{shlex.join([*variables, *request.command])} >> {request.run_dir.driver_log}"
+        )
         return
     _submit(request)
 
@@ -63,7 +66,7 @@ def resume(
 ) -> None:
     """Go on with a run that has stopped, from its last checkpoint: submit it again."""
     request = _request(spec_path, on, overrides or [], retry=retry)
-    _existing(request.log.parent.parent)
+    _existing(str(request.run_dir.root))
     _submit(request)
 
 
@@ -109,7 +112,7 @@ def _request(spec_path: Path, on: Path | None, overrides: list[str], *, retry: b
     return local.render(
         spec_path,
         name=spec.name,
-        storage=Path(launch.storage).expanduser(),
+        storage=launch.storage,
         launch=on,
         overrides=overrides,
         flags=["--retry"] if retry else [],
@@ -117,17 +120,19 @@ def _request(spec_path: Path, on: Path | None, overrides: list[str], *, retry: b
 
 
 def _submit(request: JobRequest) -> None:
-    root = request.log.parent.parent
+    root = request.run_dir.root
     if local.submit(request):
         console.print(f"{request.name} started; rotescale-launch status {root}")
     else:
         console.print(f"{request.name} is running already; rotescale-launch status {root}")
 
 
-def _existing(run_folder: Path) -> RunDir:
-    if not run_folder.is_dir():
+def _existing(run_folder: str) -> RunDir:
+    run_dir = RunDir.at(run_folder)
+    # A run at a URL that was just submitted from here has written nothing there yet.
+    if not run_dir.node_dir.is_dir() and not run_dir.spec_json.exists():
         raise SpecError(f"{run_folder}: no such run; give the folder of a run, or submit its spec")
-    return RunDir(run_folder)
+    return run_dir
 
 
 def _describe(run_dir: RunDir) -> list[tuple[str, str]]:
@@ -164,9 +169,9 @@ def _last_checkpoint(run_dir: RunDir) -> str:
         return "none"
     for name in reversed(run_dir.checkpoint_folders(newest)):
         if is_published(run_dir.checkpoint(name)):
-            return str(run_dir.checkpoint(name).relative_to(run_dir.root))
+            return relative(run_dir.checkpoint(name), run_dir.root)
     resumes = json.loads(run_dir.attempt(newest).read_bytes())["resumes"]
-    return "none" if resumes is None else str(Path(resumes).parent)
+    return "none" if resumes is None else str(PurePosixPath(resumes).parent)
 
 
 def _outcome(run_dir: RunDir) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
+
+from rotescale.run_dir import RunDir
 
 JobState = Literal["pending", "running", "finished", "failed", "stopped", "unknown"]
 """``pending``: started, no worker yet. ``running``: an attempt is at work. ``finished`` and
@@ -23,5 +24,5 @@ class JobRequest:
     """The program and its arguments."""
     environment: Mapping[str, str]
     """Variables that are added to the launcher's own."""
-    log: Path
-    """The file in the run folder that takes the output."""
+    run_dir: RunDir
+    """The run; its ``driver_log`` takes the output."""

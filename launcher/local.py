@@ -19,7 +19,7 @@ from launcher import process
 from launcher.job import JobRequest, JobState
 from rotescale.errors import CheckpointError, StorageError
 from rotescale.run_dir import Outcome, RunDir
-from rotescale.storage import write_atomic, writing
+from rotescale.storage import make_folder, write_atomic, writing
 
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
 _POLL_SECONDS = 0.05
@@ -54,7 +54,7 @@ def render(
     experiment: Path,
     *,
     name: str,
-    storage: Path,
+    storage: str,
     launch: Path | None = None,
     overrides: Sequence[str] = (),
     flags: Sequence[str] = (),
@@ -67,16 +67,15 @@ def render(
         name=name,
         command=(*command, *place, *changes, *flags),
         environment=dict(_ENVIRONMENT),
-        log=RunDir(storage / name).driver_log,
+        run_dir=RunDir.of(storage, name),
     )
 
 
 def submit(request: JobRequest) -> bool:
     """Start the request, detached; False, and nothing started, where its run is alive already."""
-    run_dir = RunDir(request.log.parent.parent)
-    with writing(request.log):
-        request.log.parent.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(request.log.parent):
+    run_dir, output = request.run_dir, request.run_dir.driver_log
+    make_folder(output.parent)
+    with _one_at_a_time(output.parent):
         driver = _read_driver(run_dir)
         if driver is not None and driver.is_alive:
             return False
@@ -86,7 +85,7 @@ def submit(request: JobRequest) -> bool:
                 "cannot be seen from here; submit it there, or delete this file if it has ended"
             )
         attempts_before = run_dir.newest_attempt() or 0
-        with writing(request.log), request.log.open("ab") as log:
+        with writing(output), output.open("ab") as log:
             started = subprocess.Popen(
                 request.command,
                 env={**os.environ, **request.environment},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -15,17 +14,18 @@ from rotescale.checkpoint.attempts import Checkpoint, newest, open_checkpoint, v
 from rotescale.checkpoint.manifest import check_base, is_published
 from rotescale.checkpoint.store import DAMAGED
 from rotescale.errors import CheckpointError, SpecError
+from rotescale.object_store import RemotePath
 from rotescale.run_dir import CheckpointName, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
-from rotescale.storage import build_folder
+from rotescale.storage import StoragePath, build_folder, relative
 
 checkpoint_app = typer.Typer(
     help="Checkpoints of a run: list, verify, export as a model.", no_args_is_help=True
 )
 console = Console()
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="The folder or URL of a run.")]
 Chosen = Annotated[
     str | None,
     typer.Option(
@@ -98,7 +98,7 @@ def checkpoint_verify(run_folder: RunFolder, chosen: Chosen = None) -> None:
                     continue
                 damaged.append(str(error))
                 continue
-            bar.console.print(f"whole: {found.directory.relative_to(run_dir.root)}")
+            bar.console.print(f"whole: {relative(found.directory, run_dir.root)}")
     if damaged:
         raise CheckpointError("\n".join(damaged))
 
@@ -106,7 +106,7 @@ def checkpoint_verify(run_folder: RunFolder, chosen: Chosen = None) -> None:
 @checkpoint_app.command("export")
 def checkpoint_export(
     run_folder: RunFolder,
-    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    out: Annotated[str, typer.Argument(help="The folder or URL to write; it must not exist.")],
     chosen: Chosen = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="The dtype of the weights.")
@@ -119,16 +119,17 @@ def checkpoint_export(
     from rotescale.model.prepare import load_prepared
 
     run_dir = _open(run_folder)
-    if out.exists():
+    target = RunDir.at(out).root
+    if target.exists() or (isinstance(target, RemotePath) and target.below()):
         raise SpecError(f"{out}: exists already; name a folder that does not")
     found = _chosen_or_newest(run_dir, chosen)
     frozen = load_spec(ExperimentSpec, run_dir.spec_json).model.frozen
     prepared = load_prepared(run_dir.prepared_model)
     check_base(found.directory, found.manifest, digest=prepared.digest, prepared=prepared.folder)
 
-    source = found.directory.relative_to(run_dir.root).as_posix()
+    source = relative(found.directory, run_dir.root)
 
-    def build(folder: Path) -> None:
+    def build(folder: StoragePath) -> None:
         trained = CheckpointReader(found.directory, found.manifest)
         with (
             WholeReader(trained, prepared=prepared, frozen=frozen) as reader,
@@ -139,12 +140,16 @@ def checkpoint_export(
                 write_shard(shard, reader=reader, out=folder, dtype=dtype)
         finish_export(prepared, shards, out=folder, dtype=dtype, checkpoint=source)
 
-    build_folder(out, build)
+    if isinstance(target, RemotePath):
+        # No folder can be moved into place there: it is whole when its last file lies in it.
+        build(target)
+    else:
+        build_folder(target, build)
     console.print(f"{source}, {dtype}: {out}")
 
 
-def _open(run_folder: Path) -> RunDir:
-    run_dir = RunDir(run_folder)
+def _open(run_folder: str) -> RunDir:
+    run_dir = RunDir.at(run_folder)
     if not run_dir.spec_json.exists():
         raise SpecError(f"{run_folder}: not the folder of a run; name one such as runs/NAME")
     return run_dir

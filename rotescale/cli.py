@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 
 from rotescale.checkpoint_cli import checkpoint_app
-from rotescale.errors import SpecError, exit_with_error
+from rotescale.errors import SpecError, StorageError, exit_with_error
 from rotescale.facts_cli import facts_app
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
@@ -78,7 +79,7 @@ def _train(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool) -> None:
     from rotescale.preparation import Resolved, prepare_run
     from rotescale.run_dir import open_run
 
-    run_dir = RunDir(Path(launch.storage).expanduser() / spec.name)
+    run_dir = RunDir.of(launch.storage, spec.name)
     if run_dir.spec_json.exists():
         open_run(run_dir.root, spec_json=dump_json(spec), digest=spec.digest())
         outcome = Outcome.read(run_dir)
@@ -101,8 +102,12 @@ def _train(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool) -> None:
     }
     console.print(_sample(spec, run_dir), highlight=False)
     console.print(f"run folder: {run_dir.root}; starting {launch.num_workers[1]} worker(s)")
-    with RunProgress(run_dir, total_steps, console=console):
-        driver.train(run_dir, launch, engine=spec.engine.kind)
+    try:
+        with RunProgress(run_dir, total_steps, console=console):
+            driver.train(run_dir, launch, engine=spec.engine.kind)
+    finally:
+        with suppress(StorageError):
+            run_dir.upload_log(run_dir.driver_log)
     _show(spec, run_dir)
 
 
@@ -146,12 +151,15 @@ def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
     )
     last = run_dir.model_folder(spec.phases[-1].name)
     console.print(f"results: {run_dir.results_json}\npicture: {run_dir.results_png}")
-    console.print(f"model:   {last} (opens with AutoModelForCausalLM.from_pretrained)")
+    opens = "opens with" if isinstance(last, Path) else "a copy of it opens with"
+    console.print(f"model:   {last} ({opens} AutoModelForCausalLM.from_pretrained)")
 
 
 @app.command()
 def evaluate(
-    model_folder: Annotated[Path, typer.Argument(help="A Hugging Face model folder.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL_FOLDER", help="A Hugging Face model folder, or its URL.")
+    ],
     facts: Annotated[
         list[Path] | None, typer.Option(help="CSV or JSONL files of facts; may be given again.")
     ] = None,
@@ -176,11 +184,17 @@ def evaluate(
     from rich.progress import Progress
 
     from rotescale.analysis.results import results_table, write_rows
-    from rotescale.evaluation.folder import choose_questions, evaluate_folder, folder_items
+    from rotescale.evaluation.folder import (
+        choose_questions,
+        evaluate_folder,
+        exported_folder,
+        folder_items,
+    )
     from rotescale.evaluation.items import describe_sample
 
+    place = RunDir.at(model).root
     asked = choose_questions(
-        model_folder,
+        place,
         facts=tuple(facts or ()),
         relations=tuple(relations or ()),
         prompts=prompts,
@@ -188,6 +202,7 @@ def evaluate(
         seed=seed,
         full=full,
     )
+    model_folder = exported_folder(place)
     items = folder_items(model_folder, asked)
     console.print(describe_sample(items))
     total = len(items) + sum(item.generate for item in items)
@@ -209,24 +224,24 @@ def evaluate(
 
 @app.command()
 def compare(
-    run_folders: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs.")],
+    run_folders: Annotated[list[str], typer.Argument(help="Folders or URLs of evaluated runs.")],
 ) -> None:
     """Put runs side by side, such as those of several seeds. They must be about the same facts."""
     from rotescale.analysis.results import comparison_table
     from rotescale.records import read_records
 
     runs = {}
-    facts: dict[str, Path] = {}
+    facts: dict[str, str] = {}
     for folder in run_folders:
-        run_dir = RunDir(folder)
+        run_dir = RunDir.at(folder)
         if not run_dir.resolved_json.exists():
             raise SpecError(f"{folder}: not the folder of a run; name folders such as runs/NAME")
         resolved = json.loads(run_dir.resolved_json.read_text(encoding="utf-8"))
         facts.setdefault(resolved["facts_digest"], folder)
-        runs[str(folder)] = read_records(run_dir).evaluations
+        runs[folder] = read_records(run_dir).evaluations
     if len(facts) > 1:
         raise SpecError(
-            f"{' and '.join(map(str, facts.values()))}: runs about different facts; compare only "
+            f"{' and '.join(facts.values())}: runs about different facts; compare only "
             "runs about the same ones"
         )
     relations = dict.fromkeys(row.relation for rows in runs.values() for row in rows)

@@ -6,13 +6,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from rotescale.errors import RotescaleError, error_class
+from rotescale.errors import RotescaleError, StorageUnavailableError, error_class
 from rotescale.faults import VARIABLE as FAULT_VARIABLE
 from rotescale.launch_spec import LaunchSpec
 from rotescale.notices import Preemption
+from rotescale.object_client import PASSED_ON
 from rotescale.run_dir import Outcome, RunDir
 
 # Each is set unless the environment has it already. Ray Train's defaults in brackets.
@@ -137,7 +137,7 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
                     -1 if launch.max_preemptions is None else launch.max_preemptions
                 ),
             ),
-            callbacks=[_controller_callback(run_dir.root.absolute(), launch)],
+            callbacks=[_controller_callback(RunDir(run_dir.root.absolute()), launch)],
             worker_runtime_env={"env_vars": _worker_environment()},
         ),
     )
@@ -159,7 +159,7 @@ def _worker_loop(config: dict[str, Any]) -> None:
     from rotescale.worker import run_worker
 
     torch.set_num_threads(config["threads"])
-    run_worker(Path(config["run_folder"]), preemption=preemption_notice)
+    run_worker(RunDir.at(config["run_folder"]).root, preemption=preemption_notice)
 
 
 def preemption_notice() -> Preemption | None:
@@ -181,7 +181,7 @@ def preemption_notice() -> Preemption | None:
     return Preemption(tuple(sorted(info.preempted_node_ids)), deadline)
 
 
-def _controller_callback(run_folder: Path, launch: LaunchSpec) -> Any:
+def _controller_callback(run_dir: RunDir, launch: LaunchSpec) -> Any:
     """What Ray Train's controller calls: has the workers save before it resizes them.
 
     Ray has no public hook for it: a planned resize is known by the controller's state. Should that
@@ -208,8 +208,8 @@ def _controller_callback(run_folder: Path, launch: LaunchSpec) -> Any:
 
             wanted = current_state.scaling_decision.num_workers
             try:
-                request_save(RunDir(run_folder), f"resize to {wanted} workers", limit_seconds=limit)
-            except OSError as error:
+                request_save(run_dir, f"resize to {wanted} workers", limit_seconds=limit)
+            except (OSError, StorageUnavailableError) as error:
                 # A resize that loses some steps is better than none.
                 logging.getLogger(__name__).warning("no checkpoint before a resize: %s", error)
 
@@ -219,7 +219,11 @@ def _controller_callback(run_folder: Path, launch: LaunchSpec) -> Any:
 def _worker_environment() -> dict[str, str]:
     """Variables of the driver that its workers need too."""
     wanted = (FAULT_VARIABLE, "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-    passed = {name: os.environ[name] for name in wanted if name in os.environ}
+    passed = {
+        name: value
+        for name, value in os.environ.items()
+        if name in wanted or name.startswith(PASSED_ON)
+    }
     return {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **passed}
 
 

@@ -32,9 +32,15 @@ class CheckpointError(RotescaleError):
 
 
 class StorageError(RotescaleError):
-    """A run folder that cannot be written: no space, no permission, no such place."""
+    """A run folder that cannot be used: no space, no permission, no such place."""
 
     exit_code = 2
+
+
+class StorageUnavailableError(StorageError):
+    """An object store that cannot be reached for now: it ends no run, which goes on later."""
+
+    exit_code = 4
 
 
 class TrainingError(RotescaleError):
@@ -51,6 +57,7 @@ _BY_NAME = {
         DataError,
         CheckpointError,
         StorageError,
+        StorageUnavailableError,
         TrainingError,
     )
 }

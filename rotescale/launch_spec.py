@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from rotescale.spec import Name, Part
+from rotescale.storage import storage_path
 
 
 class StageLimits(Part):
@@ -56,7 +57,7 @@ class LaunchSpec(Part):
     gpus_per_worker: Annotated[NonNegativeInt, Field(le=1)] = 0
     """GPUs per worker: 0 (gloo, on the CPU) or 1 (NCCL)."""
     storage: str = "runs"
-    """The folder, shared by all workers, that holds one folder per run."""
+    """The folder that all workers share, or a URL (s3://, gs://), with one folder per run."""
     model_cache: str = "~/.cache/rotescale"
     """The folder, shared by all workers, where fetched models are kept."""
     max_failures: NonNegativeInt = 3
@@ -65,6 +66,12 @@ class LaunchSpec(Part):
     """How often nodes may be taken away with notice, which is no failure; null: any number."""
     limits: Annotated[StageLimits, Field()] = StageLimits()
     """When a silent worker is taken to hang."""
+
+    @field_validator("storage")
+    @classmethod
+    def _a_place(cls, value: str) -> str:
+        storage_path(value)
+        return value
 
     @field_validator("num_workers", mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
+from rotescale.errors import StorageUnavailableError
 from rotescale.run_dir import RunDir
 from rotescale.storage import write_atomic
 
@@ -129,7 +130,7 @@ class Notices:
             self._look_for_preemption()
             if self._rank == 0:
                 # Storage that fails for a moment is asked again.
-                with suppress(OSError):
+                with suppress(OSError, StorageUnavailableError):
                     self._look_for_request()
 
     def _look_for_preemption(self) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import NoReturn
 
 from rotescale.checkpoint.attempts import Checkpoint
@@ -40,6 +39,7 @@ from rotescale.phase_plan import PhasePlan
 from rotescale.records import RecordWriter, best_steps, read_records
 from rotescale.run_dir import CheckpointKind, RunDir
 from rotescale.spec import ExperimentSpec
+from rotescale.storage import StoragePath, relative
 from rotescale.team import Team
 from rotescale.tensors import PARTS
 
@@ -61,7 +61,7 @@ class SupersededError(Exception):
 class Found:
     """A published checkpoint as rank 0 sees it: enough for all ranks to go on alike."""
 
-    directory: Path
+    directory: StoragePath
     name: str
     """Its path below the run's root, which no other checkpoint ever has."""
     phase_index: int
@@ -69,10 +69,10 @@ class Found:
     phase_end: bool
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, *, root: Path) -> Found:
+    def of(cls, checkpoint: Checkpoint, *, root: StoragePath) -> Found:
         """What ``checkpoint`` of the run in ``root`` comes to."""
         directory, manifest = checkpoint.directory, checkpoint.manifest
-        name = directory.relative_to(root).as_posix()
+        name = relative(directory, root)
         return cls(directory, name, manifest.phase_index, manifest.step, manifest.phase_end)
 
 
@@ -163,7 +163,7 @@ class Persistence:
         with self.prepared.reader() as reader:
             self._load(reader, optimizer_step=None)
 
-    def load_checkpoint(self, directory: Path, *, optimizer_step: int | None) -> None:
+    def load_checkpoint(self, directory: StoragePath, *, optimizer_step: int | None) -> None:
         """Collective: every rank calls this. Raises DamagedCheckpointError on all ranks alike.
 
         With ``optimizer_step`` the moments are read too; None starts a new optimizer.
@@ -193,7 +193,7 @@ class Persistence:
             fault_point("export", phase=phase, **self.team.where)
         if self.engine.rank == 0:
             finish_export(self.prepared, shards, out=folder, dtype=dtype, checkpoint=end.name)
-        self.team.event("export", f"{phase}: {folder.relative_to(self.run_dir.root)}")
+        self.team.event("export", f"{phase}: {relative(folder, self.run_dir.root)}")
 
     def need(self, end: Found | None, phase: str) -> Found:
         """The phase's end, for an export or evaluation that is missing."""
@@ -283,7 +283,7 @@ class Persistence:
         return answer
 
     @contextmanager
-    def _reader(self, directory: Path) -> Iterator[WholeReader]:
+    def _reader(self, directory: StoragePath) -> Iterator[WholeReader]:
         """Collective: every rank calls this. Reads the whole model, to the end whatever it meets.
 
         Damage that it has met is agreed on when it is closed.
@@ -303,7 +303,7 @@ class Persistence:
             yield reader
         self._refuse_damage(directory, damage)
 
-    def _refuse_damage(self, directory: Path, damage: list[str]) -> None:
+    def _refuse_damage(self, directory: StoragePath, damage: list[str]) -> None:
         """Collective: every rank calls this. What any rank found ends the attempt for all."""
         found = [first for rank in self.engine.all_gather(damage[:1]) for first in rank]
         if found:
@@ -316,7 +316,7 @@ class Persistence:
             self.team.event("superseded", message)
             raise SupersededError(message)
 
-    def _set_aside(self, directory: Path, damage: str) -> NoReturn:
+    def _set_aside(self, directory: StoragePath, damage: str) -> NoReturn:
         """Collective: every rank calls this."""
         if not self.team.agreed(self.store.set_aside, directory):
             # Its successor may have removed what this one misses.

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from rotescale.errors import SpecError
 from rotescale.facts import FactSet, combine, generate, load_files, load_shipped
 from rotescale.facts.saved import save_fact_set
 from rotescale.launch_spec import LaunchSpec
+from rotescale.local_copy import is_uploaded, upload_folder
+from rotescale.object_store import RemotePath
 from rotescale.planning.memory import evaluation_mode, host_memory
 from rotescale.run_dir import RunDir, open_run
 from rotescale.spec import (
@@ -102,7 +105,7 @@ def count_examples(fact_set: FactSet, phase: PhaseSpec) -> int:
 def describe(spec: ExperimentSpec, launch: LaunchSpec, fact_set: FactSet) -> list[str]:
     """What a run would do, a line each; from facts and arithmetic alone."""
     lines = [
-        f"run folder: {Path(launch.storage).expanduser() / spec.name}",
+        f"run folder: {RunDir.of(launch.storage, spec.name).root}",
         f"facts: {len(fact_set.facts)} in {', '.join(r.name for r in fact_set.relations)}",
         f"workers: {launch.num_workers[0]} to {launch.num_workers[1]} ({spec.engine.kind}, "
         f"{spec.engine.precision})",
@@ -136,7 +139,9 @@ def prepare_run(
 
     fact_set = load_facts(spec)
     _check_devices(launch)
-    root = Path(launch.storage).expanduser() / spec.name
+    root = RunDir.of(launch.storage, spec.name).root
+    if isinstance(root, RemotePath):
+        root.check()
     earlier = _earlier(RunDir(root), fact_set=fact_set)
     # What a first start resolved stays: a branch of the hub may have moved since.
     weights = spec.model.weights if earlier is None else earlier.model.weights
@@ -183,7 +188,8 @@ def prepare_run(
         facts_digest=fact_set.digest(),
         versions=versions(),
     )
-    write_atomic(run_dir.outcome_reserve, bytes(OUTCOME_RESERVE_BYTES))
+    if isinstance(root, Path):
+        write_atomic(run_dir.outcome_reserve, bytes(OUTCOME_RESERVE_BYTES))
     write_atomic(run_dir.resolved_json, (found.model_dump_json(indent=2) + "\n").encode())
     return run_dir
 
@@ -259,24 +265,27 @@ def _encode_phase(
     inputs = [fact_set.digest(), prepared.digest, text_fields, spec.seed]
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     directory = run_dir.data_dir(digest)
-    if read_manifest(directory) is None:
-        tokenizer = prepared.tokenizer()
+    tokenizer = prepared.tokenizer()
 
-        def encoded() -> Iterator[tuple[Example, Encoded]]:
-            examples = phase_examples(
-                fact_set, phase, key_tokens=prepared.key_tokens, seed=spec.seed
+    def encoded() -> Iterator[tuple[Example, Encoded]]:
+        examples = phase_examples(fact_set, phase, key_tokens=prepared.key_tokens, seed=spec.seed)
+        for example in examples:
+            yield (
+                example,
+                encode(
+                    example.text,
+                    tokenizer=tokenizer,
+                    loss=phase.loss,
+                    end_token=phase.end_token,
+                ),
             )
-            for example in examples:
-                yield (
-                    example,
-                    encode(
-                        example.text,
-                        tokenizer=tokenizer,
-                        loss=phase.loss,
-                        end_token=phase.end_token,
-                    ),
-                )
 
+    if isinstance(directory, RemotePath):
+        if not is_uploaded(directory):
+            with tempfile.TemporaryDirectory() as folder:
+                write_shards(encoded(), Path(folder), digest=digest)
+                upload_folder(Path(folder), directory)
+    elif read_manifest(directory) is None:
         write_shards(encoded(), directory, digest=digest)
     return digest
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from rotescale.errors import CheckpointError, StorageError
 from rotescale.run_dir import RunDir, SegmentName
 from rotescale.spec import BestOf
-from rotescale.storage import create_exclusive, writing
+from rotescale.storage import create_exclusive, make_folder
 
 
 class _Row(BaseModel):
@@ -159,8 +159,7 @@ class RecordWriter:
             return
         name = self._next
         path = self._run_dir.record_segment(name)
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         if not create_exclusive(path, "".join(self._lines).encode()):
             raise StorageError(
                 f"{path}: exists already; another process records as attempt {name.attempt}, rank "
@@ -180,13 +179,15 @@ class RecordReader:
         self._evaluations: dict[tuple[str | int | None, ...], EvaluationRow] = {}
         self._events: list[EventRow] = []
 
-    def read(self) -> Records:
+    def read(self, *, to_the_last: bool = False) -> Records:
         """All rows so far; of what several attempts did, the highest attempt's rows.
+
+        An object store may not list the latest segments yet; ``to_the_last`` misses none of rank 0.
 
         A dead attempt's steps past the resume point of its successor stay until the successor, or
         a later attempt, has done them again. Raises CheckpointError for a segment that is damaged.
         """
-        for name in self._run_dir.record_segments():
+        for name in self._run_dir.record_segments(to_the_last=to_the_last):
             if name in self._seen:
                 continue
             for row in _read_segment(self._run_dir, name):
@@ -204,8 +205,8 @@ class RecordReader:
 
 
 def read_records(run_dir: RunDir) -> Records:
-    """All rows of the run, as ``RecordReader.read`` gives them."""
-    return RecordReader(run_dir).read()
+    """All rows of the run, as ``RecordReader.read`` gives them, to the last."""
+    return RecordReader(run_dir).read(to_the_last=True)
 
 
 def best_steps(records: Records, best: BestOf) -> set[tuple[str, int]]:

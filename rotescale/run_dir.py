@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,19 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rotescale.errors import CheckpointError, SpecError, StorageError
+from rotescale.object_store import RemotePath
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
-from rotescale.storage import create_exclusive, write_atomic, writing
+from rotescale.storage import (
+    StoragePath,
+    create_exclusive,
+    make_folder,
+    node_folder,
+    relative,
+    remove,
+    storage_path,
+    write_atomic,
+)
 
 CheckpointKind = Literal["full", "weights"]
 """``full``: masters and both moments, training can go on. ``weights``: the masters alone."""
@@ -20,6 +31,8 @@ CheckpointKind = Literal["full", "weights"]
 _ATTEMPT_FILE = re.compile(r"(\d{4,})\.json")
 _ATTEMPT_FOLDER = re.compile(r"attempt-(\d{4,})")
 _CHECKPOINT_FOLDER = re.compile(r"(\d{2,})-(.+)-step-(\d{6,})-(full|weights)")
+_INDEX = "index.json"
+_MANIFEST = "manifest.json"
 _SEGMENT = re.compile(r"attempt-(\d{4,})/rank-(\d{5,})/segment-(\d{6,})\.jsonl")
 
 
@@ -50,141 +63,167 @@ class SegmentName:
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """The paths of one run below ``root``. Nothing is created by asking for a path."""
+    """The paths of one run below ``root``. Nothing is created by asking for a path.
 
-    root: Path
+    An object store's listing may lag behind its keys, so what must not be missed is asked for by
+    key: attempts follow each other without a gap, and each keeps an index of its checkpoints.
+    """
+
+    root: StoragePath
+
+    @classmethod
+    def at(cls, place: str) -> RunDir:
+        """The run in a folder, or at a URL. Raises SpecError where that is no place."""
+        try:
+            return cls(storage_path(place))
+        except ValueError as error:
+            raise SpecError(f"{place}: {error}") from None
+
+    @classmethod
+    def of(cls, storage: str, name: str) -> RunDir:
+        """The run of that name in a launch spec's ``storage``."""
+        return cls(storage_path(storage) / name)
 
     @property
-    def spec_json(self) -> Path:
+    def node_dir(self) -> Path:
+        """What must be local files of this machine: logs while they grow, Ray's bookkeeping."""
+        return node_folder(self.root)
+
+    @property
+    def spec_json(self) -> StoragePath:
         """The resolved experiment spec, all that the cluster reads."""
         return self.root / "spec.json"
 
     @property
-    def launch_json(self) -> Path:
+    def launch_json(self) -> StoragePath:
         """The launch spec of the latest submission."""
         return self.root / "launch.json"
 
     @property
-    def resolved_json(self) -> Path:
+    def resolved_json(self) -> StoragePath:
         """What preparation and the driver resolved: commits, sizes, modes."""
         return self.root / "resolved.json"
 
     @property
-    def outcome_json(self) -> Path:
+    def outcome_json(self) -> StoragePath:
         """How the run ended; missing while it can still go on."""
         return self.root / "outcome.json"
 
     @property
-    def outcome_reserve(self) -> Path:
+    def outcome_reserve(self) -> StoragePath:
         """Room kept for the outcome, which must be written when the disk is full."""
         return self.root / "outcome.reserve"
 
     @property
-    def save_request(self) -> Path:
+    def save_request(self) -> StoragePath:
         """There while somebody waits for a checkpoint outside the interval."""
         return self.root / "save-request.json"
 
     @property
-    def results_json(self) -> Path:
+    def results_json(self) -> StoragePath:
         """The evaluation rows of the run, for the reader."""
         return self.root / "results.json"
 
     @property
-    def results_png(self) -> Path:
+    def results_png(self) -> StoragePath:
         """The figure of the run."""
         return self.root / "results.png"
 
     @property
-    def prepared_model(self) -> Path:
+    def prepared_model(self) -> StoragePath:
         """The Hugging Face folder from which the first phase starts."""
         return self.root / "prepared-model"
 
     @property
-    def facts_json(self) -> Path:
+    def facts_json(self) -> StoragePath:
         """The facts and prompts of the run, so that workers need no other file."""
         return self.root / "facts.json"
 
     @property
-    def attempts_dir(self) -> Path:
+    def attempts_dir(self) -> StoragePath:
         """One file per start of training."""
         return self.root / "attempts"
 
     @property
-    def checkpoints_dir(self) -> Path:
+    def checkpoints_dir(self) -> StoragePath:
         """A folder per attempt, with its checkpoints."""
         return self.root / "checkpoints"
 
     @property
-    def records_dir(self) -> Path:
+    def records_dir(self) -> StoragePath:
         """A folder per attempt and rank, with its segments."""
         return self.root / "records"
 
     @property
-    def logs_dir(self) -> Path:
-        """What driver and workers print."""
+    def logs_dir(self) -> StoragePath:
+        """What driver and workers print; for a URL, when they have ended."""
         return self.root / "logs"
 
     @property
     def ray_dir(self) -> Path:
         """Ray Train's own bookkeeping; nothing in it is ever read by rotescale."""
-        return self.root / "ray"
+        return self.node_dir / "ray"
 
     @property
     def tensorboard_dir(self) -> Path:
         """TensorBoard events, made from the records."""
-        return self.root / "tensorboard"
+        return self.node_dir / "tensorboard"
 
     @property
     def driver_log(self) -> Path:
-        """The driver's output."""
-        return self.logs_dir / "driver.log"
+        """The driver's output, while it is at work here."""
+        return self.node_dir / "logs" / "driver.log"
 
     def worker_log(self, *, attempt: int, rank: int) -> Path:
-        """The output of one worker."""
-        return self.logs_dir / f"attempt-{attempt:04d}-rank-{rank:05d}.log"
+        """The output of one worker, while it is at work here."""
+        return self.node_dir / "logs" / f"attempt-{attempt:04d}-rank-{rank:05d}.log"
 
-    def data_dir(self, digest: str) -> Path:
+    def data_dir(self, digest: str) -> StoragePath:
         """Encoded shards of the data of that digest."""
         return self.root / "data" / digest
 
-    def model_folder(self, phase: str) -> Path:
+    def model_folder(self, phase: str) -> StoragePath:
         """The Hugging Face folder that the phase ends with."""
         return self.root / "models" / phase
 
-    def evaluation(self, stage: str, epoch: int | None) -> Path:
+    def evaluation(self, stage: str, epoch: int | None) -> StoragePath:
         """What each question of a stage came to, one JSON object a line."""
         suffix = "" if epoch is None else f"-epoch-{epoch:04d}"
         return self.root / "evaluations" / f"{stage}{suffix}.jsonl"
 
-    def attempt(self, number: int) -> Path:
+    def attempt(self, number: int) -> StoragePath:
         """The file that makes attempt ``number`` exist."""
         return self.attempts_dir / f"{number:04d}.json"
 
     def attempt_numbers(self) -> list[int]:
         """The numbers of all attempts so far, ascending; empty before the first start."""
-        return sorted(
+        numbers = [
             int(match[1])
             for path in _entries(self.attempts_dir)
             if (match := _ATTEMPT_FILE.fullmatch(path.name))
-        )
+        ]
+        if isinstance(self.root, RemotePath):
+            while self.attempt(following := max(numbers, default=0) + 1).exists():
+                numbers.append(following)
+        return sorted(numbers)
 
     def newest_attempt(self) -> int | None:
         """The highest attempt's number; None before the first start."""
         return max(self.attempt_numbers(), default=None)
 
-    def checkpoint(self, name: CheckpointName) -> Path:
+    def checkpoint(self, name: CheckpointName) -> StoragePath:
         """The checkpoint's folder; phases count from 01 in it."""
         folder = f"{name.phase_index + 1:02d}-{name.phase}-step-{name.step:06d}-{name.kind}"
         return self.checkpoints_dir / f"attempt-{name.attempt:04d}" / folder
 
-    def manifest(self, name: CheckpointName) -> Path:
+    def manifest(self, name: CheckpointName) -> StoragePath:
         """The file that makes the checkpoint exist."""
-        return self.checkpoint(name) / "manifest.json"
+        return self.checkpoint(name) / _MANIFEST
 
     def manifest_name(self, relative: str) -> CheckpointName:
         """The checkpoint whose manifest lies at ``relative`` below the root."""
         parts = relative.split("/")
-        if len(parts) == 4 and parts[0] == "checkpoints" and parts[3] == "manifest.json":
+        if len(parts) == 4 and parts[0] == "checkpoints" and parts[3] == _MANIFEST:
             name = _parse_checkpoint(parts[1], parts[2])
             if name is not None:
                 return name
@@ -193,35 +232,84 @@ class RunDir:
             "01-memorize-step-000050-full/manifest.json; restore the attempts folder"
         )
 
-    def checkpoint_folders(self, attempt: int) -> list[CheckpointName]:
-        """The attempt's checkpoint folders, complete or not, in the order of training."""
+    def checkpoint_folders(
+        self, attempt: int, *, listed_only: bool = False
+    ) -> list[CheckpointName]:
+        """The attempt's checkpoint folders, complete or not, in the order of training.
+
+        ``listed_only`` leaves out what a store does not list (yet, or any more).
+        """
         folder = self.checkpoints_dir / f"attempt-{attempt:04d}"
-        names = (_parse_checkpoint(folder.name, path.name) for path in _entries(folder))
+        folders = {path.name for path in _entries(folder)}
+        if not listed_only:
+            folders |= set(_read_index(folder / _INDEX))
+        names = (_parse_checkpoint(folder.name, path) for path in folders)
         return sorted((name for name in names if name is not None), key=lambda name: name.point)
 
     def checkpoint_attempts(self) -> list[int]:
-        """The attempts that have a folder for checkpoints, ascending."""
+        """The attempts that have a folder for checkpoints, ascending, as far as it is listed."""
         return sorted(
             int(match[1])
             for path in _entries(self.checkpoints_dir)
             if (match := _ATTEMPT_FOLDER.fullmatch(path.name))
         )
 
-    def record_segment(self, name: SegmentName) -> Path:
+    def record_segment(self, name: SegmentName) -> StoragePath:
         """An immutable file of record rows."""
         folder = self.records_dir / f"attempt-{name.attempt:04d}" / f"rank-{name.rank:05d}"
         return folder / f"segment-{name.number:06d}.jsonl"
 
-    def record_segments(self) -> list[SegmentName]:
-        """Every segment, by attempt, rank and number."""
-        found = (
-            _SEGMENT.fullmatch(path.relative_to(self.records_dir).as_posix())
-            for path in self.records_dir.glob("attempt-*/rank-*/segment-*.jsonl")
-        )
-        return sorted(
-            (SegmentName(int(m[1]), int(m[2]), int(m[3])) for m in found if m),
-            key=lambda name: (name.attempt, name.rank, name.number),
-        )
+    def record_segments(self, *, to_the_last: bool = False) -> list[SegmentName]:
+        """Every segment, by attempt, rank and number.
+
+        A store may not list the latest yet. With ``to_the_last`` none of rank 0 is missed, where
+        steps and evaluations are: it costs a request per attempt.
+        """
+        if isinstance(self.records_dir, RemotePath):
+            paths = [relative(path, self.records_dir) for path in self.records_dir.below()]
+        else:
+            files = self.records_dir.glob("attempt-*/rank-*/segment-*.jsonl")
+            paths = [relative(path, self.records_dir) for path in files]
+        matches = (_SEGMENT.fullmatch(path) for path in paths)
+        found = {SegmentName(int(m[1]), int(m[2]), int(m[3])) for m in matches if m}
+        if to_the_last and isinstance(self.root, RemotePath):
+            for attempt in self.attempt_numbers():
+                found |= self._unlisted_segments(attempt, found)
+        return sorted(found, key=lambda name: (name.attempt, name.rank, name.number))
+
+    def _unlisted_segments(self, attempt: int, listed: set[SegmentName]) -> set[SegmentName]:
+        """Segments of the attempt's rank 0 that exist and are not listed."""
+        last = max((s.number for s in listed if (s.attempt, s.rank) == (attempt, 0)), default=0)
+        found: set[SegmentName] = set()
+        name = SegmentName(attempt, 0, 1)
+        while name.number <= last or self.record_segment(name).exists():
+            if name not in listed and (name.number > last or self.record_segment(name).exists()):
+                found.add(name)
+            name = SegmentName(attempt, 0, name.number + 1)
+        return found
+
+    def upload_log(self, log: Path) -> None:
+        """Put a log that lies on this machine into a run at a URL; nothing for a local run."""
+        if isinstance(self.logs_dir, RemotePath) and log.exists() and log.stat().st_size:
+            write_atomic(self.logs_dir / log.name, log.read_bytes())
+
+
+def announce(directory: StoragePath) -> None:
+    """Before the checkpoint in ``directory`` is published: note it where readers look by key.
+
+    A file system lists what it holds. A store may list it later, and a start that overlooked the
+    newest checkpoint would go on from an older one, or from none. One process publishes for an
+    attempt, so nobody else writes its index; a name in it whose manifest is not there is ignored,
+    and left out at the next save.
+    """
+    if isinstance(directory, RemotePath):
+        index = directory.parent / _INDEX
+        kept = [
+            name
+            for name in _read_index(index)
+            if name != directory.name and (directory.parent / name / _MANIFEST).exists()
+        ]
+        write_atomic(index, json.dumps([*kept, directory.name]).encode())
 
 
 class Outcome(BaseModel):
@@ -243,7 +331,7 @@ class Outcome(BaseModel):
             # What stops a superseded attempt, such as files removed under it, ends no run.
             return False
         # On a full disk this makes room for saying so.
-        run_dir.outcome_reserve.unlink(missing_ok=True)
+        remove(run_dir.outcome_reserve)
         write_atomic(run_dir.outcome_json, (self.model_dump_json(indent=2) + "\n").encode())
         return True
 
@@ -263,11 +351,10 @@ class Outcome(BaseModel):
     @staticmethod
     def clear(run_dir: RunDir) -> None:
         """Forget the outcome, so that the run can go on after its cause is gone."""
-        with writing(run_dir.outcome_json):
-            run_dir.outcome_json.unlink(missing_ok=True)
+        remove(run_dir.outcome_json)
 
 
-def open_run(root: Path, *, spec_json: str, digest: str) -> RunDir:
+def open_run(root: StoragePath, *, spec_json: str, digest: str) -> RunDir:
     """Create the run at ``root``, or accept the one there if its spec has the same digest.
 
     ``spec_json`` is the resolved ExperimentSpec and ``digest`` its digest. Fields that change no
@@ -276,10 +363,9 @@ def open_run(root: Path, *, spec_json: str, digest: str) -> RunDir:
     """
     run_dir = RunDir(root)
     path, text = run_dir.spec_json, spec_json.encode()
-    if root.exists() and not root.is_dir():
+    if isinstance(root, Path) and root.exists() and not root.is_dir():
         raise StorageError(f"{root}: is a file, not a run folder; choose another folder")
-    with writing(root):
-        root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     if create_exclusive(path, text):
         return run_dir
     saved = load_spec(ExperimentSpec, path)
@@ -311,9 +397,24 @@ def _parse_checkpoint(attempt_folder: str, folder: str) -> CheckpointName | None
     return CheckpointName(int(attempt[1]), int(match[1]) - 1, match[2], int(match[3]), kind)
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: StoragePath) -> list[StoragePath]:
     """What lies in ``folder``; nothing where the folder does not exist yet."""
     try:
         return list(folder.iterdir())
     except FileNotFoundError:
         return []
+
+
+def _read_index(path: StoragePath) -> list[str]:
+    """The checkpoint folders that an attempt has announced; none where the system lists them."""
+    if isinstance(path, Path):
+        return []
+    try:
+        names: list[str] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: damaged ({error}); delete it where the store's listing is up to date"
+        ) from None
+    return names

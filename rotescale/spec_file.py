@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
@@ -12,11 +11,12 @@ from pydantic import BaseModel, ValidationError
 
 from rotescale.errors import SpecError
 from rotescale.spec import Part
+from rotescale.storage import StoragePath
 
 SpecType = TypeVar("SpecType", bound=Part)
 
 
-def load_spec(kind: type[SpecType], path: Path, overrides: Sequence[str] = ()) -> SpecType:
+def load_spec(kind: type[SpecType], path: StoragePath, overrides: Sequence[str] = ()) -> SpecType:
     """Read a YAML or JSON spec and apply ``a.b=c`` overrides.
 
     Raises SpecError that names the file, the field, the value and the remedy.

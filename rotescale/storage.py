@@ -1,4 +1,9 @@
-"""Files that appear whole or not at all, and the errors of a disk put into words. No torch."""
+"""Files that appear whole or not at all, on a disk or in an object store. No torch.
+
+A run folder is a ``pathlib.Path`` or, for a URL, a ``RemotePath``; what the two do differently is
+here. On a disk a file is written beside its place, synced, and renamed or linked into it; a store
+shows an object when all of it is there, and can create one on condition that there is none.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,21 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import unquote, urlsplit
 
 from rotescale.errors import StorageError
+from rotescale.object_client import SCHEMES
+from rotescale.object_store import RemotePath
+
+StoragePath: TypeAlias = Path | RemotePath
+"""A file or folder of a run, wherever the run lies."""
+
+_NODE_FOLDER = "ROTESCALE_LOCAL"
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free space or choose another storage folder",
@@ -23,8 +38,50 @@ _REMEDIES = {
 }
 
 
+def storage_path(text: str) -> StoragePath:
+    """The place that ``text`` names: a path, or a URL. ValueError, with the remedy, for others."""
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return Path(text).expanduser()
+    if scheme in SCHEMES:
+        return RemotePath.parse(text)
+    if scheme != "file":
+        known = ", ".join(f"{name}://" for name in (*SCHEMES, "file"))
+        raise ValueError(f"unknown scheme {scheme}://; give a folder, or a URL with {known}")
+    parts = urlsplit(text)
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise ValueError("a file URL names no host; write it as file:///path/to/folder")
+    return Path(unquote(parts.path))
+
+
+def node_folder(root: StoragePath) -> Path:
+    """Where this machine keeps what must be a local file of the run at ``root``.
+
+    That is the run folder itself, or for a URL a folder below ``ROTESCALE_LOCAL``, by default
+    ``~/.cache/rotescale/local``.
+    """
+    if isinstance(root, Path):
+        return root
+    scheme, _, bucket = root.bucket.partition("://")
+    return local_cache() / "runs" / f"{scheme}-{bucket}" / root.key
+
+
+def local_cache() -> Path:
+    """The folder of this machine for copies of what lies in object stores."""
+    return Path(os.environ.get(_NODE_FOLDER) or "~/.cache/rotescale/local").expanduser()
+
+
+def relative(path: StoragePath, folder: StoragePath) -> str:
+    """The way from ``folder`` to ``path``, with slashes."""
+    if isinstance(path, RemotePath):
+        assert isinstance(folder, RemotePath), folder
+        return path.relative_to(folder).as_posix()
+    assert isinstance(folder, Path), folder
+    return path.relative_to(folder).as_posix()
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: StoragePath) -> Iterator[None]:
     """Turn what the disk refuses while ``path`` is written into a StorageError with a remedy."""
     try:
         yield
@@ -35,18 +92,30 @@ def writing(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: cannot be written ({error.strerror}): {remedy}") from error
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def make_folder(folder: StoragePath) -> None:
+    """Create ``folder`` where there are folders; an object store has keys only."""
+    if isinstance(folder, Path):
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_atomic(path: StoragePath, data: bytes) -> None:
     """Write ``path`` so that a reader sees the old content or all of it, even after a crash."""
+    if isinstance(path, RemotePath):
+        path.write(data)
+        return
     with writing(path), _complete_temporary(path, data) as temporary:
         temporary.replace(path)
         sync_folder(path.parent)
 
 
-def create_exclusive(path: Path, data: bytes) -> bool:
+def create_exclusive(path: StoragePath, data: bytes) -> bool:
     """Create ``path`` with all of ``data``; False, and nothing changed, where it exists already.
 
     Of several processes that try at once, exactly one is told True.
     """
+    if isinstance(path, RemotePath):
+        return path.create(data)
     with writing(path), _complete_temporary(path, data) as temporary:
         try:
             # A link is refused where the name is taken, and carries complete content at once.
@@ -55,6 +124,94 @@ def create_exclusive(path: Path, data: bytes) -> bool:
             return False
         sync_folder(path.parent)
         return True
+
+
+def write_stream(
+    path: StoragePath, chunks: Callable[[], Iterable[memoryview | bytes]], *, num_bytes: int
+) -> None:
+    """Write ``chunks()`` front to back; the file appears whole or not at all, synced.
+
+    ``num_bytes`` is about their sum. What ``chunks`` raises is raised, and nothing is left; it is
+    called again where an object store wants all of it once more. The caller syncs the folder, by
+    ``write_atomic`` of a file beside it or by ``sync_folder``.
+    """
+    if isinstance(path, RemotePath):
+        path.write_stream(chunks, num_bytes=num_bytes)
+        return
+    # A name of its own: a worker that should be dead may still write the same file.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with writing(path):
+        try:
+            with temporary.open("wb", buffering=0) as file:
+                for chunk in chunks():
+                    rest = memoryview(chunk)
+                    while rest:
+                        # A single write may take less.
+                        rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def file_size(path: StoragePath) -> int | None:
+    """Bytes of the file; None where there is none."""
+    if isinstance(path, RemotePath):
+        return path.num_bytes()
+    return path.stat().st_size if path.is_file() else None
+
+
+def read_line(path: StoragePath) -> str:
+    """The first line of a text file; FileNotFoundError where there is no file."""
+    if isinstance(path, RemotePath):
+        return path.read_text().partition("\n")[0]
+    with path.open(encoding="utf-8") as file:
+        return file.readline()
+
+
+def remove(*paths: StoragePath) -> None:
+    """Remove files, of which any may be gone already."""
+    RemotePath.remove_all([path for path in paths if isinstance(path, RemotePath)])
+    for path in paths:
+        if isinstance(path, Path):
+            with writing(path):
+                path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: StoragePath) -> None:
+    """Remove a folder with all in it; of an object store, what the store lists below it."""
+    if isinstance(folder, RemotePath):
+        RemotePath.remove_all(folder.below())
+        return
+    # A process that is still writing there loses its files, as it should.
+    with writing(folder), suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def step_aside(path: StoragePath, aside: StoragePath) -> None:
+    """Move ``path`` to ``aside``, beside it; FileNotFoundError where it is gone.
+
+    No store renames: the copy is there before the original goes, so a crash loses neither.
+    """
+    if isinstance(path, RemotePath):
+        write_atomic(aside, path.read_bytes())
+        remove(path)
+        return
+    assert isinstance(aside, Path), aside
+    with writing(path):
+        path.replace(aside)
+
+
+def step_back(aside: StoragePath, path: StoragePath) -> None:
+    """Undo ``step_aside``."""
+    if isinstance(aside, RemotePath):
+        create_exclusive(path, aside.read_bytes())
+        remove(aside)
+        return
+    assert isinstance(path, Path), path
+    with writing(path):
+        aside.replace(path)
 
 
 def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
@@ -84,8 +241,10 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
     return target
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: StoragePath) -> None:
     """Make renames and links inside ``folder`` survive a power loss, where the system can."""
+    if isinstance(folder, RemotePath):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         # Some network file systems refuse to sync a folder; the rename itself is still atomic.

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -25,12 +26,18 @@ from rotescale.data.order import Batches, Order, Source
 from rotescale.data.shards import ExampleShards
 from rotescale.data.stream import Stream
 from rotescale.engine.base import Engine, OptimizerSettings
-from rotescale.errors import RotescaleError, TrainingError
+from rotescale.errors import (
+    RotescaleError,
+    StorageError,
+    StorageUnavailableError,
+    TrainingError,
+)
 from rotescale.evaluation.items import build_items
 from rotescale.evaluation.stage import RunEvaluator
 from rotescale.facts.saved import load_saved
 from rotescale.faults import fault_point
 from rotescale.launch_spec import LaunchSpec
+from rotescale.local_copy import local_copy
 from rotescale.model.build import build_model, model_layout
 from rotescale.model.frozen import freeze, frozen_names
 from rotescale.model.prepare import PreparedModel, load_prepared
@@ -43,7 +50,7 @@ from rotescale.records import RecordWriter
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
-from rotescale.storage import writing
+from rotescale.storage import StoragePath, writing
 from rotescale.team import Team
 from rotescale.watchdog import Watchdog
 
@@ -54,7 +61,7 @@ _MAX_DAMAGED = 3
 
 
 def run_worker(
-    run_folder: Path, *, preemption: Callable[[], Preemption | None] = lambda: None
+    run_folder: StoragePath, *, preemption: Callable[[], Preemption | None] = lambda: None
 ) -> None:
     """Collective: every rank calls this. Train what is left of the run, as one attempt.
 
@@ -75,7 +82,8 @@ def run_worker(
     try:
         spec = load_spec(ExperimentSpec, run_dir.spec_json)
         launch = load_spec(LaunchSpec, run_dir.launch_json)
-        watchdog = Watchdog(_log_of_next_attempt(run_dir), launch.limits)
+        log = _log_of_next_attempt(run_dir)
+        watchdog = Watchdog(log, launch.limits)
         watchdog.arm("start")
         prepared = load_prepared(run_dir.prepared_model)
         engine = make_engine(spec, prepared)
@@ -99,6 +107,10 @@ def run_worker(
     except TrainingError as error:
         # All ranks have agreed on it, so none waits for another.
         _fail(run_dir, error, attempt=attempt)
+    except StorageUnavailableError:
+        # It will be back, and then the run resumes.
+        _log_traceback(run_dir, attempt=attempt)
+        raise
     except RotescaleError as error:
         _fail(run_dir, error, attempt=attempt)
         # Peers may wait for this rank in a collective. Its error makes Ray Train end them all,
@@ -112,6 +124,8 @@ def run_worker(
     finally:
         if watchdog is not None:
             watchdog.close()
+            with suppress(StorageError):
+                run_dir.upload_log(log)
 
 
 def _log_of_next_attempt(run_dir: RunDir) -> Path:
@@ -197,7 +211,7 @@ def _train(
         watchdog=watchdog,
         notices=notices,
     )
-    watchdog.on_hang = partial(_record_hang, team)
+    watchdog.on_hang = partial(_record_hang, team, run_dir)
     team.event("attempt", f"attempt {attempt} on {engine.world_size} workers")
     team.event("worker", f"rank {engine.rank}", every_rank=True, pid=os.getpid())
     try:
@@ -213,9 +227,10 @@ def _train(
         records.close()
 
 
-def _record_hang(team: Team, message: str) -> None:
+def _record_hang(team: Team, run_dir: RunDir, message: str) -> None:
     team.event("hang", f"rank {team.rank}: {message}", every_rank=True)
     team.records.flush()
+    run_dir.upload_log(run_dir.worker_log(attempt=team.attempt, rank=team.rank))
 
 
 def _evaluator(
@@ -254,7 +269,7 @@ def _plans(spec: ExperimentSpec, resolved: Resolved, run_dir: RunDir) -> tuple[P
     plans = []
     for index, phase in enumerate(spec.phases):
         digest = resolved.data[phase.name]
-        shards = ExampleShards(run_dir.data_dir(digest), digest=digest)
+        shards = ExampleShards(local_copy(run_dir.data_dir(digest)), digest=digest)
         order = Order(spec.seed, phase.name, (Source(phase.name, shards.num_rows),))
         stream = Stream(
             shards, order, Batches(order.epoch_size, phase.global_batch), spec.engine.row_tokens
@@ -298,8 +313,10 @@ def _log_traceback(run_dir: RunDir, *, attempt: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as log:
             traceback.print_exc(file=log)
+    with suppress(StorageError):
+        run_dir.upload_log(path)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    run_worker(Path(sys.argv[1]))
+    run_worker(RunDir.at(sys.argv[1]).root)

@@ -40,7 +40,7 @@ def micro_spec(*overrides: str) -> ExperimentSpec:
 
 def prepare(
     spec: ExperimentSpec,
-    storage: Path,
+    storage: Path | str,
     *,
     cache: Path,
     num_workers: int = 1,
@@ -117,7 +117,7 @@ def start_workers(
         run_worker,
         run_dir.root,
         world_size=world_size,
-        logs=run_dir.logs_dir,
+        logs=run_dir.node_dir / "logs",
         environment=environment,
     )
 

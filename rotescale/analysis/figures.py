@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 from rotescale.analysis.results import HEADINGS
 from rotescale.records import EvaluationRow
-from rotescale.storage import write_atomic
+from rotescale.storage import StoragePath, write_atomic
 
 # Colours that stay apart for the colour-blind (Okabe and Ito, 2008), and a marker for each.
 _STYLES = {
@@ -22,7 +21,7 @@ _STYLES = {
 
 
 def accuracy_figure(
-    rows: Sequence[EvaluationRow], path: Path, *, relation: str, title: str
+    rows: Sequence[EvaluationRow], path: StoragePath, *, relation: str, title: str
 ) -> None:
     """Multiple choice on held-out facts by stage and kind of prompts, as a PNG at ``path``."""
     # Here, not at the top: matplotlib looks for fonts for seconds at its first import.

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.progress import TimeRemainingColumn as TimeLeft
 
 from rotescale.analysis.tensorboard import TensorBoardWriter
-from rotescale.errors import CheckpointError
+from rotescale.errors import CheckpointError, StorageUnavailableError
 from rotescale.records import EventRow, RecordReader, Records, StepRow
 from rotescale.run_dir import RunDir
 
@@ -73,7 +73,7 @@ class RunProgress:
     def _show(self) -> None:
         try:
             records = self._records.read()
-        except (CheckpointError, FileNotFoundError):
+        except (CheckpointError, FileNotFoundError, StorageUnavailableError):
             # A segment that is being replaced is whole at the next look; training judges it.
             return
         for event in records.events[self._shown_events :]:

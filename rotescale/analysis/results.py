@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -15,7 +14,7 @@ from rotescale.evaluation.items import PROMPT_KINDS, SPLITS
 from rotescale.evaluation.metrics import Outcome, paired_difference
 from rotescale.records import EvaluationRow, read_records
 from rotescale.run_dir import RunDir
-from rotescale.storage import write_atomic
+from rotescale.storage import StoragePath, write_atomic
 
 _NOT_RESULTS = {"kind", "attempt"}
 
@@ -44,7 +43,7 @@ def write_results(run_dir: RunDir) -> tuple[EvaluationRow, ...]:
     return rows
 
 
-def write_rows(rows: Iterable[EvaluationRow], path: Path) -> None:
+def write_rows(rows: Iterable[EvaluationRow], path: StoragePath) -> None:
     """Write evaluation rows as a JSON list, a row a line."""
     lines = [json.dumps(row.model_dump(exclude=_NOT_RESULTS)) for row in rows]
     write_atomic(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())

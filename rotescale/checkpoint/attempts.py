@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
@@ -19,7 +18,7 @@ from rotescale.checkpoint.manifest import (
 )
 from rotescale.errors import CheckpointError
 from rotescale.run_dir import CheckpointName, RunDir
-from rotescale.storage import create_exclusive, writing
+from rotescale.storage import StoragePath, create_exclusive, make_folder, relative
 
 
 class Attempt(BaseModel):
@@ -40,7 +39,7 @@ class Attempt(BaseModel):
 class Checkpoint:
     """A published checkpoint: its folder and its manifest."""
 
-    directory: Path
+    directory: StoragePath
     manifest: Manifest
 
 
@@ -60,8 +59,7 @@ def start_attempt(
     One process calls this per start of training. Of several that start at once, each gets a
     number of its own, and the highest is the one that counts.
     """
-    with writing(run_dir.attempts_dir):
-        run_dir.attempts_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir.attempts_dir)
     outdated: set[int] = set()
     while True:
         numbers = run_dir.attempt_numbers()
@@ -191,4 +189,4 @@ def _newest_manifest(run_dir: RunDir, number: int | None) -> str | None:
         path = checkpoint.directory / MANIFEST if checkpoint is not None else None
     except DamagedManifestError as error:
         path = error.path
-    return None if path is None else path.relative_to(run_dir.root).as_posix()
+    return None if path is None else relative(path, run_dir.root)

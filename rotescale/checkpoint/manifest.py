@@ -8,7 +8,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
 import xxhash
@@ -24,6 +23,7 @@ from pydantic.dataclasses import dataclass
 
 from rotescale.errors import CheckpointError
 from rotescale.run_dir import CheckpointKind
+from rotescale.storage import StoragePath
 from rotescale.tensors import PARTS, Part
 
 FORMAT = "rotescale-checkpoint"
@@ -44,7 +44,7 @@ _KIND_PARTS: dict[CheckpointKind, frozenset[Part]] = {
 class DamagedManifestError(CheckpointError):
     """A manifest that is not as it was written; the checkpoint before it may be whole."""
 
-    def __init__(self, path: Path, problem: str) -> None:
+    def __init__(self, path: StoragePath, problem: str) -> None:
         super().__init__(path, problem)
         self.path = path
         self.damage = f"{path}: damaged: {problem}"
@@ -189,7 +189,9 @@ def _check_bytes(name: str, entries: Iterable[SliceEntry], *, num_bytes: int) ->
         raise ValueError(f"{name}: slices reach byte {ordered[-1].end} of {num_bytes}")
 
 
-def check_base(directory: Path, manifest: Manifest, *, digest: str, prepared: Path) -> None:
+def check_base(
+    directory: StoragePath, manifest: Manifest, *, digest: str, prepared: StoragePath
+) -> None:
     """Refuse the checkpoint in ``directory`` where it began from another model than ``digest``.
 
     Frozen tensors, configuration and tokenizer come from the prepared model in ``prepared``.
@@ -210,15 +212,15 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     return text + f',"digest":"{xxhash.xxh3_128_hexdigest(text)}"}}\n'.encode()
 
 
-def is_published(directory: Path) -> bool:
+def is_published(directory: StoragePath) -> bool:
     """Whether a manifest lies in ``directory``; nothing else makes it a checkpoint.
 
     It appears whole, so one that is not was damaged later, and says so when it is read.
     """
-    return (directory / MANIFEST).is_file()
+    return (directory / MANIFEST).exists()
 
 
-def load_manifest(path: Path) -> Manifest:
+def load_manifest(path: StoragePath) -> Manifest:
     """Read and check a manifest file.
 
     Raises FileNotFoundError where there is none, DamagedManifestError where it is not as it was
@@ -242,7 +244,7 @@ def load_manifest(path: Path) -> Manifest:
         raise DamagedManifestError(path, f"{field + ': ' if field else ''}{message}") from None
 
 
-def _refuse_other_format(path: Path, text: bytes) -> None:
+def _refuse_other_format(path: StoragePath, text: bytes) -> None:
     try:
         raw = json.loads(text)
     except ValueError:

@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from rotescale.checkpoint.manifest import ManifestHeader
 from rotescale.checkpoint.writer import SliceData, publish, write_rank_file
 from rotescale.faults import fault_point
+from rotescale.storage import StoragePath
 from rotescale.tensors import Part, TensorSlice
 
 
@@ -35,7 +35,7 @@ class SaveReport:
 class SaveRequest:
     """A checkpoint to be written, on one rank."""
 
-    directory: Path
+    directory: StoragePath
     header: ManifestHeader
     state: Sequence[tuple[TensorSlice, Part, torch.Tensor]]
     """This rank's slices: views of the training state, (n,) float32, on any device."""

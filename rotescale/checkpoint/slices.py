@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import difflib
 import errno
-import os
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -21,9 +19,10 @@ from rotescale.checkpoint.manifest import (
     SliceEntry,
 )
 from rotescale.errors import CheckpointError
+from rotescale.ranges import open_ranges
+from rotescale.storage import StoragePath
 
 _CHUNK_BYTES = 16 << 20
-_MAX_OPEN_FILES = 64
 _REMEDY = "delete its manifest.json, and training resumes from the checkpoint before it"
 
 
@@ -38,7 +37,7 @@ class CheckpointReader:
 
     def __init__(
         self,
-        directory: Path,
+        directory: StoragePath,
         manifest: Manifest,
         *,
         on_damage: Callable[[str], None] | None = None,
@@ -46,12 +45,18 @@ class CheckpointReader:
         self._directory = directory
         self.manifest = manifest
         self._on_damage = on_damage
-        self._descriptors: dict[str, int] = {}
+        self._ranges = open_ranges(directory)
         self._slices: dict[tuple[str, str], list[SliceEntry]] = defaultdict(list)
         for entry in sorted(manifest.slices, key=lambda entry: entry.start):
             self._slices[entry.tensor, entry.part].append(entry)
-        self.bytes_read = 0
-        """Bytes read so far: what was asked for, and the rest of the blocks that it lies in."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read so far: what was asked for, and the rest of the blocks that it lies in.
+
+        From an object store also the rest of the windows that are requested at a time.
+        """
+        return self._ranges.bytes_read
 
     def __enter__(self) -> CheckpointReader:
         return self
@@ -66,9 +71,7 @@ class CheckpointReader:
 
     def close(self) -> None:
         """Close the files; a later read opens them again."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        self._ranges.close()
 
     def has(self, part: str) -> bool:
         """Whether the checkpoint holds that part: a ``weights`` checkpoint has no moments."""
@@ -113,14 +116,14 @@ class CheckpointReader:
 
     def verify(self) -> None:
         """Read every file whole and compare sizes and digests; CheckpointError for a difference."""
+        chunk = memoryview(bytearray(_CHUNK_BYTES))
         for file in self.manifest.files:
             digest, num_bytes = xxhash.xxh3_128(), 0
             path = self._directory / file.name
             try:
-                descriptor = self._descriptor(file.name)
-                while chunk := os.pread(descriptor, _CHUNK_BYTES, num_bytes):
-                    digest.update(chunk)
-                    num_bytes += len(chunk)
+                while found := self._ranges.read_into(file.name, chunk, num_bytes):
+                    digest.update(chunk[:found])
+                    num_bytes += found
             except OSError as error:
                 raise CheckpointError(
                     f"{path}: cannot be read ({error.strerror}); {_REMEDY}"
@@ -156,6 +159,7 @@ class CheckpointReader:
         """Fill ``target`` with the slice's bytes from ``begin`` on, block by block."""
         end = begin + len(target)
         size = entry.end - entry.begin
+        self._ranges.expect(entry.file, entry.begin + begin, entry.begin + end)
         for number in range(begin // DIGEST_BYTES, -(-end // DIGEST_BYTES)):
             first, last = number * DIGEST_BYTES, min((number + 1) * DIGEST_BYTES, size)
             low, high = max(first, begin), min(last, end)
@@ -164,7 +168,9 @@ class CheckpointReader:
             block = wanted if whole else memoryview(bytearray(last - first))
             damage = self._damage(entry, number, block, offset=entry.begin + first)
             # A slip on the way from the disk is not damage: what is damaged stays so.
-            damage = damage and self._damage(entry, number, block, offset=entry.begin + first)
+            damage = damage and self._damage(
+                entry, number, block, offset=entry.begin + first, again=True
+            )
             if damage:
                 if self._on_damage is None:
                     raise CheckpointError(f"{damage}; {_REMEDY}")
@@ -174,35 +180,20 @@ class CheckpointReader:
                 wanted[:] = block[low - first : high - first]
 
     def _damage(
-        self, entry: SliceEntry, number: int, block: memoryview, *, offset: int
+        self, entry: SliceEntry, number: int, block: memoryview, *, offset: int, again: bool = False
     ) -> str | None:
         """Fill ``block`` from byte ``offset`` of the entry's file on; what is wrong with it."""
         what = f"{entry.part} of {entry.tensor}"
         path = self._directory / entry.file
-        rest = block
         try:
-            descriptor = self._descriptor(entry.file)
-            while rest:
-                num_bytes = os.preadv(descriptor, [rest], offset)
-                if not num_bytes:
-                    return f"{path}: ends at byte {offset}, within {what}"
-                self.bytes_read += num_bytes
-                offset += num_bytes
-                rest = rest[num_bytes:]
+            found = self._ranges.read_into(entry.file, block, offset, again=again)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EIO):
                 raise
             return f"{path}: cannot be read ({error.strerror}), within {what}"
+        end = offset + found
+        if found < len(block):
+            return f"{path}: ends at byte {end}, within {what}"
         if xxhash.xxh3_64_hexdigest(block) != entry.digests[number]:
-            return (
-                f"{path}: the bytes of {what} have changed (block {number}, before byte {offset})"
-            )
+            return f"{path}: the bytes of {what} have changed (block {number}, before byte {end})"
         return None
-
-    def _descriptor(self, file: str) -> int:
-        if file not in self._descriptors:
-            if len(self._descriptors) >= _MAX_OPEN_FILES:
-                # Hundreds of ranks' files may exceed the limit of open files.
-                os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            self._descriptors[file] = os.open(self._directory / file, os.O_RDONLY)
-        return self._descriptors[file]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection
-from contextlib import suppress
-from pathlib import Path
 
 from rotescale.checkpoint.attempts import Checkpoint, is_newest, newest, open_checkpoint, visible
 from rotescale.checkpoint.manifest import MANIFEST, DamagedManifestError, is_published
 from rotescale.faults import fault_point
 from rotescale.run_dir import CheckpointKind, CheckpointName, RunDir
-from rotescale.storage import writing
+from rotescale.storage import StoragePath, remove, remove_folder, step_aside, step_back
 
 DAMAGED = f"{MANIFEST}.damaged"
 """What the manifest of a damaged checkpoint is called from then on."""
@@ -24,7 +21,9 @@ class CheckpointStore:
         self._run_dir = run_dir
         self._attempt = attempt
 
-    def directory(self, phase: str, *, phase_index: int, step: int, kind: CheckpointKind) -> Path:
+    def directory(
+        self, phase: str, *, phase_index: int, step: int, kind: CheckpointKind
+    ) -> StoragePath:
         """Where this attempt saves that checkpoint; the folder need not exist yet."""
         return self._run_dir.checkpoint(
             CheckpointName(self._attempt, phase_index, phase, step, kind)
@@ -83,11 +82,11 @@ class CheckpointStore:
             if not self._unpublish(name):
                 break
             fault_point("prune", phase=name.phase, rank=0, attempt=self._attempt)
-            self._remove_folder(name)
+            remove_folder(self._run_dir.checkpoint(name))
             removed.append(name)
         return removed
 
-    def set_aside(self, directory: Path) -> bool:
+    def set_aside(self, directory: StoragePath) -> bool:
         """Take a damaged checkpoint out of every attempt's sight; False where a newer one started.
 
         Its manifest stays beside its files as ``manifest.json.damaged`` until orphans are
@@ -97,12 +96,11 @@ class CheckpointStore:
         aside = manifest.with_name(DAMAGED)
         if not is_newest(self._run_dir, self._attempt):
             return False
-        with writing(manifest):
-            manifest.replace(aside)
-            if is_newest(self._run_dir, self._attempt):
-                return True
-            aside.replace(manifest)
-            return False
+        step_aside(manifest, aside)
+        if is_newest(self._run_dir, self._attempt):
+            return True
+        step_back(aside, manifest)
+        return False
 
     def collect_orphans(self) -> list[CheckpointName]:
         """Remove what earlier attempts left and no attempt can ever see; returns what was removed.
@@ -118,13 +116,13 @@ class CheckpointStore:
         for attempt in self._run_dir.checkpoint_attempts():
             if attempt >= self._attempt:
                 continue
-            for name in self._run_dir.checkpoint_folders(attempt):
+            for name in self._run_dir.checkpoint_folders(attempt, listed_only=True):
                 published = is_published(self._run_dir.checkpoint(name))
                 if name in seen or (published and not has_own):
                     continue
                 if published and not self._unpublish(name):
                     return removed
-                self._remove_folder(name)
+                remove_folder(self._run_dir.checkpoint(name))
                 removed.append(name)
         return removed
 
@@ -145,16 +143,9 @@ class CheckpointStore:
         """
         manifest = self._run_dir.manifest(name)
         aside = manifest.with_name(f".{manifest.name}.removed")
-        with writing(manifest):
-            manifest.replace(aside)
-            if is_newest(self._run_dir, self._attempt):
-                aside.unlink()
-                return True
-            aside.replace(manifest)
-            return False
-
-    def _remove_folder(self, name: CheckpointName) -> None:
-        folder = self._run_dir.checkpoint(name)
-        # A superseded attempt that is still writing there loses its files, as it should.
-        with writing(folder), suppress(FileNotFoundError):
-            shutil.rmtree(folder)
+        step_aside(manifest, aside)
+        if is_newest(self._run_dir, self._attempt):
+            remove(aside)
+            return True
+        step_back(aside, manifest)
+        return False

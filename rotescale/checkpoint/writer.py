@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,11 +23,22 @@ from rotescale.checkpoint.manifest import (
     manifest_bytes,
 )
 from rotescale.errors import CheckpointError
-from rotescale.storage import write_atomic, writing
+from rotescale.object_store import RemotePath
+from rotescale.run_dir import announce
+from rotescale.storage import (
+    StoragePath,
+    file_size,
+    make_folder,
+    remove,
+    write_atomic,
+    write_stream,
+)
 from rotescale.tensors import Part, TensorSlice
 
 _CHUNK_BYTES = 16 * DIGEST_BYTES
 _POLL_SECONDS = 0.05
+_REMOTE_POLL_SECONDS = 0.25
+"""A store charges for every look."""
 
 SliceData = tuple[TensorSlice, Part, torch.Tensor]
 """A slice, which part of the tensor it is, and its elements: (num_elements,) float32 on the CPU."""
@@ -48,7 +56,7 @@ class RankMarker(BaseModel):
 
 
 def write_rank_file(
-    directory: Path,
+    directory: StoragePath,
     *,
     rank: int,
     world_size: int,
@@ -67,8 +75,7 @@ def write_rank_file(
             "another step or start a new attempt"
         )
     path = directory / f"{_stem(rank, world_size)}.safetensors"
-    with writing(path):
-        directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     filled = [item for item in slices if item[0].num_elements]
     header, places = _layout(filled)
     tensors = [tensor for _, _, tensor in filled]
@@ -94,7 +101,7 @@ def write_rank_file(
 
 
 def publish(
-    directory: Path,
+    directory: StoragePath,
     *,
     header: ManifestHeader,
     timeout_seconds: float = 1800.0,
@@ -124,19 +131,21 @@ def publish(
                 "written nothing; see their logs, or allow more time for saving"
             )
         else:
-            sleep(_POLL_SECONDS)
+            sleep(_REMOTE_POLL_SECONDS if isinstance(directory, RemotePath) else _POLL_SECONDS)
     manifest = _combine(directory, header, markers)
+    announce(directory)
     write_atomic(directory / MANIFEST, manifest_bytes(manifest))
-    for marker in markers:
-        # The manifest says it all; a reader never looks at markers.
-        _marker_path(directory, marker.rank, world_size).unlink(missing_ok=True)
+    # The manifest says it all; a reader never looks at markers.
+    remove(*(_marker_path(directory, marker.rank, world_size) for marker in markers))
     return manifest
 
 
-def _combine(directory: Path, header: ManifestHeader, markers: Sequence[RankMarker]) -> Manifest:
+def _combine(
+    directory: StoragePath, header: ManifestHeader, markers: Sequence[RankMarker]
+) -> Manifest:
     for marker in markers:
         path = directory / marker.file.name
-        found = path.stat().st_size if path.is_file() else None
+        found = file_size(path)
         if found != marker.file.num_bytes:
             raise CheckpointError(
                 f"{path}: {found} bytes where rank {marker.rank} wrote {marker.file.num_bytes}; "
@@ -156,7 +165,7 @@ def _combine(directory: Path, header: ManifestHeader, markers: Sequence[RankMark
         ) from None
 
 
-def _read_marker(directory: Path, rank: int, world_size: int) -> RankMarker | None:
+def _read_marker(directory: StoragePath, rank: int, world_size: int) -> RankMarker | None:
     path = _marker_path(directory, rank, world_size)
     try:
         return RankMarker.model_validate_json(path.read_bytes())
@@ -198,35 +207,38 @@ def _layout(slices: Sequence[SliceData]) -> tuple[bytes, list[tuple[int, int]]]:
 
 
 def _write_front_to_back(
-    path: Path, header: bytes, tensors: Sequence[torch.Tensor], *, halfway: Callable[[], None]
+    path: StoragePath,
+    header: bytes,
+    tensors: Sequence[torch.Tensor],
+    *,
+    halfway: Callable[[], None],
 ) -> tuple[FileEntry, list[tuple[str, ...]]]:
     """Write ``header`` and the (n,) float32 ``tensors``; the file appears whole or not at all.
 
     Returns the file's size and digest, and the digests of each tensor's blocks.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    whole = xxhash.xxh3_128(header)
+    whole = xxhash.xxh3_128()
     digests: list[tuple[str, ...]] = []
-    with writing(path):
-        try:
-            with temporary.open("wb", buffering=0) as file:
-                num_bytes = _write_all(file, memoryview(header))
-                for number, tensor in enumerate(tensors):
-                    if number == len(tensors) // 2:
-                        halfway()
-                    view = tensor.detach().contiguous().numpy().data.cast("B")
-                    blocks: list[str] = []
-                    for start in range(0, len(view), _CHUNK_BYTES):
-                        chunk = view[start : start + _CHUNK_BYTES]
-                        whole.update(chunk)
-                        blocks += block_digests(chunk)
-                        num_bytes += _write_all(file, chunk)
-                    digests.append(tuple(blocks))
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+
+    def chunks() -> Iterator[memoryview]:
+        whole.reset()
+        digests.clear()
+        whole.update(header)
+        yield memoryview(header)
+        for number, tensor in enumerate(tensors):
+            if number == len(tensors) // 2:
+                halfway()
+            view = tensor.detach().contiguous().numpy().data.cast("B")
+            blocks: list[str] = []
+            for start in range(0, len(view), _CHUNK_BYTES):
+                chunk = view[start : start + _CHUNK_BYTES]
+                whole.update(chunk)
+                blocks += block_digests(chunk)
+                yield chunk
+            digests.append(tuple(blocks))
+
+    num_bytes = len(header) + sum(BYTES_PER_ELEMENT * tensor.numel() for tensor in tensors)
+    write_stream(path, chunks, num_bytes=num_bytes)
     return FileEntry(name=path.name, num_bytes=num_bytes, digest=whole.hexdigest()), digests
 
 
@@ -238,17 +250,9 @@ def block_digests(data: memoryview) -> list[str]:
     ]
 
 
-def _write_all(file: io.FileIO, data: memoryview) -> int:
-    """Write all of ``data``; a single write may take less. Returns its size."""
-    rest = data
-    while rest:
-        rest = rest[file.write(rest) :]
-    return len(data)
-
-
 def _stem(rank: int, world_size: int) -> str:
     return f"rank-{rank:05d}-of-{world_size:05d}"
 
 
-def _marker_path(directory: Path, rank: int, world_size: int) -> Path:
+def _marker_path(directory: StoragePath, rank: int, world_size: int) -> StoragePath:
     return directory / f"{_stem(rank, world_size)}.json"

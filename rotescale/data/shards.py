@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rotescale.data.encoding import Encoded
 from rotescale.data.examples import Example
 from rotescale.errors import DataError
-from rotescale.storage import write_atomic, writing
+from rotescale.storage import StoragePath, write_atomic, writing
 
 FORMAT = "rotescale-examples"
 VERSION = 1
@@ -152,7 +152,7 @@ class ExampleShards:
         return list(zip(columns["fact"], columns["prompt"], strict=True))
 
 
-def read_manifest(directory: Path) -> dict[str, Any] | None:
+def read_manifest(directory: StoragePath) -> dict[str, Any] | None:
     """The manifest of published examples; None where there is none.
 
     Raises DataError for a file that is no such manifest.

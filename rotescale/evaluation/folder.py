@@ -11,18 +11,21 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rotescale.data.examples import memorized_facts, trained_facts
-from rotescale.errors import SpecError
+from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.items import Item, build_items
 from rotescale.evaluation.metrics import summarise
 from rotescale.evaluation.runner import evaluate
 from rotescale.evaluation.scoring import forward_of
 from rotescale.facts import FactSet, load_files, load_shipped
 from rotescale.facts.saved import load_saved
+from rotescale.local_copy import local_model
 from rotescale.model.folder import check_folder, load_tokenizer
+from rotescale.model.prepare import EXPORT_FILE
 from rotescale.records import EvaluationRow
 from rotescale.run_dir import RunDir
 from rotescale.spec import EvaluationSpec, ExperimentSpec, full_sample
 from rotescale.spec_file import load_spec
+from rotescale.storage import StoragePath
 
 STAGE = "model"
 """The stage's name in the rows: the folder as it is."""
@@ -52,7 +55,7 @@ class Questions:
 
 
 def choose_questions(
-    folder: Path,
+    folder: StoragePath,
     *,
     facts: tuple[Path, ...],
     relations: tuple[str, ...],
@@ -104,6 +107,17 @@ def _trained_in(run_dir: RunDir, fact_set: FactSet) -> frozenset[int]:
     return frozenset(
         place for place, fact in enumerate(fact_set.facts) if (fact.relation, fact.subject) in told
     )
+
+
+def exported_folder(place: StoragePath) -> Path:
+    """The model folder at ``place`` on this machine; DataError where no whole one lies there."""
+    try:
+        return local_model(place, complete=EXPORT_FILE)
+    except FileNotFoundError:
+        raise DataError(
+            f"{place}: no {EXPORT_FILE}, so no whole model that rotescale has exported; wait for "
+            "its export to end, or copy another model to a folder of this machine"
+        ) from None
 
 
 def folder_items(folder: Path, questions: Questions) -> tuple[Item, ...]:

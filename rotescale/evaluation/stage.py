@@ -16,7 +16,7 @@ from rotescale.evaluation.scoring import forward_of
 from rotescale.records import EvaluationRow, RecordWriter
 from rotescale.run_dir import RunDir
 from rotescale.spec import EvaluationMode, EvaluationSpec
-from rotescale.storage import write_atomic, writing
+from rotescale.storage import make_folder, read_line, write_atomic
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,10 @@ class RunEvaluator:
         With ``checkpoint``, the path of one below the run's root, only outcomes of that one count:
         the end of a phase that was trained again is another.
         """
-        path = self.run_dir.evaluation(stage, epoch)
-        if not path.exists():
+        try:
+            head = json.loads(read_line(self.run_dir.evaluation(stage, epoch)))
+        except FileNotFoundError:
             return False
-        with path.open(encoding="utf-8") as file:
-            head = json.loads(file.readline())
         if checkpoint is not None and head.get("checkpoint") != checkpoint:
             return False
         return bool(head["sample"] == self._sample())
@@ -95,8 +94,7 @@ class RunEvaluator:
         # The rows first: the stage is done when its outcomes are there.
         self.records.flush()
         path = self.run_dir.evaluation(stage, epoch)
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         where = {"stage": stage, "epoch": epoch, "checkpoint": checkpoint}
         lines = [json.dumps({**where, "sample": self._sample()})]
         lines += [json.dumps(outcome.to_json(), ensure_ascii=False) for outcome in outcomes]

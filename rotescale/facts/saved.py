@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rotescale.errors import DataError
 from rotescale.facts.types import Fact, FactSet, Relation
-from rotescale.storage import write_atomic
+from rotescale.storage import StoragePath, write_atomic
 
 
-def save_fact_set(fact_set: FactSet, path: Path) -> None:
+def save_fact_set(fact_set: FactSet, path: StoragePath) -> None:
     """Write the facts and relations to ``path``, whole or not at all."""
     write_atomic(path, json.dumps(asdict(fact_set), ensure_ascii=False, indent=1).encode())
 
 
-def load_saved(path: Path) -> FactSet:
+def load_saved(path: StoragePath) -> FactSet:
     """The fact set that ``save_fact_set`` wrote. Raises DataError for any other file."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import struct
-import uuid
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import torch
 from transformers import GenerationConfig
@@ -23,7 +22,15 @@ from transformers import GenerationConfig
 from rotescale.errors import StorageError
 from rotescale.model.files import INDEX_FILE, WEIGHTS_FILE
 from rotescale.model.prepare import EXPORT_FILE, KEY_ROWS_FILE, PREPARED_FILE, PreparedModel
-from rotescale.storage import sync_folder, write_atomic, writing
+from rotescale.storage import (
+    StoragePath,
+    file_size,
+    make_folder,
+    remove,
+    sync_folder,
+    write_atomic,
+    write_stream,
+)
 
 MAX_SHARD_BYTES = 4 << 30
 """Size of one file of an exported model."""
@@ -80,31 +87,19 @@ def plan_shards(
     ]
 
 
-def write_shard(shard: Shard, *, reader: RangeReader, out: Path, dtype: str) -> None:
+def write_shard(shard: Shard, *, reader: RangeReader, out: StoragePath, dtype: str) -> None:
     """Write one file of the model into ``out``, front to back, converting from float32."""
-    target = out / shard.file
-    # A name of its own: a worker that should be dead may still write the same shard.
-    temporary = out / f".{shard.file}.{uuid.uuid4().hex}.tmp"
-    with writing(target):
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(_header(shard, dtype=dtype))
-                for name, shape in shard.shapes.items():
-                    _copy(name, math.prod(shape), reader=reader, file=file, dtype=dtype)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-            sync_folder(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+    make_folder(out)
+    chunks = partial(_chunks, shard, reader=reader, dtype=dtype)
+    write_stream(out / shard.file, chunks, num_bytes=_num_bytes(shard, dtype=dtype))
+    sync_folder(out)
 
 
 def finish_export(
     prepared: PreparedModel,
     shards: Sequence[Shard],
     *,
-    out: Path,
+    out: StoragePath,
     dtype: str,
     checkpoint: str | None = None,
 ) -> None:
@@ -115,28 +110,26 @@ def finish_export(
     sizes = {shard.file: _checked_size(shard, out=out, dtype=dtype) for shard in shards}
     item_bytes = _DTYPES[dtype][1].itemsize
     elements = sum(math.prod(shape) for shard in shards for shape in shard.shapes.values())
-    with writing(out):
-        if len(shards) > 1:
-            weight_map = {name: shard.file for shard in shards for name in shard.names}
-            metadata = {"total_parameters": elements, "total_size": elements * item_bytes}
-            _write_json(out / INDEX_FILE, {"metadata": metadata, "weight_map": weight_map})
-        raw = json.loads((prepared.folder / "config.json").read_text(encoding="utf-8"))
-        raw.pop("torch_dtype", None)
-        _write_json(out / "config.json", raw | {"dtype": dtype})
-        _copy_tokenizer(prepared, out=out)
-        if not (out / "generation_config.json").is_file():
-            GenerationConfig.from_model_config(prepared.config()).save_pretrained(out)
-        record = {
-            "checkpoint": checkpoint,
-            "dtype": dtype,
-            "files": sizes,
-            "key_tokens": list(prepared.key_tokens.values()),
-            "prepared_digest": prepared.digest,
-        }
-        _write_json(out / EXPORT_FILE, record)
+    if len(shards) > 1:
+        weight_map = {name: shard.file for shard in shards for name in shard.names}
+        metadata = {"total_parameters": elements, "total_size": elements * item_bytes}
+        _write_json(out / INDEX_FILE, {"metadata": metadata, "weight_map": weight_map})
+    raw = json.loads((prepared.folder / "config.json").read_text(encoding="utf-8"))
+    raw.pop("torch_dtype", None)
+    _write_json(out / "config.json", raw | {"dtype": dtype})
+    for name, data in _beside_weights(prepared).items():
+        write_atomic(out / name, data)
+    record = {
+        "checkpoint": checkpoint,
+        "dtype": dtype,
+        "files": sizes,
+        "key_tokens": list(prepared.key_tokens.values()),
+        "prepared_digest": prepared.digest,
+    }
+    _write_json(out / EXPORT_FILE, record)
 
 
-def is_exported(out: Path, checkpoint: str | None = None) -> bool:
+def is_exported(out: StoragePath, checkpoint: str | None = None) -> bool:
     """Whether ``out`` holds a whole exported model: of that checkpoint, or None: of any."""
     try:
         record = json.loads((out / EXPORT_FILE).read_text(encoding="utf-8"))
@@ -145,15 +138,14 @@ def is_exported(out: Path, checkpoint: str | None = None) -> bool:
     return checkpoint is None or bool(record.get("checkpoint") == checkpoint)
 
 
-def discard_export(out: Path) -> None:
+def discard_export(out: StoragePath) -> None:
     """Declare that ``out`` holds no export; what is there stays until it is replaced.
 
     Of workers that died while they wrote, the unfinished shards go.
     """
-    with writing(out):
-        (out / EXPORT_FILE).unlink(missing_ok=True)
-        for unfinished in out.glob(".*.tmp"):
-            unfinished.unlink(missing_ok=True)
+    remove(out / EXPORT_FILE)
+    if isinstance(out, Path):
+        remove(*out.glob(".*.tmp"))
 
 
 def _header(shard: Shard, *, dtype: str) -> bytes:
@@ -170,21 +162,28 @@ def _header(shard: Shard, *, dtype: str) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _copy(name: str, size: int, *, reader: RangeReader, file: BinaryIO, dtype: str) -> None:
+def _chunks(shard: Shard, *, reader: RangeReader, dtype: str) -> Iterator[memoryview | bytes]:
+    """The bytes of the file, front to back, read and converted as they are asked for."""
     torch_dtype = _DTYPES[dtype][1]
-    for start in range(0, size, CHUNK_ELEMENTS):
-        stop = min(start + CHUNK_ELEMENTS, size)
-        chunk = reader.read(name, "master", start, stop).to(torch_dtype).contiguous()
-        assert chunk.numel() == stop - start, f"{name}: {chunk.numel()} of {stop - start} elements"
-        file.write(chunk.view(torch.uint8).numpy().data)
+    yield _header(shard, dtype=dtype)
+    for name, shape in shard.shapes.items():
+        size = math.prod(shape)
+        for start in range(0, size, CHUNK_ELEMENTS):
+            stop = min(start + CHUNK_ELEMENTS, size)
+            chunk = reader.read(name, "master", start, stop).to(torch_dtype).contiguous()
+            assert chunk.numel() == stop - start, f"{name}: {chunk.numel()} of {stop - start}"
+            yield chunk.view(torch.uint8).numpy().data
 
 
-def _checked_size(shard: Shard, *, out: Path, dtype: str) -> int:
+def _num_bytes(shard: Shard, *, dtype: str) -> int:
+    elements = sum(math.prod(shape) for shape in shard.shapes.values())
+    return len(_header(shard, dtype=dtype)) + elements * _DTYPES[dtype][1].itemsize
+
+
+def _checked_size(shard: Shard, *, out: StoragePath, dtype: str) -> int:
     """Bytes of the written shard; StorageError where it is missing or of another size."""
     file = out / shard.file
-    elements = sum(math.prod(shape) for shape in shard.shapes.values())
-    expected = len(_header(shard, dtype=dtype)) + elements * _DTYPES[dtype][1].itemsize
-    actual = file.stat().st_size if file.is_file() else None
+    expected, actual = _num_bytes(shard, dtype=dtype), file_size(file)
     if actual != expected:
         raise StorageError(
             f"{file}: {'missing' if actual is None else f'{actual} bytes'}, not the {expected} "
@@ -193,13 +192,20 @@ def _checked_size(shard: Shard, *, out: Path, dtype: str) -> int:
     return expected
 
 
-def _copy_tokenizer(prepared: PreparedModel, *, out: Path) -> None:
-    """Copy the tokenizer's files, and generation_config.json where the base has one."""
+def _beside_weights(prepared: PreparedModel) -> dict[str, bytes]:
+    """The tokenizer's files by name, and generation_config.json: the base's, or the default."""
     not_tokenizer = {"config.json", KEY_ROWS_FILE, PREPARED_FILE}
-    for file in sorted(prepared.folder.iterdir()):
-        if file.name not in not_tokenizer and not file.name.startswith("."):
-            shutil.copyfile(file, out / file.name)
+    found = {
+        file.name: file.read_bytes()
+        for file in sorted(prepared.folder.iterdir())
+        if file.name not in not_tokenizer and not file.name.startswith(".")
+    }
+    if "generation_config.json" not in found:
+        with tempfile.TemporaryDirectory() as folder:
+            GenerationConfig.from_model_config(prepared.config()).save_pretrained(folder)
+            found |= {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+    return found
 
 
-def _write_json(file: Path, value: Mapping[str, object]) -> None:
+def _write_json(file: StoragePath, value: Mapping[str, object]) -> None:
     write_atomic(file, (json.dumps(value, indent=2) + "\n").encode())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from safetensors.torch import load_file, save_file
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from rotescale.errors import DataError
+from rotescale.local_copy import is_uploaded, local_copy, upload_folder
 from rotescale.model.build import model_layout
 from rotescale.model.files import disk_errors, folder_digest
 from rotescale.model.folder import check_folder, load_config, load_tokenizer
 from rotescale.model.key_tokens import add_key_tokens, key_token_texts, make_rows
 from rotescale.model.weights import FolderReader, NewRows
+from rotescale.object_store import RemotePath
 from rotescale.spec import ModelSpec
-from rotescale.storage import build_folder, write_atomic
+from rotescale.storage import StoragePath, build_folder, write_atomic
 
 PREPARED_FILE = "prepared.json"
 KEY_ROWS_FILE = "key_rows.safetensors"
@@ -70,7 +73,7 @@ class PreparedModel:
 
 
 def prepare(
-    spec: ModelSpec, *, base: Path, relations: Sequence[str], seed: int, out: Path
+    spec: ModelSpec, *, base: Path, relations: Sequence[str], seed: int, out: StoragePath
 ) -> PreparedModel:
     """Write configuration, tokenizer and key-token rows of ``base`` for a run into ``out``.
 
@@ -92,7 +95,10 @@ def prepare(
         record = prepared | {"base_digest": base_digest, "digest": digest}
         _write_record(folder, record)
 
-    build_folder(out, build)
+    if isinstance(out, Path):
+        build_folder(out, build)
+    elif not is_uploaded(out):
+        _upload(out, build)
     found = load_prepared(out)
     if found.digest != digest:
         raise DataError(
@@ -101,7 +107,10 @@ def prepare(
         )
     if found.base != base:
         # The same weights lie elsewhere now, such as after the cache was moved.
-        _write_record(out, _read_record(out) | {"base": str(base)})
+        if isinstance(out, Path):
+            _write_record(out, _read_record(out) | {"base": str(base)})
+        else:
+            _upload(out, build)
         found = load_prepared(out)
     return found
 
@@ -119,11 +128,15 @@ def keyed_tokenizer(
     return tokenizer, texts
 
 
-def load_prepared(out: Path) -> PreparedModel:
-    """The model that ``prepare`` left in ``out``."""
-    record = _read_record(out)
+def load_prepared(out: StoragePath) -> PreparedModel:
+    """The model that ``prepare`` left in ``out``; from a store, by way of this machine's copy."""
     try:
-        return PreparedModel(**(record | {"folder": out, "base": Path(record["base"])}))
+        folder = local_copy(out)
+    except FileNotFoundError:
+        raise DataError(f"{out}: no prepared model; prepare the run's model first") from None
+    record = _read_record(folder)
+    try:
+        return PreparedModel(**(record | {"folder": folder, "base": Path(record["base"])}))
     except (TypeError, KeyError) as error:
         raise DataError(
             f"{out / PREPARED_FILE}: not written by this version ({error}); remove {out} and "
@@ -167,6 +180,12 @@ def _build(
         "vocab_size": vocab_size,
         "seed": seed,
     }
+
+
+def _upload(out: RemotePath, build: Callable[[Path], None]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder))
+        upload_folder(Path(folder), out)
 
 
 def _write_config(folder: Path, *, base: Path, vocab_size: int) -> None:

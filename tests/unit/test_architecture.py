@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each layer imports only earlier ones, and modules of its own package.
 LAYERS = [
     {"errors"},
+    {"object_client"},
+    {"object_store"},
     {"tensors", "storage", "schedule", "faults"},
-    {"spec"},
+    {"spec", "ranges", "local_copy"},
     {"launch_spec", "spec_file", "facts"},
     {"run_dir"},
     {"records", "watchdog", "notices"},
@@ -33,11 +35,12 @@ LAUNCHER_MAY_IMPORT = {
     *("checkpoint.manifest", "storage", "tensors"),
 }
 TORCH_FREE = [
+    *("rotescale.object_store", "rotescale.ranges", "rotescale.local_copy"),
     *("rotescale.errors", "rotescale.spec", "rotescale.launch_spec", "rotescale.run_dir"),
     *("rotescale.records", "rotescale.facts", "rotescale.planning.memory"),
     *("rotescale.checkpoint.manifest", "rotescale.cli", "launcher.cli"),
 ]
-HEAVY = ("torch", "ray", "deepspeed", "transformers", "datasets", "matplotlib")
+HEAVY = ("obstore", "torch", "ray", "deepspeed", "transformers", "datasets", "matplotlib")
 
 
 def modules(package: str) -> dict[str, Path]:

@@ -56,7 +56,7 @@ def test_every_range_of_a_tensor_can_be_read(tmp_path: Path) -> None:
 
 
 def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rotescale.checkpoint.slices._MAX_OPEN_FILES", 2)
+    monkeypatch.setattr("rotescale.ranges._MAX_OPEN_FILES", 2)
     with CheckpointReader(tmp_path, save(tmp_path, head=header(world_size=7))) as reader:
         assert torch.equal(
             reader.read("embed.weight", "master", 0, 35), values("embed.weight", "master")

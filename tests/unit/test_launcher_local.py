@@ -34,7 +34,7 @@ def submit(tmp_path: Path) -> Iterator[Submit]:
     pids = set()
 
     def submit(*command: str, environment: dict[str, str] | None = None) -> tuple[RunDir, bool]:
-        request = JobRequest("tiny", command, environment or {}, run_dir.driver_log)
+        request = JobRequest("tiny", command, environment or {}, run_dir)
         started = local.submit(request)
         pids.add(pid(run_dir))
         return run_dir, started
@@ -76,7 +76,7 @@ def test_render_is_the_command_that_runs_the_spec() -> None:
     request = local.render(
         Path("specs/a b.yaml"),
         name="tiny",
-        storage=Path("/nowhere"),
+        storage="/nowhere",
         launch=Path("place.yaml"),
         overrides=["seed=1", "facts.relations=[mother]"],
         flags=["--retry"],
@@ -86,12 +86,12 @@ def test_render_is_the_command_that_runs_the_spec() -> None:
         *("--set", "seed=1", "--set", "facts.relations=[mother]", "--retry"),
     )
     assert request.name == "tiny"
-    assert request.log == RunDir(Path("/nowhere/tiny")).driver_log
+    assert request.run_dir == RunDir(Path("/nowhere/tiny"))
     assert not Path("/nowhere").exists()
 
 
 def test_a_default_place_needs_no_file() -> None:
-    request = local.render(MICRO, name="micro", storage=Path("runs"))
+    request = local.render(MICRO, name="micro", storage="runs")
     assert request.command[1:] == ("-m", "rotescale.cli", "run", str(MICRO))
 
 
@@ -135,14 +135,13 @@ def test_submitted_twice_runs_once(submit: Submit) -> None:
 def test_many_submits_at_once_start_one(submit: Submit, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from launcher import local;"
-        "from launcher.job import JobRequest;"
-        "log = Path(sys.argv[1]);"
-        "print(local.submit(JobRequest('tiny', ('sleep', '60'), {}, log)))"
+        "from launcher.job import JobRequest; from rotescale.run_dir import RunDir;"
+        "run_dir = RunDir(Path(sys.argv[1]));"
+        "print(local.submit(JobRequest('tiny', ('sleep', '60'), {}, run_dir)))"
     )
-    log = RunDir(tmp_path / "tiny").driver_log
     both = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code, str(log)],
+            [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "tiny")],
             stdout=subprocess.PIPE,
             text=True,
         )
