@@ -1,0 +1,67 @@
+"""A run at a URL, on a store that fails for a while, ends as one on a quiet disk, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from helpers import QUICK, micro_spec, phase_end_weights, prepare, run_workers, steps
+from object_stores import ENVIRONMENT, Proxy
+
+from rotescale.checkpoint.attempts import read_attempt
+from rotescale.checkpoint.store import CheckpointStore
+from rotescale.faults import VARIABLE
+from rotescale.object_store import RemotePath
+from rotescale.run_dir import Outcome
+
+SPEC = micro_spec(*QUICK, "checkpoints.every_steps=2", "checkpoints.keep_last=1")
+
+
+def test_a_killed_run_in_a_bucket_equals_an_undisturbed_one_on_the_disk(
+    remote: RemotePath, proxy: Proxy, model_cache: Path, tmp_path: Path
+) -> None:
+    quiet = prepare(SPEC, tmp_path / "quiet", cache=model_cache, num_workers=2)
+    assert run_workers(quiet, world_size=2) == [0, 0]
+
+    # Every fourth request fails: it is refused, or its answer is cut, or lost.
+    proxy.every = 4
+    environment = {name: os.environ[name] for name in (*ENVIRONMENT, "AWS_ENDPOINT_URL")}
+    environment["ROTESCALE_LOCAL"] = str(tmp_path / "node")
+    run_dir = prepare(SPEC, str(remote), cache=model_cache, num_workers=2)
+    assert isinstance(run_dir.root, RemotePath)
+    where = {"point": "write", "phase": "memorize", "step": 4, "rank": 1, "attempt": 1}
+    fault = json.dumps({**where, "marker": str(tmp_path / "fired")})
+    codes = run_workers(run_dir, world_size=2, environment={**environment, VARIABLE: fault})
+    assert (tmp_path / "fired").exists(), "the fault did not fire"
+    assert codes[1] == -9
+    assert Outcome.read(run_dir) is None
+    assert run_workers(run_dir, world_size=2, environment=environment) == [0, 0]
+
+    outcome = Outcome.read(run_dir)
+    assert outcome is not None
+    assert outcome.status == "finished", outcome.message
+    resumed = read_attempt(run_dir, 2).resumes
+    assert resumed is not None
+    assert run_dir.manifest_name(resumed).step == 2
+    assert [(s.phase, s.step, s.example_ids, s.loss) for s in steps(run_dir)] == [
+        (s.phase, s.step, s.example_ids, s.loss) for s in steps(quiet)
+    ]
+    for phase in ("memorize", "generalize"):
+        ours, theirs = phase_end_weights(run_dir, phase), phase_end_weights(quiet, phase)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        # So do the exports, file by file, and what was measured.
+        local = {path.name: path.read_bytes() for path in quiet.model_folder(phase).iterdir()}
+        folder = run_dir.model_folder(phase)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == local
+        measured = run_dir.evaluation(phase, None).read_text()
+        assert measured == quiet.evaluation(phase, None).read_text()
+    # Pruned and collected as on a disk, and what the survivor of the kill had to say is kept.
+    assert CheckpointStore(run_dir, 2).collect_orphans() == []
+    kept = [name.step for name in run_dir.checkpoint_folders(2, listed_only=True)]
+    assert kept == [name.step for name in quiet.checkpoint_folders(1)]
+    assert b"Traceback" in (run_dir.logs_dir / "attempt-0001-rank-00000.log").read_bytes()
+    assert not (tmp_path / "node" / "runs").joinpath("checkpoints").exists()
+    assert min(proxy.counts[fault] for fault in ("refused", "cut", "lost")) >= 20
