@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
+from rotescale.direct import DirectFile
 from rotescale.errors import StorageError
 from rotescale.object_client import SCHEMES
 from rotescale.object_store import RemotePath
@@ -142,13 +143,10 @@ def write_stream(
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with writing(path):
         try:
-            with temporary.open("wb", buffering=0) as file:
+            with DirectFile(temporary) as file:
                 for chunk in chunks():
-                    rest = memoryview(chunk)
-                    while rest:
-                        # A single write may take less.
-                        rest = rest[file.write(rest) :]
-                os.fsync(file.fileno())
+                    file.write(memoryview(chunk))
+                file.sync()
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from rotescale.checkpoint.manifest import (
     is_published,
     manifest_bytes,
 )
+from rotescale.direct import ALIGNMENT
 from rotescale.errors import CheckpointError
 from rotescale.object_store import RemotePath
 from rotescale.run_dir import announce
@@ -181,7 +182,8 @@ def _layout(slices: Sequence[SliceData]) -> tuple[bytes, list[tuple[int, int]]]:
     """The safetensors header, and the bytes ``[begin, end)`` of the file where each slice will lie.
 
     The format: 8 bytes of header length, a JSON header padded with spaces, then the tensors
-    back to back at offsets that count from the end of the header.
+    back to back at offsets that count from the end of the header. That is at a multiple of
+    ``ALIGNMENT``, so that a snapshot in aligned memory can be written from where it is.
     """
     tensors: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     places: list[tuple[int, int]] = []
@@ -200,7 +202,7 @@ def _layout(slices: Sequence[SliceData]) -> tuple[bytes, list[tuple[int, int]]]:
         places.append((offset, end))
         offset = end
     text = json.dumps(tensors, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     first = 8 + len(text)
     header = len(text).to_bytes(8, "little") + text
     return header, [(first + begin, first + end) for begin, end in places]
@@ -232,8 +234,7 @@ def _write_front_to_back(
             blocks: list[str] = []
             for start in range(0, len(view), _CHUNK_BYTES):
                 chunk = view[start : start + _CHUNK_BYTES]
-                whole.update(chunk)
-                blocks += block_digests(chunk)
+                blocks += _digest(chunk, whole)
                 yield chunk
             digests.append(tuple(blocks))
 
@@ -242,12 +243,15 @@ def _write_front_to_back(
     return FileEntry(name=path.name, num_bytes=num_bytes, digest=whole.hexdigest()), digests
 
 
-def block_digests(data: memoryview) -> list[str]:
-    """The digest of each ``DIGEST_BYTES`` of ``data``, the last block shorter."""
-    return [
-        xxhash.xxh3_64_hexdigest(data[start : start + DIGEST_BYTES])
-        for start in range(0, len(data), DIGEST_BYTES)
-    ]
+def _digest(data: memoryview, whole: xxhash.xxh3_128) -> list[str]:
+    """Count ``data`` into ``whole``, and return the digest of each of its blocks."""
+    digests = []
+    for start in range(0, len(data), DIGEST_BYTES):
+        # The second look at a block finds it in the cache.
+        block = data[start : start + DIGEST_BYTES]
+        whole.update(block)
+        digests.append(xxhash.xxh3_64_hexdigest(block))
+    return digests
 
 
 def _stem(rank: int, world_size: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from rotescale.checkpoint.manifest import Manifest, is_published, load_manifest
 from rotescale.checkpoint.saver import CheckpointSaver, SaveReport, SaveRequest
 from rotescale.checkpoint.slices import CheckpointReader
 from rotescale.checkpoint.writer import SliceData
+from rotescale.direct import ALIGNMENT
 from rotescale.errors import StorageError
 
 
@@ -122,6 +125,30 @@ def test_an_error_in_the_background_is_raised_in_training(
         calls[call]()
     assert not is_published(tmp_path)
     saver.finish()
+
+
+def test_the_snapshot_is_written_from_where_it_lies(saver: CheckpointSaver, tmp_path: Path) -> None:
+    saver.start(request(tmp_path))
+    saver.finish()
+    assert saver._buffer.data_ptr() % ALIGNMENT == 0
+    manifest = load_manifest(tmp_path / "manifest.json")
+    assert min(entry.begin for entry in manifest.slices) % ALIGNMENT == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads share a priority")
+def test_writing_gives_way_to_training_and_the_copy_does_not(
+    saver: CheckpointSaver, tmp_path: Path
+) -> None:
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    found: list[int] = []
+
+    def look() -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    saver.start(request(tmp_path, before_publish=look))
+    saver.finish()
+    assert found == [max(mine, saver_module._NICENESS)]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
 
 
 def test_rank_0_publishes_when_the_last_rank_has_written(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_refused_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("rotescale.storage.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StorageError, match="the disk is full"):
         write_rank_file(tmp_path, rank=0, world_size=1, slices=rank_slices(0, 1))
     assert list(tmp_path.iterdir()) == []
