@@ -128,19 +128,24 @@ def create_exclusive(path: StoragePath, data: bytes) -> bool:
 
 
 def write_stream(
-    path: StoragePath, chunks: Callable[[], Iterable[memoryview | bytes]], *, num_bytes: int
+    path: StoragePath,
+    chunks: Callable[[], Iterable[memoryview | bytes]],
+    *,
+    num_bytes: int,
+    contended: bool = False,
 ) -> None:
     """Write ``chunks()`` front to back; the file appears whole or not at all, synced.
 
     ``num_bytes`` is about their sum. What ``chunks`` raises is raised, and nothing is left; it is
-    called again where an object store wants all of it once more. The caller syncs the folder, by
-    ``write_atomic`` of a file beside it or by ``sync_folder``.
+    called again where an object store wants all of it once more. ``contended``: a process that
+    should be dead may still write the same file, with the same content. The caller syncs the
+    folder, by ``write_atomic`` of a file beside it or by ``sync_folder``.
     """
     if isinstance(path, RemotePath):
         path.write_stream(chunks, num_bytes=num_bytes)
         return
-    # A name of its own: a worker that should be dead may still write the same file.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    unique = f".{uuid.uuid4().hex}" if contended else ""
+    temporary = path.with_name(f".{path.name}{unique}.tmp")
     with writing(path):
         try:
             with DirectFile(temporary) as file:

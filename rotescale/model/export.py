@@ -91,7 +91,8 @@ def write_shard(shard: Shard, *, reader: RangeReader, out: StoragePath, dtype: s
     """Write one file of the model into ``out``, front to back, converting from float32."""
     make_folder(out)
     chunks = partial(_chunks, shard, reader=reader, dtype=dtype)
-    write_stream(out / shard.file, chunks, num_bytes=_num_bytes(shard, dtype=dtype))
+    num_bytes = _num_bytes(shard, dtype=dtype)
+    write_stream(out / shard.file, chunks, num_bytes=num_bytes, contended=True)
     sync_folder(out)
 
 
