@@ -174,7 +174,7 @@ def join_workers(
     """Wait for the end of all workers; their exit codes, by rank."""
     return _join(
         workers,
-        logs=run_dir.logs_dir,
+        logs=run_dir.node_dir / "logs",
         timeout_seconds=timeout_seconds,
         grace_seconds=grace_seconds,
     )

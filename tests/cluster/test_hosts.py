@@ -7,24 +7,25 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import MICRO, QUICK, ROOT, micro_spec, prepare, run_workers, steps
+from helpers import MICRO, QUICK, ROOT, micro_spec, prepare, run_workers, steps, wait_until
 from namespaces import DEVICE, Host, hosts, why_not
+from recovery_helpers import events
 
 from rotescale import driver
 from rotescale.faults import VARIABLE
-from rotescale.records import EventRow, read_records
 from rotescale.run_dir import Outcome, RunDir
 
 pytestmark = [pytest.mark.privileged, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 LONG = (*QUICK, "phases.0.epochs=700", "checkpoints.every_steps=25")
 PORT = 6379
+LIMIT = 240.0
+"""Seconds for one change of the cluster to show in the run."""
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 ENVIRONMENT = {
     **driver.ENVIRONMENT,
@@ -47,17 +48,6 @@ def three_hosts() -> Iterator[list[Host]]:
         pytest.skip(reason)
     with hosts("head", "a", "b") as made:
         yield made
-
-
-def wait_for(what: Callable[[], object], *, seconds: float = 240.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain"
-        time.sleep(0.3)
-
-
-def events(run_dir: RunDir, name: str) -> list[EventRow]:
-    return [event for event in read_records(run_dir).events if event.name == name]
 
 
 def join(host: Host, head: Host, folder: Path) -> None:
@@ -113,7 +103,9 @@ def test_a_run_outlives_hosts_and_its_driver(
     assert run_workers(calm, world_size=1) == [0]
     head, a, b = three_hosts
     join(head, head, tmp_path)
-    wait_for(lambda: "Next steps" in (tmp_path / f"{head.name}.log").read_text())
+    wait_until(
+        lambda: "Next steps" in (tmp_path / f"{head.name}.log").read_text(), timeout_seconds=LIMIT
+    )
     join(a, head, tmp_path)
     join(b, head, tmp_path)
     launch = tmp_path / "launch.yaml"
@@ -140,23 +132,23 @@ def test_a_run_outlives_hosts_and_its_driver(
         return run_dir.newest_attempt() or 0
 
     running = submit()
-    wait_for(lambda: trains_on(3, after=0))
+    wait_until(lambda: trains_on(3, after=0), timeout_seconds=LIMIT)
     before = newest()
     b.cut()
-    wait_for(lambda: trains_on(2, after=before))
+    wait_until(lambda: trains_on(2, after=before), timeout_seconds=LIMIT)
     before = newest()
     b.kill_all()
     b.connect()
     join(b, head, tmp_path)
-    wait_for(lambda: trains_on(3, after=before))
+    wait_until(lambda: trains_on(3, after=before), timeout_seconds=LIMIT)
     before = newest()
     running.send_signal(signal.SIGKILL)
     running.wait()
     running = submit()
-    wait_for(lambda: trains_on(3, after=before))
+    wait_until(lambda: trains_on(3, after=before), timeout_seconds=LIMIT)
     before = newest()
     drain(a, head, seconds=10)
-    wait_for(lambda: trains_on(2, after=before))
+    wait_until(lambda: trains_on(2, after=before), timeout_seconds=LIMIT)
     assert running.wait(600) == 0, (tmp_path / "driver.log").read_text()[-3000:]
     outcome = Outcome.read(run_dir)
     assert outcome is not None

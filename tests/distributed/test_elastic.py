@@ -7,20 +7,19 @@ import json
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import QUICK, micro_spec, prepare, run_workers, steps
+from helpers import QUICK, micro_spec, prepare, run_workers, steps, wait_until
+from recovery_helpers import events
 
 from rotescale import driver
 from rotescale.checkpoint.attempts import read_attempt
 from rotescale.faults import VARIABLE
 from rotescale.launch_spec import LaunchSpec
-from rotescale.records import EventRow, read_records
-from rotescale.run_dir import Outcome, RunDir
+from rotescale.run_dir import Outcome
 
 LONG = (*QUICK, "phases.0.epochs=150", "checkpoints.every_steps=100000")
 
@@ -40,17 +39,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     finally:
         ray.shutdown()
         cluster.shutdown()
-
-
-def wait_for(what: Callable[[], object], *, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain"
-        time.sleep(0.2)
-
-
-def events(run_dir: RunDir, name: str) -> list[EventRow]:
-    return [event for event in read_records(run_dir).events if event.name == name]
 
 
 def drain(address: str, node_id: str, *, seconds: int) -> None:
@@ -80,12 +68,12 @@ def test_growing_and_a_drained_node_lose_nothing(
     launch = LaunchSpec(num_workers=(1, 2), resize_check_seconds=5.0, max_failures=0)
     training = threading.Thread(target=driver.train, args=(run_dir, launch))
     training.start()
-    wait_for(lambda: len(steps(run_dir)) > 5)
+    wait_until(lambda: len(steps(run_dir)) > 5)
     assert run_dir.attempt_numbers() == [1]
     node = cluster.add_node(num_cpus=1)
-    wait_for(lambda: any(step.attempt == 2 for step in steps(run_dir)))
+    wait_until(lambda: any(step.attempt == 2 for step in steps(run_dir)))
     drain(cluster.address, node.node_id, seconds=10)
-    wait_for(lambda: events(run_dir, "preemption"))
+    wait_until(lambda: bool(events(run_dir, "preemption")))
     training.join(400)
     assert not training.is_alive()
     outcome = Outcome.read(run_dir)

@@ -9,21 +9,18 @@ from pathlib import Path
 
 import pytest
 from helpers import QUICK, micro_spec, prepare, run_workers, steps
+from recovery_helpers import events
 
 from rotescale.checkpoint.attempts import read_attempt
 from rotescale.faults import VARIABLE
 from rotescale.launch_spec import StageLimits
 from rotescale.notices import request_save
-from rotescale.records import EventRow, read_records
-from rotescale.run_dir import Outcome, RunDir
+from rotescale.records import read_records
+from rotescale.run_dir import Outcome
 from rotescale.watchdog import EXIT_CODE
 
 RARELY = (*QUICK, "checkpoints.every_steps=100000", "checkpoints.while_saving=skip")
 DELAY = {"point": "step", "action": "delay"}
-
-
-def events(run_dir: RunDir, name: str) -> list[EventRow]:
-    return [event for event in read_records(run_dir).events if event.name == name]
 
 
 def test_a_request_is_answered_by_a_checkpoint_from_which_the_run_goes_on(
