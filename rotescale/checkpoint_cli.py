@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from rotescale.checkpoint.attempts import Checkpoint, newest, open_checkpoint, visible
-from rotescale.checkpoint.manifest import check_base, is_published
+from rotescale.checkpoint.manifest import DamagedManifestError, check_base, is_published
 from rotescale.checkpoint.store import DAMAGED
 from rotescale.errors import CheckpointError, SpecError
 from rotescale.object_store import RemotePath
@@ -24,6 +24,8 @@ checkpoint_app = typer.Typer(
     help="Checkpoints of a run: list, verify, export as a model.", no_args_is_help=True
 )
 console = Console()
+
+_DEEPSPEED_FILES = ("zero_to_fp32.py", "latest", "zero_pp_rank_", "bf16_zero_pp_rank_")
 
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="The folder or URL of a run.")]
 Chosen = Annotated[
@@ -53,8 +55,10 @@ def checkpoint_list(run_folder: RunFolder) -> None:
             continue
         try:
             manifest = open_checkpoint(run_dir, name).manifest
-        except CheckpointError:
-            table.add_row(str(name.attempt), directory.name, "", "", "damaged manifest")
+        except CheckpointError as error:
+            is_damaged = isinstance(error, DamagedManifestError)
+            state = "damaged manifest" if is_damaged else "of another format"
+            table.add_row(str(name.attempt), directory.name, "", "", state)
             continue
         size = sum(file.num_bytes for file in manifest.files)
         states = ["end of phase"] if manifest.phase_end else []
@@ -150,9 +154,23 @@ def checkpoint_export(
 
 def _open(run_folder: str) -> RunDir:
     run_dir = RunDir.at(run_folder)
-    if not run_dir.spec_json.exists():
-        raise SpecError(f"{run_folder}: not the folder of a run; name one such as runs/NAME")
-    return run_dir
+    if run_dir.spec_json.exists():
+        return run_dir
+    if any(path.name.startswith(_DEEPSPEED_FILES) for path in _entries(run_dir.root)):
+        raise CheckpointError(
+            f"{run_folder}: saved by DeepSpeed's own engine, in a format of its own; make a "
+            "Hugging Face folder of it with the zero_to_fp32.py that DeepSpeed has put there, add "
+            "config and tokenizer, and begin a run from that (model.weights: {kind: folder, "
+            "path: ...})"
+        )
+    raise SpecError(f"{run_folder}: not the folder of a run; name one such as runs/NAME")
+
+
+def _entries(folder: StoragePath) -> list[StoragePath]:
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _folders(run_dir: RunDir) -> list[CheckpointName]:

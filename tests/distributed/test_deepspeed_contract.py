@@ -13,8 +13,11 @@ import pytest
 import torch
 from helpers import run_ranks
 from transformers import AutoConfig
+from typer.testing import CliRunner
 
+from rotescale.cli import app
 from rotescale.engine.base import OptimizerSettings, Row
+from rotescale.errors import CheckpointError
 from rotescale.model.build import build_model
 from rotescale.model.frozen import freeze
 from rotescale.model.random_model import reduced_config
@@ -182,6 +185,7 @@ def examine(offload: str, out: Path) -> None:
         except (AttributeError, KeyError, TypeError, RuntimeError) as error:
             broken.append(f"{what}: {error!r}")
     (out / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(broken))
+    engine._engine.save_checkpoint(str(out / "deepspeed"), tag="step-1")
     engine.close()
 
 
@@ -192,3 +196,9 @@ def test_deepspeed_is_as_the_engine_expects(offload: str, tmp_path: Path) -> Non
     for rank in range(WORLD_SIZE):
         broken = json.loads((tmp_path / f"rank-{rank}.json").read_text())
         assert not broken, "\n".join(broken)
+    # What DeepSpeed itself has saved is told apart from a run, and the way out named.
+    for folder in ("deepspeed", "deepspeed/step-1"):
+        for command in ("list", "verify"):
+            arguments = ["checkpoint", command, str(tmp_path / folder)]
+            with pytest.raises(CheckpointError, match="saved by DeepSpeed's own engine"):
+                CliRunner().invoke(app, arguments, catch_exceptions=False)
