@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from rotescale.errors import RotescaleError, StorageUnavailableError, error_class
+from rotescale.errors import RotescaleError, error_class
 from rotescale.faults import VARIABLE as FAULT_VARIABLE
 from rotescale.launch_spec import LaunchSpec
 from rotescale.notices import Preemption
@@ -190,28 +190,33 @@ def _controller_callback(run_dir: RunDir, launch: LaunchSpec) -> Any:
     from ray.train.v2._internal.execution.callback import ControllerCallback
 
     limit = launch.resize_save_seconds
+    # The controller reads the run's storage too, and Ray gives it no variables of ours.
+    passed_on = _worker_environment()
+    log = logging.getLogger(__name__)
 
     class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]
         def after_controller_start(self, train_run_context: Any) -> None:
-            from ray.train.v2._internal.execution.scaling_policy import (
-                autoscaling_coordinator_client as client,
-            )
-
+            os.environ.update(passed_on)
             # A controller renews its claim to resources every 20 s. Where its driver is killed,
             # the next one waits until the claim lapses, after 180 s if nothing is done.
-            client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S = _CLAIM_SECONDS
+            with suppress(ImportError):
+                from ray.train.v2._internal.execution.scaling_policy import (
+                    autoscaling_coordinator_client as client,
+                )
+
+                client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S = _CLAIM_SECONDS
 
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
             if type(current_state).__name__ != "ResizingState":
                 return
-            from rotescale.notices import request_save
-
-            wanted = current_state.scaling_decision.num_workers
             try:
+                from rotescale.notices import request_save
+
+                wanted = current_state.scaling_decision.num_workers
                 request_save(run_dir, f"resize to {wanted} workers", limit_seconds=limit)
-            except (OSError, StorageUnavailableError) as error:
+            except Exception as error:  # noqa: BLE001 (an error here would end the run)
                 # A resize that loses some steps is better than none.
-                logging.getLogger(__name__).warning("no checkpoint before a resize: %s", error)
+                log.warning("no checkpoint before a resize: %s", error)
 
     return SaveBeforeResize()
 

@@ -1,9 +1,9 @@
 """Fault injection: kills, hangs or slows this very process at a named point, where asked for.
 
 ``ROTESCALE_FAULT`` holds JSON such as ``{"point": "step", "phase": "memorize", "step": 3,
-"rank": 1, "attempt": 1, "marker": "/tmp/fired"}``: every key but ``marker``, ``action`` and
-``victim`` must match. Recovery is proven by tests that kill real processes; unset, which is always
-but in tests, nothing happens.
+"rank": 1, "attempt": 1, "marker": "/tmp/fired"}``: every key but ``marker``, ``action``, ``while``
+and ``victim`` must match. Recovery is proven by tests that kill real processes; unset, which is
+always but in tests, nothing happens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "ROTESCALE_FAULT"
-_DELAY_SECONDS = 0.05
+_DELAY_SECONDS = 0.2
 _FOREVER_SECONDS = 1e6
 
 
@@ -24,7 +24,8 @@ def fault_point(point: str, **where: Any) -> None:
     """Where this is the point: die by SIGKILL, or what ``action`` says: ``stop`` until SIGCONT,
     ``hang`` or ``delay``.
 
-    ``marker`` is written first, as evidence. With ``victim``, a process's id, that process is
+    ``marker`` is written first, as evidence. With ``while``, a path, nothing happens unless that
+    file is there. With ``victim``, a process's id, that process is
     killed, and this one gets no further.
     """
     text = os.environ.get(VARIABLE)
@@ -33,7 +34,10 @@ def fault_point(point: str, **where: Any) -> None:
     wanted = json.loads(text)
     marker, action = wanted.pop("marker", None), wanted.pop("action", "kill")
     victim = wanted.pop("victim", os.getpid())
+    condition = wanted.pop("while", None)
     here = {"point": point, **where}
+    if condition and not Path(condition).exists():
+        return
     if any(here.get(key) != value for key, value in wanted.items()):
         return
     if marker:

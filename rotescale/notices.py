@@ -8,6 +8,7 @@ No torch.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 import uuid
@@ -16,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-from rotescale.errors import StorageUnavailableError
 from rotescale.run_dir import RunDir
 from rotescale.storage import write_atomic
 
@@ -37,8 +37,8 @@ class Notices:
     """One rank's look-out, a thread that asks every ``poll_seconds``.
 
     ``preemption`` tells of nodes that this run is about to lose. Rank 0 also looks for a request
-    on storage. ``report`` is told a name and a message of each notice, once, on the rank that
-    found it, in the background.
+    on storage, and answers it while its attempt ``is_newest``. ``report`` is told a name and a
+    message of each notice, once, on the rank that found it, in the background.
 
     A preemption with a deadline is due at once and again at each halving of the time that is
     left, since whatever is trained after the last save is lost.
@@ -49,6 +49,7 @@ class Notices:
         run_dir: RunDir,
         *,
         rank: int,
+        is_newest: Callable[[], bool],
         preemption: Callable[[], Preemption | None],
         report: Callable[[str, str], None],
         poll_seconds: float = 1.0,
@@ -56,6 +57,7 @@ class Notices:
     ) -> None:
         self._run_dir = run_dir
         self._rank = rank
+        self._is_newest = is_newest
         self._preemption = preemption
         self._report = report
         self._poll_seconds = poll_seconds
@@ -126,12 +128,19 @@ class Notices:
             self._request, self._taken = None, False
 
     def _watch(self) -> None:
+        looks = [self._look_for_preemption]
+        if self._rank == 0:
+            looks.append(self._look_for_request)
+        told: set[str] = set()
         while not self._stop.wait(self._poll_seconds):
-            self._look_for_preemption()
-            if self._rank == 0:
-                # Storage that fails for a moment is asked again.
-                with suppress(OSError, StorageUnavailableError):
-                    self._look_for_request()
+            for look in looks:
+                try:
+                    look()
+                except Exception as error:  # noqa: BLE001 (a look-out that dies helps nobody)
+                    # Storage that fails for a moment is asked again.
+                    if str(error) not in told:
+                        told.add(str(error))
+                        logging.getLogger(__name__).warning("looking for notices: %s", error)
 
     def _look_for_preemption(self) -> None:
         found = self._preemption()
@@ -148,15 +157,26 @@ class Notices:
             found = self._run_dir.save_request.read_text(encoding="utf-8")
         except FileNotFoundError:
             return
+        if not self._is_newest():
+            # The request is for the attempt that has taken over.
+            return
         with self._lock:
             if self._taken:
                 return
             is_new, self._request = found != self._request, found
             at_rest = self._at_rest
         if is_new:
-            self._report("save_request", json.loads(found)["reason"])
+            self._report("save_request", _reason(found))
         if at_rest:
             self._answer(found)
+
+
+def _reason(request: str) -> str:
+    """What the request says; all of it where nobody wrote it as ``request_save`` does."""
+    try:
+        return str(json.loads(request)["reason"])
+    except (ValueError, KeyError, TypeError):
+        return request
 
 
 def request_save(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NoReturn
 
 from rotescale.checkpoint.attempts import Checkpoint
@@ -36,7 +37,7 @@ from rotescale.model.export import (
 from rotescale.model.frozen import WholeReader
 from rotescale.model.prepare import PreparedModel
 from rotescale.phase_plan import PhasePlan
-from rotescale.records import RecordWriter, best_steps, read_records
+from rotescale.records import RecordReader, RecordWriter, best_steps
 from rotescale.run_dir import CheckpointKind, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.storage import StoragePath, relative
@@ -55,6 +56,10 @@ class DamagedCheckpointError(Exception):
 
 class SupersededError(Exception):
     """All ranks: a later attempt has started. Leave, and touch nothing that the two share."""
+
+
+Block = tuple[str, str, int, int]
+"""Name, part, start and stop of elements in a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +176,16 @@ class Persistence:
         with self._reader(directory) as reader:
             self._load(reader, optimizer_step=optimizer_step)
 
-    def export(self, phase: str, end: Found | None) -> None:
+    @cached_property
+    def _record_reader(self) -> RecordReader:
+        """Reads each segment of the records once, however often they are asked for."""
+        return RecordReader(self.run_dir)
+
+    def export(self, phase: str, end: Found | None, *, going_on: Callable[[], None]) -> None:
         """Collective: every rank calls this. A Hugging Face folder of the phase's ``end``, once.
 
-        Where the end is lost, the export that was made of it stays. Raises SupersededError and
-        DamagedCheckpointError on all ranks alike.
+        Where the end is lost, the export that was made of it stays. ``going_on`` is called after
+        each file. Raises SupersededError and DamagedCheckpointError on all ranks alike.
         """
         folder = self.run_dir.model_folder(phase)
         if self.team.agreed(is_exported, folder, None if end is None else end.name):
@@ -190,7 +200,9 @@ class Persistence:
             shards = plan_shards(reader.shapes, dtype=dtype, max_shard_bytes=MAX_SHARD_BYTES)
             for shard in shards[self.engine.rank :: self.engine.world_size]:
                 write_shard(shard, reader=reader, out=folder, dtype=dtype)
+                going_on()
             fault_point("export", phase=phase, **self.team.where)
+        self._leave_if_superseded()
         if self.engine.rank == 0:
             finish_export(self.prepared, shards, out=folder, dtype=dtype, checkpoint=end.name)
         self.team.event("export", f"{phase}: {relative(folder, self.run_dir.root)}")
@@ -236,7 +248,7 @@ class Persistence:
         best = (
             None
             if kept.keep_best is None
-            else best_steps(read_records(self.run_dir), kept.keep_best)
+            else best_steps(self._record_reader.read(), kept.keep_best)
         )
         self.store.prune(kept.keep_last, keep_every=kept.keep_every, keep=best or ())
         self.store.collect_orphans()
@@ -301,13 +313,24 @@ class Persistence:
         trained = CheckpointReader(directory, manifest, on_damage=damage.append)
         with WholeReader(trained, prepared=prepared, frozen=self.spec.model.frozen) as reader:
             yield reader
-        self._refuse_damage(directory, damage)
+        self._refuse_damage(directory, damage, block=trained.damaged)
 
-    def _refuse_damage(self, directory: StoragePath, damage: list[str]) -> None:
-        """Collective: every rank calls this. What any rank found ends the attempt for all."""
-        found = [first for rank in self.engine.all_gather(damage[:1]) for first in rank]
-        if found:
-            self._set_aside(directory, found[0])
+    def _refuse_damage(
+        self, directory: StoragePath, damage: list[str], *, block: Block | None = None
+    ) -> None:
+        """Collective: every rank calls this. What any rank found ends the attempt for all.
+
+        The checkpoint is set aside once rank 0 has found it too. Else it may be the disk or the
+        memory of one host, and an OSError has the processes replaced.
+        """
+        told = self.engine.all_gather((damage[0], block) if damage else None)
+        found: list[tuple[str, Block | None]] = [each for each in told if each is not None]
+        if not found:
+            return
+        first = found[0][0]
+        if not self.team.agreed(lambda: any(_is_damaged(directory, block) for _, block in found)):
+            raise OSError(errno.EIO, f"{first}; but rank 0 reads it well")
+        self._set_aside(directory, first)
 
     def _leave_if_superseded(self) -> None:
         """Collective: every rank calls this."""
@@ -323,3 +346,14 @@ class Persistence:
             raise SupersededError(damage)
         self.team.event("damaged", f"{damage}; set aside: an earlier checkpoint is used")
         raise DamagedCheckpointError(damage)
+
+
+def _is_damaged(directory: StoragePath, block: Block | None) -> bool:
+    """Whether the manifest, and of the slices that block, are not as they were written."""
+    try:
+        with CheckpointReader(directory, load_manifest(directory / MANIFEST)) as reader:
+            if block is not None:
+                reader.read(*block)
+    except (CheckpointError, FileNotFoundError):
+        return True
+    return False

@@ -178,7 +178,7 @@ class Training:
         name = plan.spec.name
         self.watchdog.arm("save")
         end = self.persistence.phase_end(name)
-        self.persistence.export(name, end)
+        self.persistence.export(name, end, going_on=lambda: self.watchdog.arm("save"))
         if not self._is_measured(name, None, end):
             self.watchdog.arm("load")
             end = self.persistence.need(end, name)

@@ -224,8 +224,9 @@ def best_steps(records: Records, best: BestOf) -> set[tuple[str, int]]:
     found: set[tuple[str, int]] = set()
     for phase in {stage for stage, _ in means}:
         epochs = [epoch for stage, epoch in means if stage == phase]
-        epoch = max(epochs, key=lambda epoch: means[phase, epoch])
-        found.add((phase, ends[phase, epoch]))
+        step = ends.get((phase, max(epochs, key=lambda epoch: means[phase, epoch])))
+        if step is not None:
+            found.add((phase, step))
     return found
 
 

@@ -242,6 +242,14 @@ class EngineSpec(Part):
     evaluation_mode: Annotated[Literal["auto"] | EvaluationMode, OPERATIONAL] = "auto"
     """Evaluate with a whole copy per worker, or through the partitions; auto: a copy if it fits."""
 
+    @model_validator(mode="after")
+    def _offload_needs_zero3(self) -> EngineSpec:
+        if self.offload_optimizer != "none" and self.kind != "zero3":
+            raise ValueError(
+                f"offload_optimizer: {self.offload_optimizer} is for kind: zero3, not {self.kind}"
+            )
+        return self
+
 
 class EvaluationSpec(Part):
     """Which sample is scored at each stage; null means all of it. Draws are seeded."""

@@ -122,7 +122,10 @@ def create_exclusive(path: StoragePath, data: bytes) -> bool:
             # A link is refused where the name is taken, and carries complete content at once.
             os.link(temporary, path)
         except FileExistsError:
-            return False
+            # A network file system may say so of a link that it has made, and whose answer was
+            # lost; then the file has two names.
+            if temporary.stat().st_nlink < 2:
+                return False
         sync_folder(path.parent)
         return True
 
@@ -152,6 +155,7 @@ def write_stream(
                 for chunk in chunks():
                     file.write(memoryview(chunk))
                 file.sync()
+            temporary.chmod(0o644)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

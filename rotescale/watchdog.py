@@ -34,6 +34,8 @@ class Watchdog:
         with writing(log):
             log.parent.mkdir(parents=True, exist_ok=True)
             self._file = log.open("a", encoding="utf-8")
+        self.log = log
+        """The file that takes the stacks."""
         self._limits = limits
         self._stage: Stage = "start"
         self._deadline: float | None = None

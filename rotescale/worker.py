@@ -36,7 +36,7 @@ from rotescale.evaluation.items import build_items
 from rotescale.evaluation.stage import RunEvaluator
 from rotescale.facts.saved import load_saved
 from rotescale.faults import fault_point
-from rotescale.launch_spec import LaunchSpec
+from rotescale.launch_spec import LaunchSpec, StageLimits
 from rotescale.local_copy import local_copy
 from rotescale.model.build import build_model, model_layout
 from rotescale.model.frozen import freeze, frozen_names
@@ -95,6 +95,7 @@ def run_worker(
                     engine=engine,
                     attempt=attempt,
                     watchdog=watchdog,
+                    limits=launch.limits,
                     preemption=preemption,
                 )
                 break
@@ -104,21 +105,9 @@ def run_worker(
                     raise
             except SupersededError:
                 break
-    except TrainingError as error:
-        # All ranks have agreed on it, so none waits for another.
-        _fail(run_dir, error, attempt=attempt)
-    except StorageUnavailableError:
-        # It will be back, and then the run resumes.
-        _log_traceback(run_dir, attempt=attempt)
-        raise
-    except RotescaleError as error:
-        _fail(run_dir, error, attempt=attempt)
-        # Peers may wait for this rank in a collective. Its error makes Ray Train end them all,
-        # and when they are started again they find the outcome.
-        raise
-    except Exception:
-        _log_traceback(run_dir, attempt=attempt)
-        raise
+    except Exception as error:
+        if not _leaves_quietly(run_dir, error, attempt=attempt):
+            raise
     else:
         engine.close()
     finally:
@@ -126,6 +115,30 @@ def run_worker(
             watchdog.close()
             with suppress(StorageError):
                 run_dir.upload_log(log)
+
+
+def _leaves_quietly(run_dir: RunDir, error: Exception, *, attempt: int) -> bool:
+    """Say what has ended this rank's part; whether it should then return as if nothing were."""
+    if _is_superseded(run_dir, attempt):
+        # Whatever it met, its successor may have removed; an error would make Ray Train start it
+        # again, as the newest attempt, and the two would chase each other.
+        _log_traceback(run_dir, attempt=attempt)
+        return True
+    if isinstance(error, RotescaleError) and not isinstance(error, StorageUnavailableError):
+        _fail(run_dir, error, attempt=attempt)
+        # All ranks have agreed on a TrainingError, so none waits for another. Of others peers may
+        # not know and wait in a collective: the error makes Ray Train end them all, and when they
+        # are started again they find the outcome.
+        return isinstance(error, TrainingError)
+    # Workers will be replaced, storage will be back, and then the run resumes.
+    _log_traceback(run_dir, attempt=attempt)
+    return False
+
+
+def _is_superseded(run_dir: RunDir, attempt: int) -> bool:
+    with suppress(OSError, StorageError):
+        return bool(attempt) and (run_dir.newest_attempt() or 0) > attempt
+    return False
 
 
 def _log_of_next_attempt(run_dir: RunDir) -> Path:
@@ -181,14 +194,24 @@ def _train(
     engine: Engine,
     attempt: int,
     watchdog: Watchdog,
+    limits: StageLimits,
     preemption: Callable[[], Preemption | None],
 ) -> None:
     """Collective: every rank calls this. One attempt, from its parts to the run's outcome."""
     fault_point("start", rank=engine.rank, attempt=attempt)
     records = RecordWriter(run_dir, attempt=attempt, rank=engine.rank)
     team = Team(engine, records, attempt)
-    saver = CheckpointSaver(rank=engine.rank, world_size=engine.world_size)
-    notices = Notices(run_dir, rank=engine.rank, preemption=preemption, report=team.event)
+    saver = CheckpointSaver(
+        rank=engine.rank, world_size=engine.world_size, publish_seconds=limits.save_seconds
+    )
+    store = CheckpointStore(run_dir, attempt)
+    notices = Notices(
+        run_dir,
+        rank=engine.rank,
+        is_newest=store.is_newest,
+        preemption=preemption,
+        report=team.event,
+    )
     resolved = Resolved.read(run_dir)
     training = Training(
         spec=spec,
@@ -199,7 +222,7 @@ def _train(
             run_dir=run_dir,
             team=team,
             engine=engine,
-            store=CheckpointStore(run_dir, attempt),
+            store=store,
             saver=saver,
             prepared=prepared,
             records=records,
@@ -211,7 +234,7 @@ def _train(
         watchdog=watchdog,
         notices=notices,
     )
-    watchdog.on_hang = partial(_record_hang, team, run_dir)
+    watchdog.on_hang = partial(_record_hang, team, run_dir, watchdog.log)
     team.event("attempt", f"attempt {attempt} on {engine.world_size} workers")
     team.event("worker", f"rank {engine.rank}", every_rank=True, pid=os.getpid())
     try:
@@ -227,10 +250,10 @@ def _train(
         records.close()
 
 
-def _record_hang(team: Team, run_dir: RunDir, message: str) -> None:
+def _record_hang(team: Team, run_dir: RunDir, log: Path, message: str) -> None:
     team.event("hang", f"rank {team.rank}: {message}", every_rank=True)
     team.records.flush()
-    run_dir.upload_log(run_dir.worker_log(attempt=team.attempt, rank=team.rank))
+    run_dir.upload_log(log)
 
 
 def _evaluator(

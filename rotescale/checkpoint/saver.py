@@ -61,7 +61,9 @@ class CheckpointSaver:
     thread, on rank 0 the manifest too. What goes wrong there is raised by the next call.
     """
 
-    def __init__(self, *, rank: int, world_size: int) -> None:
+    def __init__(self, *, rank: int, world_size: int, publish_seconds: float = 1800.0) -> None:
+        """Rank 0 waits ``publish_seconds`` for the others' files."""
+        self._publish_seconds = publish_seconds
         self._rank = rank
         self._world_size = world_size
         self._buffer = torch.empty(0)
@@ -181,7 +183,12 @@ class CheckpointSaver:
             self._fault("save", request)
             if self._rank == 0:
                 request.before_publish()
-                manifest = publish(request.directory, header=request.header, sleep=self._sleep)
+                manifest = publish(
+                    request.directory,
+                    header=request.header,
+                    timeout_seconds=self._publish_seconds,
+                    sleep=self._sleep,
+                )
                 num_bytes = sum(file.num_bytes for file in manifest.files)
                 ended = time.perf_counter()
                 self._fault("published", request)

@@ -45,6 +45,8 @@ class CheckpointReader:
         self._directory = directory
         self.manifest = manifest
         self._on_damage = on_damage
+        self.damaged: tuple[str, str, int, int] | None = None
+        """Name, part, start and stop of the first block that was no good."""
         self._ranges = open_ranges(directory)
         self._slices: dict[tuple[str, str], list[SliceEntry]] = defaultdict(list)
         for entry in sorted(manifest.slices, key=lambda entry: entry.start):
@@ -174,6 +176,10 @@ class CheckpointReader:
             if damage:
                 if self._on_damage is None:
                     raise CheckpointError(f"{damage}; {_REMEDY}")
+                if self.damaged is None:
+                    start = entry.start + first // BYTES_PER_ELEMENT
+                    stop = entry.start + last // BYTES_PER_ELEMENT
+                    self.damaged = (entry.tensor, entry.part, start, stop)
                 self._on_damage(damage)
                 wanted[:] = bytes(len(wanted))
             elif not whole:

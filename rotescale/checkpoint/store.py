@@ -118,7 +118,10 @@ class CheckpointStore:
                 continue
             for name in self._run_dir.checkpoint_folders(attempt, listed_only=True):
                 published = is_published(self._run_dir.checkpoint(name))
-                if name in seen or (published and not has_own):
+                # Of what was set aside as damaged somebody may still want the rest.
+                directory = self._run_dir.checkpoint(name)
+                kept = published or (directory / DAMAGED).exists()
+                if name in seen or (kept and not has_own):
                     continue
                 if published and not self._unpublish(name):
                     return removed

@@ -77,6 +77,20 @@ def deepspeed_config(
     }
 
 
+@contextmanager
+def _values_do_not_matter() -> Iterator[None]:
+    """Keep ``zero.Init`` from sending rank 0's values of every parameter to all ranks.
+
+    It does so that all start alike; here each rank reads its own part of the weights instead.
+    """
+    original = deepspeed.comm.broadcast
+    deepspeed.comm.broadcast = lambda *arguments, **options: None
+    try:
+        yield
+    finally:
+        deepspeed.comm.broadcast = original
+
+
 class Zero3Engine:
     """Parameters, gradients, masters and moments partitioned over the ranks.
 
@@ -102,7 +116,7 @@ class Zero3Engine:
         self.device = torch.device(f"cuda:{local_rank}" if on_gpu else "cpu")
         self._build = build
         config = deepspeed_config(spec, settings, world_size=self.world_size, pin_memory=on_gpu)
-        with deepspeed.zero.Init(config_dict_or_path=config):
+        with _values_do_not_matter(), deepspeed.zero.Init(config_dict_or_path=config):
             model: Any = build()
         if model.config.tie_word_embeddings:
             model.tie_weights()
@@ -126,13 +140,7 @@ class Zero3Engine:
 
     def load(self, reader: SliceReader, *, optimizer_step: int | None) -> None:
         """Collective: every rank calls this. Read the rank's own slices into its partitions."""
-        # Adam makes its state at the first step, and what is not there cannot be set.
-        for flat in self._optimizer.fp32_partitioned_groups_flat:
-            self._optimizer.optimizer.state[flat] = {
-                "step": torch.tensor(float(optimizer_step or 0), device=flat.device),
-                "exp_avg": torch.zeros_like(flat),
-                "exp_avg_sq": torch.zeros_like(flat),
-            }
+        self._reset_moments(optimizer_step)
         for piece in self.slices():
             for part in PARTS if optimizer_step is not None else PARTS[:1]:
                 _fill(self._partition(piece.name, part), reader, piece, part=part)
@@ -142,6 +150,18 @@ class Zero3Engine:
                     _fill(parameter.ds_tensor.data, reader, self._slice(name), part="master")
             self._frozen_loaded = True
         self._publish_masters()
+
+    def _reset_moments(self, optimizer_step: int | None) -> None:
+        """Moments of zero, after ``optimizer_step`` updates; None: of a new optimizer."""
+        states = self._optimizer.optimizer.state
+        for flat in self._optimizer.fp32_partitioned_groups_flat:
+            state = states[flat]
+            if not state and optimizer_step is None:
+                # Adam makes it at the first update, and until then takes no memory for it.
+                continue
+            for name in PARTS[1:]:
+                state[name] = state[name].zero_() if name in state else torch.zeros_like(flat)
+            state["step"] = torch.tensor(float(optimizer_step or 0), device=flat.device)
 
     def _slice(self, name: str) -> TensorSlice:
         parameter = self._parameters[name]
@@ -172,15 +192,12 @@ class Zero3Engine:
         )
         for low, master in flats:
             low.data.copy_(master.data)
-        # What is gathered holds the old values: release it, and gather anew what always stays.
+        # What is gathered holds the old values: release it. The next forward gathers it anew.
         gathered = [
             p for p in self._parameters.values() if p.ds_status == ZeroParamStatus.AVAILABLE
         ]
         if gathered:
             gathered[0].partition(gathered)
-        persistent = self._optimizer.persistent_parameters
-        if persistent:
-            persistent[0].all_gather(persistent)
 
     def state(self, parts: Sequence[Part]) -> list[tuple[TensorSlice, Part, Tensor]]:
         """Views of this rank's slices of masters and moments, float32, where they live."""

@@ -22,7 +22,7 @@ from rotescale.run_dir import Outcome, RunDir
 
 pytestmark = [pytest.mark.privileged, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-LONG = (*QUICK, "phases.0.epochs=700", "checkpoints.every_steps=25")
+LONG = (*QUICK, "phases.0.epochs=1000", "checkpoints.every_steps=25")
 PORT = 6379
 LIMIT = 240.0
 """Seconds for one change of the cluster to show in the run."""
@@ -36,7 +36,6 @@ ENVIRONMENT = {
     "RAY_health_check_failure_threshold": "3",
     # These hosts reach each other and nothing else, so no token is needed among them.
     "RAY_AUTH_MODE": "disabled",
-    VARIABLE: json.dumps({"point": "step", "action": "delay"}),
 }
 
 
@@ -116,7 +115,10 @@ def test_a_run_outlives_hosts_and_its_driver(
     )
     command = [sys.executable, "-m", "rotescale.cli", "run", str(MICRO), "--on", str(launch)]
     command += [argument for override in LONG for argument in ("--set", override)]
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    slow = tmp_path / "slow"
+    slow.touch()
+    fault = json.dumps({"point": "step", "action": "delay", "while": str(slow)})
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "COLUMNS": "120", VARIABLE: fault}
     run_dir = RunDir(tmp_path / "runs" / "micro")
 
     def submit() -> subprocess.Popen[bytes]:
@@ -149,6 +151,7 @@ def test_a_run_outlives_hosts_and_its_driver(
     before = newest()
     drain(a, head, seconds=10)
     wait_until(lambda: trains_on(2, after=before), timeout_seconds=LIMIT)
+    slow.unlink()
     assert running.wait(600) == 0, (tmp_path / "driver.log").read_text()[-3000:]
     outcome = Outcome.read(run_dir)
     assert outcome is not None
@@ -159,4 +162,4 @@ def test_a_run_outlives_hosts_and_its_driver(
         (s.phase, s.step, s.example_ids) for s in theirs
     ]
     # Near zero a loss has no more than the absolute precision of float32 logits.
-    assert [s.loss for s in ours] == [pytest.approx(s.loss, rel=1e-4, abs=1e-6) for s in theirs]
+    assert [s.loss for s in ours] == [pytest.approx(s.loss, rel=1e-5, abs=1e-7) for s in theirs]

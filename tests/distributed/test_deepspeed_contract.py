@@ -64,12 +64,17 @@ def one_step(engine: Any) -> float:
 
 def static_checks() -> Iterator[Check]:
     import deepspeed
+    from deepspeed.runtime.zero import partition_parameters
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3 as Stage3
 
     yield (
         "deepspeed.ops.__compatible_ops__ is a dict with the key deepspeed_shm_comm",
         lambda: "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__,
+    )
+    yield (
+        "zero.Init broadcasts by deepspeed.comm.broadcast, which the engine leaves out",
+        lambda: partition_parameters.dist.broadcast is deepspeed.comm.broadcast,
     )
     yield "ZeroParamStatus.AVAILABLE", lambda: ZeroParamStatus.AVAILABLE is not None
     yield (
@@ -139,13 +144,8 @@ def live_checks(engine: Any, *, offload: str, norm: float) -> Iterator[Check]:
     )
     yield "ds_status", lambda: all(hasattr(p, "ds_status") for p in parameters.values())
     yield (
-        "persistent_parameters holds small ones, which all_gather and partition move",
-        lambda: (
-            any(p is parameters[VECTOR] for p in inner.persistent_parameters)
-            and not any(p is matrix for p in inner.persistent_parameters)
-            and callable(matrix.all_gather)
-            and callable(matrix.partition)
-        ),
+        "small parameters persist, large ones do not",
+        lambda: parameters[VECTOR].ds_persist and not matrix.ds_persist,
     )
     yield "clip_grad is read at each step", lambda: inner.clip_grad == 1.0
     yield (

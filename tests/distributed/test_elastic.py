@@ -55,6 +55,7 @@ def drain(address: str, node_id: str, *, seconds: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_growing_and_a_drained_node_lose_nothing(
     cluster: Any, tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +64,10 @@ def test_growing_and_a_drained_node_lose_nothing(
     assert run_workers(calm, world_size=1) == [0]
     run_dir = prepare(micro_spec(*LONG), tmp_path / "run", cache=model_cache)
     # Steps of a micro model take milliseconds, and the cluster needs time to change.
-    monkeypatch.setenv(VARIABLE, json.dumps({"point": "step", "action": "delay"}))
+    slow = tmp_path / "slow"
+    slow.touch()
+    fault = {"point": "step", "action": "delay", "while": str(slow)}
+    monkeypatch.setenv(VARIABLE, json.dumps(fault))
     # No failure is allowed: a resize and a preemption must not count as one.
     launch = LaunchSpec(num_workers=(1, 2), resize_check_seconds=5.0, max_failures=0)
     training = threading.Thread(target=driver.train, args=(run_dir, launch))
@@ -73,7 +77,8 @@ def test_growing_and_a_drained_node_lose_nothing(
     node = cluster.add_node(num_cpus=1)
     wait_until(lambda: any(step.attempt == 2 for step in steps(run_dir)))
     drain(cluster.address, node.node_id, seconds=10)
-    wait_until(lambda: bool(events(run_dir, "preemption")))
+    wait_until(lambda: any(step.attempt == 3 for step in steps(run_dir)))
+    slow.unlink()
     training.join(400)
     assert not training.is_alive()
     outcome = Outcome.read(run_dir)

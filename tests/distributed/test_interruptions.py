@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from pathlib import Path
 
 import pytest
-from helpers import QUICK, micro_spec, prepare, run_workers, steps
-from recovery_helpers import events
+from helpers import (
+    QUICK,
+    join_workers,
+    micro_spec,
+    prepare,
+    run_workers,
+    start_workers,
+    steps,
+    wait_until,
+)
+from recovery_helpers import assert_equal_runs, events
 
 from rotescale.checkpoint.attempts import read_attempt
 from rotescale.faults import VARIABLE
@@ -20,38 +27,31 @@ from rotescale.run_dir import Outcome
 from rotescale.watchdog import EXIT_CODE
 
 RARELY = (*QUICK, "checkpoints.every_steps=100000", "checkpoints.while_saving=skip")
-DELAY = {"point": "step", "action": "delay"}
 
 
 def test_a_request_is_answered_by_a_checkpoint_from_which_the_run_goes_on(
     tmp_path: Path, model_cache: Path
 ) -> None:
     """Whoever is about to stop the workers asks first, and loses at most the steps since."""
-    spec = micro_spec(*RARELY, "phases.0.epochs=60")
-    run_dir = prepare(spec, tmp_path, cache=model_cache, num_workers=2)
-    answers: list[bool] = []
-
-    def ask() -> None:
-        while not steps(run_dir):
-            time.sleep(0.1)
-        answers.append(request_save(run_dir, "the node is needed", limit_seconds=120))
-
-    asker = threading.Thread(target=ask)
-    asker.start()
-    # Rank 1 dies late in the phase: the only checkpoint within it is the one asked for.
-    slow = {VARIABLE: json.dumps(DELAY)}
-    stopper = threading.Thread(target=lambda: run_workers(run_dir, world_size=2, environment=slow))
-    stopper.start()
-    asker.join(200)
-    assert answers == [True]
-    stopper.join(200)
-    outcome = Outcome.read(run_dir)
-    assert outcome is not None
-    assert outcome.status == "finished", outcome.message
+    spec = micro_spec(*RARELY, "phases.0.epochs=20")
+    run_dir = prepare(spec, tmp_path / "stopped", cache=model_cache, num_workers=2)
+    slow = {VARIABLE: json.dumps({"point": "step", "action": "delay"})}
+    workers = start_workers(run_dir, world_size=2, environment=slow)
+    wait_until(lambda: bool(steps(run_dir)))
+    assert request_save(run_dir, "the node is needed", limit_seconds=120)
+    trained = steps(run_dir)[-1].step
+    for worker in workers:
+        worker.kill()
+    assert join_workers(run_dir, workers) == [-9, -9]
+    assert run_workers(run_dir, world_size=2) == [0, 0]
     assert [event.message for event in events(run_dir, "save_request")] == ["the node is needed"]
-    saved = [e.details for e in events(run_dir, "checkpoint") if e.details["kind"] == "full"]
-    assert [details["phase"] for details in saved] == ["memorize"]
-    assert 0 < saved[0]["step"] < 180
+    resumed = read_attempt(run_dir, 2).resumes
+    assert resumed is not None
+    # The records are written before the checkpoint that they lead to.
+    assert run_dir.manifest_name(resumed).step >= trained > 0
+    calm = prepare(spec, tmp_path / "calm", cache=model_cache, num_workers=2)
+    assert run_workers(calm, world_size=2) == [0, 0]
+    assert_equal_runs(run_dir, calm)
 
 
 def test_a_worker_that_hangs_is_ended_with_its_stacks_in_the_run(

@@ -172,7 +172,7 @@ def check_resumed(
     return run_dir
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", [PHASES[0], pytest.param(PHASES[1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("pair", PAIRS, ids="{0[0]}-to-{0[1]}".format)
 def test_any_number_of_workers_resumes_any_checkpoint(
     pair: tuple[int, int], phase: str, whole: Whole, tmp_path: Path

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rotescale.notices import Notices, Preemption, request_save
 from rotescale.run_dir import RunDir
+from rotescale.storage import write_atomic
 
 
 class Clock:
@@ -25,6 +26,7 @@ def watching(
     folder: Path,
     *,
     rank: int = 0,
+    is_newest: bool = True,
     preemption: Callable[[], Preemption | None] = lambda: None,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[tuple[Notices, list[tuple[str, str]]]]:
@@ -32,6 +34,7 @@ def watching(
     notices = Notices(
         RunDir(folder),
         rank=rank,
+        is_newest=lambda: is_newest,
         preemption=preemption,
         report=lambda name, message: told.append((name, message)),
         poll_seconds=0.01,
@@ -130,10 +133,10 @@ def test_a_second_request_is_not_answered_by_the_save_of_the_first(tmp_path: Pat
     run_dir = RunDir(tmp_path)
     with watching(tmp_path) as (notices, told):
         notices.rest(False)
-        run_dir.save_request.write_text('{"reason": "first", "id": "1"}')
+        write_atomic(run_dir.save_request, b'{"reason": "first", "id": "1"}')
         assert eventually(lambda: notices.due)
         published = notices.take()
-        run_dir.save_request.write_text('{"reason": "second", "id": "2"}')
+        write_atomic(run_dir.save_request, b'{"reason": "second", "id": "2"}')
         published()
         assert run_dir.save_request.exists()
         assert eventually(lambda: notices.due)
@@ -150,6 +153,29 @@ def test_other_ranks_leave_requests_alone(tmp_path: Path) -> None:
         assert not notices.due
     assert run_dir.save_request.exists()
     assert told == []
+
+
+def test_a_superseded_attempt_answers_nothing(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    write_atomic(run_dir.save_request, b'{"reason": "x", "id": "1"}')
+    with watching(tmp_path, is_newest=False) as (notices, told):
+        time.sleep(0.1)
+        assert not notices.due
+    assert run_dir.save_request.exists()
+    assert told == []
+
+
+def test_what_goes_wrong_in_a_look_ends_no_look_out(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+
+    def fails() -> Preemption | None:
+        raise AttributeError("moved")
+
+    with watching(tmp_path, preemption=fails) as (_, told):
+        write_atomic(run_dir.save_request, b"no JSON")
+        assert eventually(lambda: told)
+        assert request_save(run_dir, "still there", limit_seconds=30)
+    assert told == [("save_request", "no JSON"), ("save_request", "still there")]
 
 
 def test_a_request_that_nobody_answers_is_withdrawn(tmp_path: Path) -> None:
