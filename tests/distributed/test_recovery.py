@@ -16,7 +16,7 @@ from rotescale.errors import TrainingError
 from rotescale.faults import VARIABLE
 from rotescale.run_dir import Outcome, RunDir
 
-QUICK_FOR_ALL = ("during the write", "in export")
+QUICK_FOR_ALL = ("during the write",)
 ONLY_RANK_0 = ("after the manifest", "during prune")
 
 
@@ -192,6 +192,7 @@ def test_bf16_resumes_from_masters(start: Callable[..., RunDir], tmp_path: Path)
     assert_equal_runs(cut, whole)
 
 
+@pytest.mark.slow
 def test_another_world_size_resumes_with_the_same_examples(
     start: Callable[..., RunDir], undisturbed: RunDir, tmp_path: Path
 ) -> None:
