@@ -104,6 +104,11 @@ class Found:
         digests = [[rank.digest for rank in self.restored[way]] for way in ways]
         return all(found == digests[0] for found in digests)
 
+    def restored_as_saved(self, way: str) -> bool:
+        """Whether every rank got back the bits that it had in memory at the save."""
+        restored = [rank.digest for rank in self.restored[way]]
+        return restored == [rank.digest for rank in self.saved]
+
 
 def measure(subject: Subject, folder: Path) -> list[Row]:
     """Measure one model, in ``folder``; prints every measurement and returns the rows."""
@@ -187,9 +192,8 @@ def _restored_detail(what: str, ranks: Sequence[Restored], seconds: Sequence[flo
 
 def _saving_rows(found: Found) -> list[Row]:
     name = found.subject.name
-    in_memory = [rank.digest for rank in found.saved]
     same = found.same("ours on 2", "dcp on 2", "deepspeed on 2")
-    same = same and in_memory == [rank.digest for rank in found.restored["ours on 2"]]
+    same = same and found.restored_as_saved("ours on 2")
     stall = found.median("ours: stall")
     dcp = min(found.median(f"dcp async_save ({kind}): stall") for kind in found.subject.dcp_kinds)
     save = {way: found.median(f"save: {way}") for way in ("ours", "dcp", "deepspeed")}
@@ -235,15 +239,17 @@ def _restoring_rows(found: Found) -> list[Row]:
 def _memory_rows(found: Found) -> list[Row]:
     """Bytes, not seconds: of memory per rank in MB, and of a checkpoint per parameter."""
     name, details = found.subject.name, found.details
+    loaded = found.same("load ours", "load transformers")
+    kept = found.restored_as_saved("ours on 2")
     peaks = [details[way].peak_bytes or 0 for way in ("load ours", "load transformers")]
     saved = details["save: ours"].num_bytes or 0
     steps = f"ours: {found.subject.num_steps} steps and a save"
     snapshot = details[steps].extra_bytes or 0
     slices = max(rank.slice_bytes for rank in found.saved)
     return [
-        Row("load_peak_mb_vs_transformers", name, peaks[0] / 1e6, peaks[1] / 1e6, True, 1.0),
-        Row("snapshot_mb_vs_slices", name, snapshot / 1e6, slices / 1e6, True, 1.05),
-        Row("bytes_per_parameter_vs_limit", name, saved / found.num_parameters, 12.1, True, 1.0),
+        Row("load_peak_mb_vs_transformers", name, peaks[0] / 1e6, peaks[1] / 1e6, loaded, 1.0),
+        Row("snapshot_mb_vs_slices", name, snapshot / 1e6, slices / 1e6, kept, 1.05),
+        Row("bytes_per_parameter_vs_limit", name, saved / found.num_parameters, 12.1, kept, 1.0),
     ]
 
 

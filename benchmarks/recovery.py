@@ -17,7 +17,8 @@ Each side's rank 1 is killed a few times in one run. Of each kill it is measured
   import      until torch, transformers, DeepSpeed and, of ours, rotescale are imported
   load        until model, engine and checkpoint are loaded on both
   first step  until both ranks have completed an optimizer step
-The row compares the medians of the sums.
+The row compares the medians of the sums; it agrees where the master weights that each rank has
+loaded after a kill are, bit by bit, those that it held at the step of that checkpoint.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -64,10 +66,11 @@ def main() -> None:
         found = {side: _measure(side, model, kills=options.kills) for side in ("ours", "peer")}
         _print_stages(model, found)
         ours, peer = (
-            median([sum(kill.values()) for kill in found[side]]) for side in ("ours", "peer")
+            median([sum(kill.seconds.values()) for kill in found[side]])
+            for side in ("ours", "peer")
         )
-        # Both have gone on from a checkpoint, or their processes would have failed.
-        rows.append(Row("recovery_vs_ray_default", model, ours, peer, True, FLOOR))
+        agree = all(kill.agree for kills in found.values() for kill in kills)
+        rows.append(Row("recovery_vs_ray_default", model, ours, peer, agree, FLOOR))
     print_rows(rows)
     if options.json:
         write_rows(rows, options.json)
@@ -77,8 +80,17 @@ def _formatter() -> type[argparse.HelpFormatter]:
     return argparse.RawDescriptionHelpFormatter
 
 
-def _measure(side: str, model: str, *, kills: int) -> list[dict[str, float]]:
-    """Seconds of each stage of each kill, of a side in a process and cluster of its own."""
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """What one kill has cost, and whether what was loaded after it is what was saved."""
+
+    seconds: dict[str, float]
+    """Of each stage."""
+    agree: bool
+
+
+def _measure(side: str, model: str, *, kills: int) -> list[Kill]:
+    """Each kill of a side, in a process and cluster of its own."""
     with tempfile.TemporaryDirectory(prefix="recovery-") as folder:
         command = [sys.executable, __file__, "--side", side, "--models", model]
         command += ["--folder", folder, "--kills", str(kills)]
@@ -89,11 +101,10 @@ def _measure(side: str, model: str, *, kills: int) -> list[dict[str, float]]:
         result = Path(folder) / "result.json"
         if done.returncode or not result.exists():
             raise RuntimeError(f"{side}: exit code {done.returncode}\n{log.read_text()[-5000:]}")
-        found: list[dict[str, float]] = json.loads(result.read_text())
-        return found
+        return [Kill(**kill) for kill in json.loads(result.read_text())]
 
 
-def _print_stages(model: str, found: dict[str, list[dict[str, float]]]) -> None:
+def _print_stages(model: str, found: dict[str, list[Kill]]) -> None:
     from rich.table import Table
 
     from report import CONSOLE
@@ -104,7 +115,7 @@ def _print_stages(model: str, found: dict[str, list[dict[str, float]]]) -> None:
         table.add_column(heading, justify="right")
     for side, kills in found.items():
         for number, kill in enumerate(kills, start=1):
-            values = [*(kill[stage] for stage in STAGES), sum(kill.values())]
+            values = [*(kill.seconds[stage] for stage in STAGES), sum(kill.seconds.values())]
             table.add_row(f"{side}, {number}", *(f"{value:.1f}" for value in values))
     CONSOLE.print(table)
 
@@ -128,8 +139,11 @@ class Marks:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def add(self, what: str, *, step: int = 0) -> None:
-        """Note that ``what`` has just happened in this worker, at that step."""
+    def add(self, what: str, *, step: int = 0, optimizer: Any = None) -> None:
+        """Note that ``what`` has just happened in this worker, at that step.
+
+        With DeepSpeed's ``optimizer`` the digest of this rank's master weights is noted too.
+        """
         rank = int(os.environ["RANK"])
         mark = {
             "what": what,
@@ -137,6 +151,7 @@ class Marks:
             "rank": rank,
             "pid": os.getpid(),
             "time": time.time(),
+            "digest": None if optimizer is None else _masters_digest(optimizer),
         }
         with self.path.open("a") as file:
             file.write(json.dumps(mark) + "\n")
@@ -159,7 +174,7 @@ class Marks:
 
 def _watch(marks: Marks, folder: Path, kills: int) -> None:
     """Kill rank 1 again and again, and note how long each stage of the recovery took."""
-    found: list[dict[str, float]] = []
+    found: list[Kill] = []
     known = 0.0
     for _ in range(kills):
         # Past a checkpoint, so that there is one to load, and past the steps that are slower.
@@ -170,13 +185,36 @@ def _watch(marks: Marks, folder: Path, kills: int) -> None:
         times = [killed, time.time()]
         for what in ("loop", "imported", "loaded", "step"):
             times.append(_wait(partial(_both, marks, what, killed)))
-        found.append({stage: times[i + 1] - times[i] for i, stage in enumerate(STAGES)})
-        loaded = [m["step"] for m in marks.read() if m["what"] == "loaded" and m["time"] > killed]
-        if not all(step >= _SAVE_EVERY for step in loaded):
-            _give_up(f"no checkpoint was loaded after the kill, but steps {loaded}")
+        seconds = {stage: times[i + 1] - times[i] for i, stage in enumerate(STAGES)}
+        found.append(Kill(seconds, _loaded_as_saved(marks.read(), killed)))
         known = times[-1]
-    (folder / "result.json").write_text(json.dumps(found))
+    (folder / "result.json").write_text(json.dumps([asdict(kill) for kill in found]))
     marks.stop()
+
+
+def _loaded_as_saved(marks: list[dict[str, Any]], killed: float) -> bool:
+    """Whether both ranks have loaded, after the kill, what they held at that step before it."""
+    held = {
+        (mark["rank"], mark["step"]): mark["digest"]
+        for mark in marks
+        if mark["what"] == "held" and mark["time"] < killed
+    }
+    loaded = [mark for mark in marks if mark["what"] == "got" and mark["time"] > killed]
+    if any(mark["step"] < _SAVE_EVERY for mark in loaded):
+        _give_up(f"no checkpoint was loaded after the kill, but steps {loaded}")
+    return {mark["rank"] for mark in loaded} == {0, 1} and all(
+        held.get((mark["rank"], mark["step"])) == mark["digest"] for mark in loaded
+    )
+
+
+def _masters_digest(optimizer: Any) -> str:
+    """Of the bits of a rank's partition of the fp32 master weights."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for flat in optimizer.fp32_partitioned_groups_flat:
+        digest.update(flat.detach().numpy().data.cast("B"))
+    return digest.hexdigest()
 
 
 def _wait(ask: Callable[[], Any]) -> Any:
@@ -232,14 +270,20 @@ def _our_loop(config: dict[str, Any], marks_path: Path) -> None:
 
     marks.add("imported")
     load, step = Zero3Engine.load, Zero3Engine.step
+    done = [0]
 
     def marked_load(self: Zero3Engine, *arguments: Any, **options: Any) -> None:
         load(self, *arguments, **options)
-        marks.add("loaded", step=options["optimizer_step"] or 0)
+        done[0] = options["optimizer_step"] or 0
+        marks.add("loaded", step=done[0])
+        marks.add("got", step=done[0], optimizer=self._optimizer)
 
     def marked_step(self: Zero3Engine, **options: Any) -> float:
         norm = step(self, **options)
+        done[0] += 1
         marks.add("step")
+        if done[0] % _SAVE_EVERY == 0:
+            marks.add("held", step=done[0], optimizer=self._optimizer)
         if self.all_sum([float(marks.stopped)])[0]:
             raise TrainingError("everything has been measured")
         return norm
@@ -290,6 +334,7 @@ def _peer_loop(config: dict[str, Any]) -> None:
             engine.load_checkpoint(folder)
         step = engine.global_steps
     marks.add("loaded", step=step)
+    marks.add("got", step=step, optimizer=engine.optimizer)
     generator = torch.Generator().manual_seed(ray.train.get_context().get_world_rank())
     while True:
         tokens = torch.randint(0, 200, (1, config["row_tokens"]), generator=generator)
@@ -303,6 +348,7 @@ def _peer_loop(config: dict[str, Any]) -> None:
             del keeper
             return
         if step % config["save_every"] == 0:
+            marks.add("held", step=step, optimizer=engine.optimizer)
             with tempfile.TemporaryDirectory() as folder:
                 engine.save_checkpoint(folder)
                 torch.distributed.barrier()

@@ -1,4 +1,4 @@
-"""The benchmark of checkpoints runs end to end on the micro model, and ours and peers agree."""
+"""The benchmarks run end to end on the micro model, and ours and the peers agree."""
 
 from __future__ import annotations
 
@@ -19,18 +19,28 @@ WANTED = {
 }
 
 
-@pytest.mark.slow
-def test_checkpoint_on_the_micro_model(tmp_path: Path) -> None:
-    rows_json = tmp_path / "rows.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "checkpoint.py"), "--models", "micro"]
-    command += ["--folder", str(tmp_path), "--json", str(rows_json)]
+def rows_of(benchmark: str, folder: Path, *options: str) -> set[str]:
+    """The names of the rows that a benchmark writes of the micro model, all of which agree."""
+    rows_json = folder / "rows.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / benchmark), "--models", "micro"]
+    command += ["--json", str(rows_json), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     rows = json.loads(rows_json.read_text())
-    assert {row["name"] for row in rows} >= WANTED
     for row in rows:
         assert set(row) == {"name", "model", "ours", "peer", "ratio", "agree"}
         assert row["model"] == "micro"
         assert row["agree"], row["name"]
         assert row["ratio"] is None or row["ratio"] == row["ours"] / row["peer"]
+    return {row["name"] for row in rows}
+
+
+@pytest.mark.slow
+def test_recovery_on_the_micro_model(tmp_path: Path) -> None:
+    assert rows_of("recovery.py", tmp_path, "--kills", "1") == {"recovery_vs_ray_default"}
+
+
+@pytest.mark.slow
+def test_checkpoint_on_the_micro_model(tmp_path: Path) -> None:
+    assert rows_of("checkpoint.py", tmp_path, "--folder", str(tmp_path)) >= WANTED
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"], "something was left behind"
