@@ -42,7 +42,11 @@ _REQUEST_SECONDS = 60.0
 _REQUESTS_AT_ONCE = 8
 _PAUSES = (0.1, 0.5, 2.0, 5.0)
 """Seconds between tries of our own, of what obstore does not repeat by itself."""
-_USED_UP = re.compile(r"after \d+ retries")
+_TRIED = re.compile(
+    r"in ([\d.]+)(ms|µs|s), after (\d+) retries, max_retries: (\d+), retry_timeout: ([\d.]+)s"
+)
+"""What obstore says of a request that it has repeated, whatever then made it give up."""
+_UNITS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
 _CONFLICT = "409"
 _PASSING_STATUS = ("408", _CONFLICT, "425", "429")
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -124,6 +128,18 @@ def is_conflict(error: Exception) -> bool:
     return status is not None and status[1] == _CONFLICT
 
 
+def _is_used_up(text: str) -> bool:
+    """Whether a request was repeated as often, or for as long, as it may be.
+
+    An answer that breaks off ends obstore's own tries at once, however few there were.
+    """
+    tried = _TRIED.search(text)
+    if tried is None:
+        return False
+    seconds = float(tried[1]) * _UNITS[tried[2]]
+    return int(tried[3]) >= int(tried[4]) or seconds >= float(tried[5])
+
+
 def _explain(place: str, error: Exception) -> StorageError:
     """The error to raise: StorageUnavailableError where the same request may do better later."""
     from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
@@ -161,7 +177,7 @@ def _explain(place: str, error: Exception) -> StorageError:
         )
     if "Received redirect" in text:
         return StorageError(f"{place}: {reason}; correct AWS_REGION or the endpoint")
-    kind = StorageUnavailableError if _USED_UP.search(text) else BrokenAnswerError
+    kind = StorageUnavailableError if _is_used_up(text) else BrokenAnswerError
     return kind(
         f"{place}: the store cannot be reached or fails, also when tried again ({reason}); run the "
         "same command again when it is back"

@@ -14,6 +14,7 @@ from rotescale import object_client
 from rotescale.errors import SpecError, StorageError, StorageUnavailableError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.local_copy import is_uploaded, local_copy, upload_folder
+from rotescale.object_client import patiently
 from rotescale.object_store import RemotePath, part_bytes
 from rotescale.run_dir import RunDir
 from rotescale.spec_file import parse_spec
@@ -244,3 +245,32 @@ def test_a_launch_spec_names_a_place() -> None:
     assert RunDir.at(f"s3://{BUCKET}/runs/tiny") == RunDir.of(launch.storage, "tiny")
     with pytest.raises(SpecError, match="unknown scheme"):
         RunDir.at("http://host/run")
+
+
+@pytest.mark.parametrize(
+    ("tried", "used_up"),
+    [
+        ("in 259.5ms, after 2 retries, max_retries: 12, retry_timeout: 120s", False),
+        ("in 61.2s, after 12 retries, max_retries: 12, retry_timeout: 120s", True),
+        ("in 121.3s, after 9 retries, max_retries: 12, retry_timeout: 120s", True),
+        ("in 830.1µs", False),
+    ],
+)
+def test_an_answer_that_breaks_off_after_few_tries_is_asked_for_again(
+    tried: str, used_up: bool
+) -> None:
+    """obstore ends its own tries where a body breaks off, and says how many there were."""
+    error = OSError(f"Generic S3 error: Error performing GET http://store/key {tried} - HTTP error")
+    asked: list[int] = []
+
+    def ask() -> str:
+        asked.append(1)
+        if len(asked) == 1:
+            raise error
+        return "answer"
+
+    if used_up:
+        with pytest.raises(StorageUnavailableError, match="again when it is back"):
+            patiently("s3://bucket/key", ask)
+    else:
+        assert patiently("s3://bucket/key", ask) == "answer"
