@@ -18,7 +18,7 @@ from rotescale.object_store import RemotePath
 from rotescale.run_dir import CheckpointName, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
-from rotescale.storage import StoragePath, build_folder, relative
+from rotescale.storage import StoragePath, build_folder, entries, relative
 
 checkpoint_app = typer.Typer(
     help="Checkpoints of a run: list, verify, export as a model.", no_args_is_help=True
@@ -156,7 +156,7 @@ def _open(run_folder: str) -> RunDir:
     run_dir = RunDir.at(run_folder)
     if run_dir.spec_json.exists():
         return run_dir
-    if any(path.name.startswith(_DEEPSPEED_FILES) for path in _entries(run_dir.root)):
+    if any(path.name.startswith(_DEEPSPEED_FILES) for path in entries(run_dir.root)):
         raise CheckpointError(
             f"{run_folder}: saved by DeepSpeed's own engine, in a format of its own; make a "
             "Hugging Face folder of it with the zero_to_fp32.py that DeepSpeed has put there, add "
@@ -164,13 +164,6 @@ def _open(run_folder: str) -> RunDir:
             "path: ...})"
         )
     raise SpecError(f"{run_folder}: not the folder of a run; name one such as runs/NAME")
-
-
-def _entries(folder: StoragePath) -> list[StoragePath]:
-    try:
-        return list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def _folders(run_dir: RunDir) -> list[CheckpointName]:

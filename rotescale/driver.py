@@ -85,9 +85,12 @@ def train(run_dir: RunDir, launch: LaunchSpec, *, engine: str = "zero3") -> None
         # Engines take a GPU where they see one, and the launch spec says that there is none.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if Outcome.read(run_dir) is None and engine == "eager":
-        _worker_loop(
-            {"run_folder": str(run_dir.root), "threads": max(1, int(launch.cpus_per_worker))}
-        )
+        import torch
+
+        from rotescale.worker import run_worker
+
+        torch.set_num_threads(_num_threads(launch))
+        run_worker(run_dir.root)
     elif Outcome.read(run_dir) is None:
         with ray_cluster(launch):
             _fit(run_dir, launch)
@@ -118,7 +121,7 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
         _worker_loop,
         train_loop_config={
             "run_folder": str(run_dir.root.absolute()),
-            "threads": max(1, int(launch.cpus_per_worker)),
+            "threads": _num_threads(launch),
         },
         torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
@@ -150,6 +153,10 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
                 f"the last error was: {_last_line(error)}. Run the same command again to go on "
                 f"from the last checkpoint (logs: {run_dir.logs_dir})"
             ) from error
+
+
+def _num_threads(launch: LaunchSpec) -> int:
+    return max(1, int(launch.cpus_per_worker))
 
 
 def _worker_loop(config: dict[str, Any]) -> None:
@@ -222,7 +229,7 @@ def _controller_callback(run_dir: RunDir, launch: LaunchSpec) -> Any:
 
 
 def _worker_environment() -> dict[str, str]:
-    """Variables of the driver that its workers need too."""
+    """Variables of the driver that its workers and their controller need too."""
     wanted = (FAULT_VARIABLE, "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     passed = {
         name: value

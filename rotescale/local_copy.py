@@ -17,7 +17,14 @@ import xxhash
 
 from rotescale.errors import StorageUnavailableError
 from rotescale.object_store import RemotePath
-from rotescale.storage import StoragePath, build_folder, local_cache, write_atomic, write_stream
+from rotescale.storage import (
+    StoragePath,
+    build_folder,
+    file_digest,
+    local_cache,
+    write_atomic,
+    write_stream,
+)
 
 FOLDER_FILE = "folder.json"
 _CHUNK_BYTES = 8 << 20
@@ -33,7 +40,7 @@ def upload_folder(source: Path, folder: RemotePath) -> None:
     entries: dict[str, Any] = {}
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
         name = file.relative_to(source).as_posix()
-        entries[name] = {"num_bytes": file.stat().st_size, "digest": _digest(file)}
+        entries[name] = {"num_bytes": file.stat().st_size, "digest": file_digest(file)}
         chunks = partial(_chunks, file)
         write_stream(folder / name, chunks, num_bytes=entries[name]["num_bytes"])
     write_atomic(folder / FOLDER_FILE, (json.dumps(entries, indent=2) + "\n").encode())
@@ -54,7 +61,7 @@ def local_copy(folder: StoragePath) -> Path:
             file = target / name
             file.parent.mkdir(parents=True, exist_ok=True)
             _download(folder / name, file, num_bytes=entry["num_bytes"])
-            if _digest(file) != entry["digest"]:
+            if file_digest(file) != entry["digest"]:
                 # It was put anew since its list was read, or lost a byte on the way.
                 raise StorageUnavailableError(
                     f"{folder / name}: not the file that {FOLDER_FILE} names; run the same "
@@ -72,14 +79,14 @@ def local_model(folder: StoragePath, *, complete: str) -> Path:
     if isinstance(folder, Path):
         return folder
     (folder / complete).read_bytes()
-    versions = folder.versions_below()
-    text = "\n".join(f"{path} {versions[path]}" for path in sorted(versions)).encode()
+    entries = folder.entries_below()
+    text = "\n".join(f"{path} {entries[path]}" for path in sorted(entries)).encode()
 
     def build(target: Path) -> None:
-        for path in versions:
+        for path, (num_bytes, _) in entries.items():
             file = target / path.relative_to(folder)
             file.parent.mkdir(parents=True, exist_ok=True)
-            _download(path, file, num_bytes=path.num_bytes() or 0)
+            _download(path, file, num_bytes=num_bytes)
 
     return build_folder(local_cache() / "folders" / xxhash.xxh3_128_hexdigest(text), build)
 
@@ -96,10 +103,3 @@ def _chunks(file: Path) -> Iterator[bytes]:
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             yield chunk
-
-
-def _digest(file: Path) -> str:
-    digest = xxhash.xxh3_128()
-    for chunk in _chunks(file):
-        digest.update(chunk)
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
@@ -242,7 +242,7 @@ class RemotePath:
             except FileNotFoundError:
                 # Some stores mind, and then the others must still go.
                 for key in keys:
-                    with _missing_is_fine():
+                    with suppress(FileNotFoundError):
                         obstore.delete(store, key)
 
         patiently(str(paths[0]), delete, writing=True)
@@ -257,16 +257,16 @@ class RemotePath:
 
     def below(self) -> list[RemotePath]:
         """Every object that the store lists below this folder, at any depth, by key."""
-        return sorted(self.versions_below())
+        return sorted(self.entries_below())
 
-    def versions_below(self) -> dict[RemotePath, str]:
-        """The same, each with what tells its content from any other that it ever has."""
+    def entries_below(self) -> dict[RemotePath, tuple[int, str]]:
+        """The same, each with its size and what tells its content from any other of it."""
         import obstore
 
-        def listed() -> dict[RemotePath, str]:
+        def listed() -> dict[RemotePath, tuple[int, str]]:
             chunks = obstore.list(self._store, prefix=self.key or None, chunk_size=1000)
             return {
-                RemotePath(self.bucket, entry["path"]): f"{entry['size']} {entry['e_tag']}"
+                RemotePath(self.bucket, entry["path"]): (int(entry["size"]), str(entry["e_tag"]))
                 for chunk in chunks
                 for entry in chunk
             }
@@ -322,11 +322,3 @@ def _watched(
     except BaseException as error:
         errors.append(error)
         raise
-
-
-@contextmanager
-def _missing_is_fine() -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        return

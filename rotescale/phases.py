@@ -11,15 +11,16 @@ import torch
 
 from rotescale.data.packing import PackedRow
 from rotescale.data.stream import StepData
-from rotescale.engine.base import Engine, Row
+from rotescale.engine.base import Row
 from rotescale.errors import TrainingError
 from rotescale.faults import fault_point
 from rotescale.notices import Notices
-from rotescale.persistence import Found, Persistence
+from rotescale.persistence import Persistence
 from rotescale.phase_plan import PhasePlan
-from rotescale.records import RecordWriter, StepRow
+from rotescale.records import StepRow
 from rotescale.spec import ExperimentSpec
 from rotescale.team import Team
+from rotescale.team_checkpoints import Found, TeamCheckpoints
 from rotescale.watchdog import Watchdog
 
 
@@ -40,12 +41,11 @@ class Training:
     """One attempt at a run, on one rank: the parts it is made of, and the sequence of phases."""
 
     spec: ExperimentSpec
-    engine: Engine
     team: Team
+    checkpoints: TeamCheckpoints
     persistence: Persistence
     plans: tuple[PhasePlan, ...]
     evaluator: StageEvaluator
-    records: RecordWriter
     watchdog: Watchdog
     notices: Notices
 
@@ -56,7 +56,7 @@ class Training:
             self.persistence.load_base()
             self._evaluate("base", None)
         for plan in self.plans:
-            if not self.persistence.has_ended(plan):
+            if not self.checkpoints.has_ended(plan.index):
                 self.train_phase(plan)
             self._finish_phase(plan)
 
@@ -70,7 +70,9 @@ class Training:
             noticed = self._train_step(plan, step)
             step += 1
             due = noticed or step % self._save_interval(plan) == 0
-            if due and step < plan.total_steps and self._save(plan, step, urgent=noticed):
+            # A measurement that comes next would ask for what is skipped here.
+            urgent = noticed or step in plan.evaluations
+            if due and step < plan.total_steps and self._save(plan, step, urgent=urgent):
                 saved = step
         self.watchdog.arm("save")
         self.persistence.save(plan, step, kind="weights", phase_end=True)
@@ -84,8 +86,8 @@ class Training:
         """
         fault_point("phase", phase=plan.spec.name, **self.team.where)
         self.watchdog.arm("load")
-        self.engine.configure(plan.settings())
-        newest = self.persistence.newest()
+        self.team.engine.configure(plan.settings())
+        newest = self.checkpoints.newest()
         if newest is not None and newest.phase_index == plan.index:
             self.persistence.load_checkpoint(newest.directory, optimizer_step=newest.step)
             self.team.event("resumed", f"{plan.spec.name}: going on after step {newest.step}")
@@ -103,7 +105,7 @@ class Training:
         Returns, on all ranks alike, whether any rank has noticed a reason to save now.
         """
         self.notices.rest(False)
-        engine, started = self.engine, time.perf_counter()
+        engine, started = self.team.engine, time.perf_counter()
         data = plan.stream.step(step, rank=engine.rank, world_size=engine.world_size)
         fault_point("step", phase=plan.spec.name, step=step, **self.team.where)
         loss_sum = self._backward(data)
@@ -116,7 +118,7 @@ class Training:
         grad_norm = engine.step(learning_rate=learning_rate)
         self._check_finite(grad_norm, "gradient norm", plan=plan, step=step, data=data)
         if engine.rank == 0:
-            self.records.append(
+            self.team.records.append(
                 StepRow(
                     attempt=self.team.attempt,
                     phase=plan.spec.name,
@@ -150,10 +152,10 @@ class Training:
         The engine averages over ranks, so the factor world_size / target_tokens makes it the
         mean over the tokens of the whole batch, however they lie on the ranks.
         """
-        scale = self.engine.world_size / data.target_tokens
-        last = len(data.rows) - 1
+        engine, last = self.team.engine, len(data.rows) - 1
+        scale = engine.world_size / data.target_tokens
         return sum(
-            self.engine.backward(_to_row(packed, self.engine.device), scale=scale, last=i == last)
+            engine.backward(_to_row(packed, engine.device), scale=scale, last=i == last)
             for i, packed in enumerate(data.rows)
         )
 
@@ -177,11 +179,11 @@ class Training:
         """Collective: every rank calls this. Export and measure the phase's end, where missing."""
         name = plan.spec.name
         self.watchdog.arm("save")
-        end = self.persistence.phase_end(name)
+        end = self.checkpoints.phase_end(name)
         self.persistence.export(name, end, going_on=lambda: self.watchdog.arm("save"))
         if not self._is_measured(name, None, end):
             self.watchdog.arm("load")
-            end = self.persistence.need(end, name)
+            end = self.checkpoints.need(end, name)
             self.persistence.load_checkpoint(end.directory, optimizer_step=None)
             self._evaluate(name, None, end)
 
@@ -198,9 +200,7 @@ class Training:
         return step
 
     def _evaluate(self, stage: str, epoch: int | None, end: Found | None = None) -> None:
-        """Collective: every rank calls this. Measure, unless an earlier attempt did."""
-        if self._is_measured(stage, epoch, end):
-            return
+        """Collective: every rank calls this. Measure what the engine holds."""
         self.watchdog.arm("save")
         # A whole copy of the model may need the memory that the next save needs again.
         self.persistence.saver.release()

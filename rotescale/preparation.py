@@ -167,10 +167,9 @@ def prepare_run(
         for phase in spec.phases
     }
     layout = model_layout(prepared.config())
-    frozen = frozen_names(spec.model.frozen, layout)
     sizes = {name: math.prod(shape) for name, shape in layout.shapes.items()}
-    num_frozen = sum(sizes[name] for name in frozen)
     num_parameters = sum(sizes.values())
+    num_frozen = sum(sizes[name] for name in frozen_names(spec.model.frozen, layout))
     trained = trained_facts(fact_set, spec.phases, seed=spec.seed)
     found = Resolved(
         model=spec.model.model_copy(update={"weights": resolved(weights, folder=base)}),

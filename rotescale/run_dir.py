@@ -17,6 +17,7 @@ from rotescale.spec_file import load_spec
 from rotescale.storage import (
     StoragePath,
     create_exclusive,
+    entries,
     make_folder,
     node_folder,
     relative,
@@ -32,7 +33,8 @@ _ATTEMPT_FILE = re.compile(r"(\d{4,})\.json")
 _ATTEMPT_FOLDER = re.compile(r"attempt-(\d{4,})")
 _CHECKPOINT_FOLDER = re.compile(r"(\d{2,})-(.+)-step-(\d{6,})-(full|weights)")
 _INDEX = "index.json"
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+"""The file that makes a checkpoint exist."""
 _SEGMENT = re.compile(r"attempt-(\d{4,})/rank-(\d{5,})/segment-(\d{6,})\.jsonl")
 
 
@@ -199,7 +201,7 @@ class RunDir:
         """The numbers of all attempts so far, ascending; empty before the first start."""
         numbers = [
             int(match[1])
-            for path in _entries(self.attempts_dir)
+            for path in entries(self.attempts_dir)
             if (match := _ATTEMPT_FILE.fullmatch(path.name))
         ]
         if isinstance(self.root, RemotePath):
@@ -211,6 +213,10 @@ class RunDir:
         """The highest attempt's number; None before the first start."""
         return max(self.attempt_numbers(), default=None)
 
+    def is_newest(self, attempt: int) -> bool:
+        """Whether no later attempt than that has started."""
+        return (self.newest_attempt() or 0) <= attempt
+
     def checkpoint(self, name: CheckpointName) -> StoragePath:
         """The checkpoint's folder; phases count from 01 in it."""
         folder = f"{name.phase_index + 1:02d}-{name.phase}-step-{name.step:06d}-{name.kind}"
@@ -218,12 +224,12 @@ class RunDir:
 
     def manifest(self, name: CheckpointName) -> StoragePath:
         """The file that makes the checkpoint exist."""
-        return self.checkpoint(name) / _MANIFEST
+        return self.checkpoint(name) / MANIFEST
 
     def manifest_name(self, relative: str) -> CheckpointName:
         """The checkpoint whose manifest lies at ``relative`` below the root."""
         parts = relative.split("/")
-        if len(parts) == 4 and parts[0] == "checkpoints" and parts[3] == _MANIFEST:
+        if len(parts) == 4 and parts[0] == "checkpoints" and parts[3] == MANIFEST:
             name = _parse_checkpoint(parts[1], parts[2])
             if name is not None:
                 return name
@@ -240,7 +246,7 @@ class RunDir:
         ``listed_only`` leaves out what a store does not list (yet, or any more).
         """
         folder = self.checkpoints_dir / f"attempt-{attempt:04d}"
-        folders = {path.name for path in _entries(folder)}
+        folders = {path.name for path in entries(folder)}
         if not listed_only:
             folders |= set(_read_index(folder / _INDEX))
         names = (_parse_checkpoint(folder.name, path) for path in folders)
@@ -250,7 +256,7 @@ class RunDir:
         """The attempts that have a folder for checkpoints, ascending, as far as it is listed."""
         return sorted(
             int(match[1])
-            for path in _entries(self.checkpoints_dir)
+            for path in entries(self.checkpoints_dir)
             if (match := _ATTEMPT_FOLDER.fullmatch(path.name))
         )
 
@@ -307,7 +313,7 @@ def announce(directory: StoragePath) -> None:
         kept = [
             name
             for name in _read_index(index)
-            if name != directory.name and (directory.parent / name / _MANIFEST).exists()
+            if name != directory.name and (directory.parent / name / MANIFEST).exists()
         ]
         write_atomic(index, json.dumps([*kept, directory.name]).encode())
 
@@ -326,8 +332,7 @@ class Outcome(BaseModel):
 
     def write(self, run_dir: RunDir) -> bool:
         """Save the outcome; False, and nothing written, where a newer attempt has taken over."""
-        newest = run_dir.newest_attempt()
-        if newest is not None and newest > self.attempt:
+        if not run_dir.is_newest(self.attempt):
             # What stops a superseded attempt, such as files removed under it, ends no run.
             return False
         # On a full disk this makes room for saying so.
@@ -395,14 +400,6 @@ def _parse_checkpoint(attempt_folder: str, folder: str) -> CheckpointName | None
         return None
     kind: CheckpointKind = "full" if match[4] == "full" else "weights"
     return CheckpointName(int(attempt[1]), int(match[1]) - 1, match[2], int(match[3]), kind)
-
-
-def _entries(folder: StoragePath) -> list[StoragePath]:
-    """What lies in ``folder``; nothing where the folder does not exist yet."""
-    try:
-        return list(folder.iterdir())
-    except FileNotFoundError:
-        return []
 
 
 def _read_index(path: StoragePath) -> list[str]:

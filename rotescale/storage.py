@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
+import xxhash
+
 from rotescale.direct import DirectFile
 from rotescale.errors import StorageError
 from rotescale.object_client import SCHEMES
@@ -27,6 +29,8 @@ StoragePath: TypeAlias = Path | RemotePath
 """A file or folder of a run, wherever the run lies."""
 
 _NODE_FOLDER = "ROTESCALE_LOCAL"
+_CHUNK_BYTES = 4 << 20
+_LINE_BYTES = 1 << 12
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free space or choose another storage folder",
@@ -169,10 +173,30 @@ def file_size(path: StoragePath) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
+def file_digest(path: Path) -> str:
+    """xxh3_128 of the file's bytes, in hex."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def entries(folder: StoragePath) -> list[StoragePath]:
+    """What lies in ``folder``, as far as it is listed; nothing where there is no such folder."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def read_line(path: StoragePath) -> str:
     """The first line of a text file; FileNotFoundError where there is no file."""
     if isinstance(path, RemotePath):
-        return path.read_text().partition("\n")[0]
+        start = b""
+        while b"\n" not in start and (more := path.read_range(len(start), _LINE_BYTES)):
+            start += more
+        return start.partition(b"\n")[0].decode()
     with path.open(encoding="utf-8") as file:
         return file.readline()
 

@@ -6,7 +6,6 @@ import http.client
 import logging
 import re
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -170,11 +169,3 @@ def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": url}.items():
         monkeypatch.setenv(name, value)
     object_client.connect.cache_clear()
-
-
-def wait_until(condition: object, *, seconds: float = 30.0) -> None:
-    """Wait for a callable to become true."""
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "never became true"
-        time.sleep(0.01)

@@ -112,12 +112,6 @@ def lineage(run_dir: RunDir, number: int) -> list[Attempt]:
     return chain
 
 
-def is_newest(run_dir: RunDir, number: int) -> bool:
-    """Whether no later attempt has started."""
-    newest = run_dir.newest_attempt()
-    return newest is None or newest <= number
-
-
 def visible(run_dir: RunDir, number: int) -> list[CheckpointName]:
     """The published checkpoints that attempt ``number`` builds on, in the order of training.
 

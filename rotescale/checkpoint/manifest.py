@@ -22,13 +22,13 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from rotescale.errors import CheckpointError
+from rotescale.run_dir import MANIFEST as MANIFEST
 from rotescale.run_dir import CheckpointKind
 from rotescale.storage import StoragePath
 from rotescale.tensors import PARTS, Part
 
 FORMAT = "rotescale-checkpoint"
 VERSION = 3
-MANIFEST = "manifest.json"
 BYTES_PER_ELEMENT = 4
 """Everything is float32."""
 DIGEST_BYTES = 1 << 20

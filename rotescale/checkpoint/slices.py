@@ -7,7 +7,6 @@ import errno
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable
-from types import TracebackType
 
 import torch
 import xxhash
@@ -63,12 +62,7 @@ class CheckpointReader:
     def __enter__(self) -> CheckpointReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from rotescale.checkpoint.attempts import Checkpoint, is_newest, newest, open_checkpoint, visible
+from rotescale.checkpoint.attempts import Checkpoint, newest, open_checkpoint, visible
 from rotescale.checkpoint.manifest import MANIFEST, DamagedManifestError, is_published
 from rotescale.faults import fault_point
 from rotescale.run_dir import CheckpointKind, CheckpointName, RunDir
@@ -31,7 +31,7 @@ class CheckpointStore:
 
     def is_newest(self) -> bool:
         """Whether no later attempt has started."""
-        return is_newest(self._run_dir, self._attempt)
+        return self._run_dir.is_newest(self._attempt)
 
     def newest(self) -> Checkpoint | None:
         """The checkpoint to go on from, full or the end of a phase; None: start at step 0."""
@@ -56,13 +56,12 @@ class CheckpointStore:
         """Remove all but the last ``keep_last`` full checkpoints; returns what was removed.
 
         Ends of phases and weights stay, with ``keep_every`` those whose step is a multiple, and
-        those whose (phase, step) is in ``keep``.
-        Nothing is removed once a newer attempt has started, whose resume point may be any of
-        them, nor before this attempt has published a checkpoint of its own: until then the one it
-        resumed from is all there is.
+        those whose (phase, step) is in ``keep``. Nothing is removed once a newer attempt has
+        started, whose resume point may be any of them, nor before this attempt has published a
+        checkpoint of its own: until then the one it resumed from is all there is.
         """
         assert keep_last >= 1, keep_last
-        if not is_newest(self._run_dir, self._attempt):
+        if not self.is_newest():
             return []
         if not self._has_own():
             return []
@@ -94,10 +93,10 @@ class CheckpointStore:
         """
         manifest = directory / MANIFEST
         aside = manifest.with_name(DAMAGED)
-        if not is_newest(self._run_dir, self._attempt):
+        if not self.is_newest():
             return False
         step_aside(manifest, aside)
-        if is_newest(self._run_dir, self._attempt):
+        if self.is_newest():
             return True
         step_back(aside, manifest)
         return False
@@ -108,7 +107,7 @@ class CheckpointStore:
         Folders without a manifest go at once. Checkpoints published past the resume point of a
         successor go when this attempt has published its own. Only the newest attempt removes.
         """
-        if not is_newest(self._run_dir, self._attempt):
+        if not self.is_newest():
             return []
         seen = set(visible(self._run_dir, self._attempt))
         has_own = self._has_own()
@@ -117,15 +116,16 @@ class CheckpointStore:
             if attempt >= self._attempt:
                 continue
             for name in self._run_dir.checkpoint_folders(attempt, listed_only=True):
-                published = is_published(self._run_dir.checkpoint(name))
-                # Of what was set aside as damaged somebody may still want the rest.
+                if name in seen:
+                    continue
                 directory = self._run_dir.checkpoint(name)
-                kept = published or (directory / DAMAGED).exists()
-                if name in seen or (kept and not has_own):
+                published = is_published(directory)
+                # Of what was set aside as damaged somebody may still want the rest.
+                if not has_own and (published or (directory / DAMAGED).exists()):
                     continue
                 if published and not self._unpublish(name):
                     return removed
-                remove_folder(self._run_dir.checkpoint(name))
+                remove_folder(directory)
                 removed.append(name)
         return removed
 
@@ -147,7 +147,7 @@ class CheckpointStore:
         manifest = self._run_dir.manifest(name)
         aside = manifest.with_name(f".{manifest.name}.removed")
         step_aside(manifest, aside)
-        if is_newest(self._run_dir, self._attempt):
+        if self.is_newest():
             remove(aside)
             return True
         step_back(aside, manifest)

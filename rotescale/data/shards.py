@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from rotescale.data.encoding import Encoded
 from rotescale.data.examples import Example
 from rotescale.errors import DataError
-from rotescale.storage import StoragePath, write_atomic, writing
+from rotescale.storage import StoragePath, file_digest, write_atomic, writing
 
 FORMAT = "rotescale-examples"
 VERSION = 1
@@ -103,11 +102,11 @@ def _write_shard(batch: Sequence[tuple[Example, Encoded]], path: Path) -> None:
 
 
 def _file_entry(path: Path) -> dict[str, Any]:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return {"name": path.name, "num_bytes": path.stat().st_size, "digest": digest.hexdigest()}
+    return {
+        "name": path.name,
+        "num_bytes": path.stat().st_size,
+        "digest": file_digest(path),
+    }
 
 
 class ExampleShards:

@@ -78,7 +78,7 @@ class RunEvaluator:
     def _write(
         self, stage: str, epoch: int | None, checkpoint: str | None, outcomes: list[Outcome]
     ) -> None:
-        if (self.run_dir.newest_attempt() or 0) > self.attempt:
+        if not self.run_dir.is_newest(self.attempt):
             # A superseded attempt leaves its successor's outcomes alone.
             return
         rows = summarise(

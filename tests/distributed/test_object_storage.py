@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import pytest
 from helpers import QUICK, micro_spec, prepare, run_workers
 from object_stores import ENVIRONMENT, Proxy
 from recovery_helpers import PHASES, assert_equal_runs
@@ -29,8 +28,6 @@ def exported(run_dir: RunDir, phase: str) -> dict[str, bytes]:
     }
 
 
-# Slow, for as long as an unlucky row of faults can use up a worker's retries and fail the test.
-@pytest.mark.slow
 def test_a_killed_run_in_a_bucket_equals_an_undisturbed_one_on_the_disk(
     remote: RemotePath, proxy: Proxy, model_cache: Path, tmp_path: Path
 ) -> None:

@@ -166,17 +166,16 @@ def seconds_between_start_and_end(run_dir: RunDir) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
-    ("sizes", "share", "overrides", "check"),
+    ("sizes", "share", "check"),
     [
-        ((2,), 0.75, (), assert_the_same_run),
-        ((2, 3, 1, 2), 0.25, (), assert_the_same_up_to_rounding),
+        ((2,), 0.75, assert_the_same_run),
+        ((2, 3, 1, 2), 0.25, assert_the_same_up_to_rounding),
     ],
     ids=["at the same size", "at other sizes"],
 )
 def test_kills_at_random_moments(
     sizes: Sequence[int],
     share: float,
-    overrides: Sequence[str],
     check: Callable[[RunDir, RunDir], None],
     start: Callable[..., RunDir],
     capsys: pytest.CaptureFixture[str],
@@ -184,14 +183,14 @@ def test_kills_at_random_moments(
     """Of ROTESCALE_RANDOM_KILLS, by the seed ROTESCALE_RANDOM_SEED."""
     wanted = max(1, round(KILLS * share))
     rng = random.Random(f"{SEED} {sizes}")
-    calm = start(*STAGES, *overrides)
+    calm = start(*STAGES)
     assert run_workers(calm, world_size=2) == [0, 0]
     # A part of the whole, so that most moments come before the end.
     busy_seconds = 0.5 * seconds_between_start_and_end(calm)
     struck: Counter[str] = Counter()
     num_runs = 0
     while struck.total() < wanted:
-        run_dir = start(*STAGES, *overrides)
+        run_dir = start(*STAGES)
         kills = min(KILLS_PER_RUN, wanted - struck.total())
         found = torment(run_dir, rng, kills=kills, sizes=cycle(sizes), busy_seconds=busy_seconds)
         check(run_dir, calm)

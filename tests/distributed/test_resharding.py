@@ -21,6 +21,7 @@ from rotescale.checkpoint.manifest import DIGEST_BYTES, MANIFEST, ManifestHeader
 from rotescale.checkpoint.slices import CheckpointReader
 from rotescale.checkpoint.writer import publish, write_rank_file
 from rotescale.cli import app
+from rotescale.composition import make_engine
 from rotescale.faults import VARIABLE
 from rotescale.model.frozen import WholeReader
 from rotescale.model.prepare import load_prepared
@@ -29,9 +30,9 @@ from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
 from rotescale.tensors import PARTS, partition
-from rotescale.worker import make_engine
 
 PAIRS = [(1, 2), (2, 1), (2, 3), (3, 2), (4, 1)]
+QUICK_PAIRS = [(1, 2), (3, 2)]
 PHASES = ("memorize", "generalize")
 STEPS = 6
 """Of each phase; checkpoints after steps 2 and 4, and at the end."""
@@ -245,7 +246,11 @@ def restore_and_save(run_folder: Path, directories: Sequence[Path], out: Path) -
     engine.close()
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="{0[0]}-to-{0[1]}".format)
+@pytest.mark.parametrize(
+    "pair",
+    [pytest.param(pair, marks=() if pair in QUICK_PAIRS else pytest.mark.slow) for pair in PAIRS],
+    ids="{0[0]}-to-{0[1]}".format,
+)
 def test_the_restored_state_is_what_was_saved_bit_for_bit(
     pair: tuple[int, int], whole: Whole, tmp_path: Path
 ) -> None:

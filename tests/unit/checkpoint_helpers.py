@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from rotescale.checkpoint.manifest import Manifest, ManifestHeader, Schedule
+from rotescale.checkpoint.attempts import start_attempt
+from rotescale.checkpoint.manifest import Manifest, ManifestHeader, Schedule, is_published
+from rotescale.checkpoint.store import CheckpointStore
 from rotescale.checkpoint.writer import SliceData, publish, write_rank_file
 from rotescale.run_dir import CheckpointKind, CheckpointName, RunDir
 from rotescale.tensors import PARTS, Part, TensorSlice, partition
@@ -89,3 +91,18 @@ def save_at(
     )
     save(run_dir.checkpoint(name), head=head)
     return name
+
+
+def begin(run_dir: RunDir) -> CheckpointStore:
+    """The store of a new attempt."""
+    return CheckpointStore(run_dir, start_attempt(run_dir, world_size=1, host="here").number)
+
+
+def published(run_dir: RunDir) -> list[tuple[int, int]]:
+    """(attempt, step) of every published checkpoint."""
+    return [
+        (attempt, name.step)
+        for attempt in run_dir.checkpoint_attempts()
+        for name in run_dir.checkpoint_folders(attempt)
+        if is_published(run_dir.checkpoint(name))
+    ]

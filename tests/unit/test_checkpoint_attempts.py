@@ -12,7 +12,6 @@ from checkpoint_helpers import save_at
 
 from rotescale.checkpoint.attempts import (
     Attempt,
-    is_newest,
     lineage,
     newest,
     read_attempt,
@@ -55,8 +54,8 @@ def test_a_restart_names_the_newest_checkpoint(tmp_path: Path) -> None:
     save_at(run_dir, attempt=1, step=100)
     second = start(run_dir)
     assert second.resumes == "checkpoints/attempt-0001/01-memorize-step-000100-full/manifest.json"
-    assert not is_newest(run_dir, 1)
-    assert is_newest(run_dir, 2)
+    assert not run_dir.is_newest(1)
+    assert run_dir.is_newest(2)
     assert newest_step(run_dir, 2) == 100
 
 

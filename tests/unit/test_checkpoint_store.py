@@ -6,28 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_helpers import rank_slices, save_at, values
+from checkpoint_helpers import begin, published, rank_slices, save_at, values
 
-from rotescale.checkpoint.attempts import start_attempt
-from rotescale.checkpoint.manifest import DamagedManifestError, is_published
+from rotescale.checkpoint.manifest import DamagedManifestError
 from rotescale.checkpoint.slices import CheckpointReader
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.checkpoint.writer import write_rank_file
 from rotescale.run_dir import CheckpointName, RunDir
-
-
-def begin(run_dir: RunDir) -> CheckpointStore:
-    return CheckpointStore(run_dir, start_attempt(run_dir, world_size=1, host="here").number)
-
-
-def published(run_dir: RunDir) -> list[tuple[int, int]]:
-    """(attempt, step) of every published checkpoint on the disk."""
-    return [
-        (attempt, name.step)
-        for attempt in run_dir.checkpoint_attempts()
-        for name in run_dir.checkpoint_folders(attempt)
-        if is_published(run_dir.checkpoint(name))
-    ]
 
 
 def leave_unpublished(run_dir: RunDir, *, attempt: int, step: int) -> Path:
@@ -226,7 +211,7 @@ def test_an_attempt_that_starts_while_one_prunes_keeps_its_resume_point(
     for step in (10, 20):
         save_at(run_dir, attempt=1, step=step)
     answers = [True, False]
-    monkeypatch.setattr("rotescale.checkpoint.store.is_newest", lambda *_: answers.pop(0))
+    monkeypatch.setattr(CheckpointStore, "is_newest", lambda *_: answers.pop(0))
     assert first.prune(1) == []
     assert answers == []
     assert published(run_dir) == [(1, 10), (1, 20)]

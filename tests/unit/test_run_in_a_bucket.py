@@ -8,12 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from checkpoint_helpers import SHAPES, header, rank_slices, save, save_at, values
+from checkpoint_helpers import (
+    SHAPES,
+    begin,
+    header,
+    published,
+    rank_slices,
+    save,
+    save_at,
+    values,
+)
 from object_stores import Proxy
 from test_run_dir import open_spec, spec
 
 from rotescale.checkpoint.attempts import (
-    is_newest,
     lineage,
     newest,
     read_attempt,
@@ -34,23 +42,9 @@ from rotescale.storage import StoragePath, write_atomic
 from rotescale.tensors import PARTS, TensorSlice
 
 
-def begin(run_dir: RunDir) -> CheckpointStore:
-    return CheckpointStore(run_dir, start_attempt(run_dir, world_size=1, host="here").number)
-
-
 def newest_step(run_dir: RunDir, number: int) -> int | None:
     found = newest(run_dir, number)
     return None if found is None else found.manifest.step
-
-
-def published(run_dir: RunDir) -> list[tuple[int, int]]:
-    """(attempt, step) of every published checkpoint."""
-    return [
-        (attempt, name.step)
-        for attempt in run_dir.checkpoint_attempts()
-        for name in run_dir.checkpoint_folders(attempt)
-        if is_published(run_dir.checkpoint(name))
-    ]
 
 
 def event(message: str, *, attempt: int = 1) -> EventRow:
@@ -110,7 +104,7 @@ def test_a_zombie_is_invisible_and_prunes_nothing(folder: StoragePath) -> None:
     assert first.prune(1) == []
     assert not first.set_aside(run_dir.checkpoint(visible(run_dir, 1)[0]))
     assert newest_step(run_dir, 2) == 20
-    assert not is_newest(run_dir, 1)
+    assert not run_dir.is_newest(1)
     save_at(run_dir, attempt=2, step=25)
     assert [name.step for name in second.prune(1)] == [10, 20]
     assert [name.step for name in second.collect_orphans()] == [30]
@@ -131,7 +125,7 @@ def test_a_manifest_that_stepped_aside_comes_back(
         seen.append(published(run_dir))
         return len(seen) == 1
 
-    monkeypatch.setattr("rotescale.checkpoint.store.is_newest", superseded)
+    monkeypatch.setattr(CheckpointStore, "is_newest", superseded)
     assert store.prune(1) == []
     # While it was asked whether a newer attempt had started, the checkpoint was out of sight.
     assert seen == [[(1, 10), (1, 20)], [(1, 20)]]
@@ -255,7 +249,7 @@ def test_a_listing_that_lags_hides_no_attempt(remote: RemotePath, proxy: Proxy) 
     for number in (2, 3, 4):
         assert start_attempt(run_dir, world_size=1).number == number
         assert run_dir.newest_attempt() == number
-        assert not is_newest(run_dir, number - 1)
+        assert not run_dir.is_newest(number - 1)
     proxy.hidden = re.compile("attempts/")
     assert run_dir.attempt_numbers() == [1, 2, 3, 4]
     assert proxy.counts["hidden"] > 0

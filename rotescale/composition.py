@@ -1,0 +1,177 @@
+"""The composition root of one rank: the engine, and the parts of an attempt, from specs and run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rotescale.checkpoint.saver import CheckpointSaver
+from rotescale.checkpoint.store import CheckpointStore
+from rotescale.data.examples import memorized_facts, trained_facts
+from rotescale.data.order import Batches, Order, Source
+from rotescale.data.shards import ExampleShards
+from rotescale.data.stream import Stream
+from rotescale.engine.base import Engine, OptimizerSettings
+from rotescale.evaluation.items import build_items
+from rotescale.evaluation.stage import RunEvaluator
+from rotescale.facts.saved import load_saved
+from rotescale.launch_spec import StageLimits
+from rotescale.local_copy import local_copy
+from rotescale.model.build import build_model, model_layout
+from rotescale.model.frozen import freeze, frozen_names
+from rotescale.model.prepare import PreparedModel
+from rotescale.notices import Notices, Preemption
+from rotescale.persistence import Persistence
+from rotescale.phase_plan import PhasePlan
+from rotescale.phases import Training
+from rotescale.preparation import Resolved, versions
+from rotescale.records import RecordWriter
+from rotescale.run_dir import RunDir
+from rotescale.spec import ExperimentSpec
+from rotescale.team import Team
+from rotescale.team_checkpoints import TeamCheckpoints
+from rotescale.watchdog import Watchdog
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_PROGRESS_SECONDS = 2.0
+
+
+def make_engine(spec: ExperimentSpec, prepared: PreparedModel) -> Engine:
+    """Collective: every rank calls this."""
+    # Also imports the architecture's code, which ZeRO's context would disturb.
+    config = prepared.config()
+    frozen = frozen_names(spec.model.frozen, model_layout(config))
+
+    def build() -> nn.Module:
+        model = build_model(
+            config,
+            attention=spec.model.attention,
+            dtype=_DTYPES[spec.engine.precision],
+            activation_checkpointing=spec.model.activation_checkpointing,
+        )
+        return freeze(model, frozen)
+
+    first = spec.phases[0]
+    settings = OptimizerSettings(
+        first.weight_decay, first.adam_betas, first.adam_epsilon, first.max_grad_norm
+    )
+    match spec.engine.kind:
+        case "zero3":
+            # DeepSpeed takes seconds to import, and the reference engine does without.
+            from rotescale.engine.zero3 import Zero3Engine
+
+            return Zero3Engine(build, spec=spec.engine, settings=settings)
+        case "eager":
+            from rotescale.engine.eager import EagerEngine
+
+            return EagerEngine(build, spec=spec.engine, settings=settings)
+
+
+def make_training(
+    spec: ExperimentSpec,
+    run_dir: RunDir,
+    prepared: PreparedModel,
+    *,
+    engine: Engine,
+    attempt: int,
+    watchdog: Watchdog,
+    limits: StageLimits,
+    preemption: Callable[[], Preemption | None],
+) -> Training:
+    """The parts of one attempt on this rank, put together."""
+    team = Team(engine, RecordWriter(run_dir, attempt=attempt, rank=engine.rank), attempt)
+    store = CheckpointStore(run_dir, attempt)
+    resolved = Resolved.read(run_dir)
+    checkpoints = TeamCheckpoints(run_dir, team, store, prepared, spec.model.frozen)
+    saver = CheckpointSaver(
+        rank=engine.rank, world_size=engine.world_size, publish_seconds=limits.save_seconds
+    )
+    watchdog.on_hang = partial(_record_hang, team, run_dir, watchdog.log)
+    return Training(
+        spec=spec,
+        team=team,
+        checkpoints=checkpoints,
+        persistence=Persistence(spec, team, checkpoints, saver, versions()),
+        plans=_plans(spec, resolved, run_dir),
+        evaluator=_evaluator(spec, resolved, run_dir, prepared, team=team),
+        watchdog=watchdog,
+        notices=Notices(
+            run_dir,
+            rank=engine.rank,
+            is_newest=store.is_newest,
+            preemption=preemption,
+            report=team.event,
+        ),
+    )
+
+
+def _record_hang(team: Team, run_dir: RunDir, log: Path, message: str) -> None:
+    team.event("hang", f"rank {team.rank}: {message}", every_rank=True)
+    team.records.flush()
+    run_dir.upload_log(log)
+
+
+def _evaluator(
+    spec: ExperimentSpec,
+    resolved: Resolved,
+    run_dir: RunDir,
+    prepared: PreparedModel,
+    *,
+    team: Team,
+) -> RunEvaluator:
+    fact_set = load_saved(run_dir.facts_json)
+    items = build_items(
+        fact_set,
+        trained=trained_facts(fact_set, spec.phases, seed=spec.seed),
+        asked=memorized_facts(fact_set, spec.phases, seed=spec.seed),
+        key_tokens=prepared.key_tokens,
+        spec=spec.evaluation,
+        seed=spec.seed,
+    )
+    return RunEvaluator(
+        engine=team.engine,
+        items=items,
+        tokenizer=prepared.tokenizer(),
+        num_tokens=prepared.num_tokens,
+        mode=resolved.evaluation_mode,
+        spec=spec.evaluation,
+        seed=spec.seed,
+        run_dir=run_dir,
+        attempt=team.attempt,
+        records=team.records,
+        progress=_progress(team),
+    )
+
+
+def _plans(spec: ExperimentSpec, resolved: Resolved, run_dir: RunDir) -> tuple[PhasePlan, ...]:
+    plans = []
+    for index, phase in enumerate(spec.phases):
+        digest = resolved.data[phase.name]
+        shards = ExampleShards(local_copy(run_dir.data_dir(digest)), digest=digest)
+        order = Order(spec.seed, phase.name, (Source(phase.name, shards.num_rows),))
+        stream = Stream(
+            shards, order, Batches(order.epoch_size, phase.global_batch), spec.engine.row_tokens
+        )
+        plans.append(PhasePlan.of(index, phase, stream))
+    return tuple(plans)
+
+
+def _progress(team: Team) -> Callable[[str, int, int], None]:
+    """Records how far an evaluation is, on rank 0, every few seconds and at its end."""
+    last = 0.0
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _PROGRESS_SECONDS and done < total:
+            return
+        last = now
+        message = f"{stage}: {done} of {total} questions"
+        team.event("evaluation", message, stage=stage, done=done, total=total)
+
+    return progress
