@@ -14,7 +14,8 @@ workers and trained before the first kill.
 Each side's rank 1 is killed a few times in one run. Of each kill it is measured:
   detect      from the kill until the other worker is gone: Ray has seen it and ends the group
   restart     until the loop begins in both processes of the next group
-  import      until torch, transformers, DeepSpeed and, of ours, rotescale are imported
+  import      until torch, transformers, DeepSpeed and, of ours, rotescale are imported on both; of
+              ours, until the processes are forked in which they are
   load        until model, engine and checkpoint are loaded on both
   first step  until both ranks have completed an optimizer step
 The row compares the medians of the sums; it agrees where the master weights that each rank has
@@ -45,6 +46,7 @@ _STEPS_BEFORE_KILL = 15
 _ROW_TOKENS = 200
 """About what a worker of ours has in a step."""
 _TIMEOUT_SECONDS = 300.0
+_MARKS_VARIABLE = "RECOVERY_MARKS"
 
 
 def main() -> None:
@@ -259,15 +261,13 @@ def _gone(pid: int) -> bool | None:
     return True if status.rpartition(")")[2].split()[0] in "ZX" else None
 
 
-def _our_loop(config: dict[str, Any], marks_path: Path) -> None:
-    """Ours in a worker: rotescale's own loop, with marks put in at the engine."""
-    marks = Marks(marks_path)
-    marks.add("loop")
-    import rotescale.worker  # noqa: F401 (as the loop does it)
-    from rotescale import driver
+def marked_worker(config: dict[str, Any], channel: Any) -> None:
+    """Ours in a forked process: rotescale's own worker, with marks put in at the engine."""
     from rotescale.engine.zero3 import Zero3Engine
     from rotescale.errors import TrainingError
+    from rotescale.worker import run_forked_worker
 
+    marks = Marks(Path(os.environ[_MARKS_VARIABLE]))
     marks.add("imported")
     load, step = Zero3Engine.load, Zero3Engine.step
     done = [0]
@@ -289,6 +289,17 @@ def _our_loop(config: dict[str, Any], marks_path: Path) -> None:
         return norm
 
     Zero3Engine.load, Zero3Engine.step = marked_load, marked_step  # type: ignore[method-assign]
+    run_forked_worker(config, channel)
+
+
+def _our_loop(config: dict[str, Any], marks_path: Path) -> None:
+    """Ours in Ray's own process, which waits for a forked one."""
+    Marks(marks_path).add("loop")
+    from rotescale import driver
+
+    os.environ[_MARKS_VARIABLE] = str(marks_path)
+    sys.path.insert(0, str(Path(__file__).parent))
+    driver.WORKER = "recovery:marked_worker"
     driver._worker_loop(config)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from rotescale.errors import RotescaleError, error_class
 from rotescale.faults import VARIABLE as FAULT_VARIABLE
+from rotescale.fork_server import ForkServer
 from rotescale.launch_spec import LaunchSpec
 from rotescale.notices import Preemption
 from rotescale.object_client import PASSED_ON
@@ -20,7 +22,8 @@ ENVIRONMENT = {
     # How often the controller looks at its workers, and so how soon it sees that one is dead [2].
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # How long a worker may leave a poll unanswered, such as one on a host that stands still [600].
-    # The poll is trivial and has a thread of its own, but a long call in C may hold the lock.
+    # The poll is trivial and has a thread of its own; but where workers are not forked, a long call
+    # in C may hold that process's lock.
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
     # How long workers may take to be placed [60]. After a node is lost the controller believes
     # for a while in resources that are gone, and finds out only by this limit.
@@ -32,6 +35,9 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
 }
 
+WORKER = "rotescale.worker:run_forked_worker"
+"""What is called in a forked process of each rank."""
+_PRELOAD = ("rotescale.worker", "rotescale.engine.zero3", "datasets")
 _CLAIM_SECONDS = 60
 """How long a controller that died may keep others from the resources it had asked for."""
 
@@ -111,19 +117,20 @@ def raise_outcome(run_dir: RunDir) -> None:
 
 def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     least, most = launch.num_workers
     resources = {"CPU": launch.cpus_per_worker}
     if launch.gpus_per_worker:
         resources["GPU"] = launch.gpus_per_worker
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         _worker_loop,
         train_loop_config={
             "run_folder": str(run_dir.root.absolute()),
             "threads": _num_threads(launch),
+            "fork": launch.fork_workers,
         },
-        torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
+        backend_config=_rendezvous_config(),
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             elastic_resize_monitor_interval_s=launch.resize_check_seconds,
@@ -159,14 +166,72 @@ def _num_threads(launch: LaunchSpec) -> int:
     return max(1, int(launch.cpus_per_worker))
 
 
+def _rendezvous_config() -> Any:
+    """What Ray Train has its workers agree on before they begin: where torch's ranks meet.
+
+    Ray's own for torch imports it in each of its processes, which here only wait for a forked one.
+    """
+    from ray.train.backend import Backend, BackendConfig
+
+    class Rendezvous(Backend):  # type: ignore[misc]
+        # Each process sees all GPUs of its node's workers, and takes that of its local rank.
+        share_cuda_visible_devices = True
+
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_set_ranks, worker_group.execute_single(0, _free_address))
+
+    class RendezvousConfig(BackendConfig):  # type: ignore[misc]
+        backend_cls = Rendezvous
+
+    return RendezvousConfig()
+
+
+def _free_address() -> tuple[str, int]:
+    """This node's address, and a port that nobody listens on now."""
+    import ray.util
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+
+
+def _set_ranks(address: tuple[str, int]) -> None:
+    """The variables from which torch makes a process group."""
+    from ray.train import get_context
+
+    context = get_context()
+    os.environ |= {
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "MASTER_ADDR": address[0],
+        "MASTER_PORT": str(address[1]),
+    }
+
+
 def _worker_loop(config: dict[str, Any]) -> None:
-    """What Ray Train runs in each worker."""
-    import torch
+    """What Ray Train runs in each worker: it waits for the forked process that does the work."""
+    if not config["fork"]:
+        import torch
 
-    from rotescale.worker import run_worker
+        from rotescale.worker import run_worker
 
-    torch.set_num_threads(config["threads"])
-    run_worker(RunDir.at(config["run_folder"]).root, preemption=preemption_notice)
+        torch.set_num_threads(config["threads"])
+        run_worker(RunDir.at(config["run_folder"]).root, preemption=preemption_notice)
+        return
+    import ray
+
+    # Workers are children of the raylet. Another driver may have other code.
+    raylet = os.getppid()
+    job = ray.get_runtime_context().get_job_id()
+    server = ForkServer(f"{raylet}-{job}", preload=_PRELOAD, owner=raylet)
+    server.call(WORKER, config, notice=_preemption_to_tell)
+
+
+def _preemption_to_tell() -> dict[str, Any] | None:
+    notice = preemption_notice()
+    return None if notice is None else notice.to_json()
 
 
 def preemption_notice() -> Preemption | None:

@@ -56,6 +56,10 @@ class LaunchSpec(Part):
     """CPU cores per worker; also its threads."""
     gpus_per_worker: Annotated[NonNegativeInt, Field(le=1)] = 0
     """GPUs per worker: 0 (gloo, on the CPU) or 1 (NCCL)."""
+    fork_workers: bool = True
+    """Fork workers off a process per node that has imported torch, transformers and DeepSpeed, so
+    that a new set of workers starts without importing them again. Else each imports them itself,
+    in Ray's own process."""
     storage: str = "runs"
     """The folder that all workers share, or a URL (s3://, gs://), with one folder per run."""
     model_cache: str = "~/.cache/rotescale"

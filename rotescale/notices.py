@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from rotescale.run_dir import RunDir
 from rotescale.storage import write_atomic
@@ -30,6 +31,15 @@ class Preemption:
     nodes: tuple[str, ...]
     deadline: float | None
     """UNIX time in seconds; None where it is not known."""
+
+    @classmethod
+    def from_json(cls, value: Any) -> Preemption | None:
+        """What ``to_json`` gave, after a way as JSON; None for None."""
+        return None if value is None else cls(tuple(value["nodes"]), value["deadline"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, for another process."""
+        return {"nodes": list(self.nodes), "deadline": self.deadline}
 
 
 class Notices:

@@ -1,7 +1,7 @@
 """The life of one rank: from a prepared run folder to a finished run, attempt by attempt.
 
-It starts under Ray Train, or without it from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT by
-``python -m rotescale.worker RUN_FOLDER``.
+It starts from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT: under Ray Train, which sets them, or
+by ``python -m rotescale.worker RUN_FOLDER``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ from rotescale.errors import (
     TrainingError,
 )
 from rotescale.faults import fault_point
+from rotescale.fork_server import Channel
 from rotescale.launch_spec import LaunchSpec
 from rotescale.model.prepare import load_prepared
 from rotescale.notices import Preemption
@@ -95,6 +97,18 @@ def run_worker(
             watchdog.close()
             with suppress(StorageError):
                 run_dir.upload_log(watchdog.log)
+
+
+def run_forked_worker(config: dict[str, Any], channel: Channel) -> None:
+    """Collective: every rank calls this. ``run_worker`` in a process of the fork server.
+
+    ``config`` holds ``run_folder`` and the number of ``threads``; ``channel`` tells of preemption.
+    """
+    torch.set_num_threads(config["threads"])
+    run_worker(
+        RunDir.at(config["run_folder"]).root,
+        preemption=lambda: Preemption.from_json(channel.latest()),
+    )
 
 
 def _leaves_quietly(run_dir: RunDir, error: Exception, *, attempt: int) -> bool:

@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -28,6 +28,10 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 import deepspeed
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+with suppress(ImportError):
+    # What DeepSpeed imports in its first ``initialize`` takes seconds: a fork server has it then.
+    import deepspeed.runtime.zero.muon.muon_optimizer
 
 
 def deepspeed_config(
@@ -114,6 +118,8 @@ class Zero3Engine:
         self.world_size = torch.distributed.get_world_size()
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device(f"cuda:{local_rank}" if on_gpu else "cpu")
+        if on_gpu:
+            torch.cuda.set_device(self.device)
         self._build = build
         config = deepspeed_config(spec, settings, world_size=self.world_size, pin_memory=on_gpu)
         with _values_do_not_matter(), deepspeed.zero.Init(config_dict_or_path=config):

@@ -131,14 +131,15 @@ def test_killed_workers_are_replaced_and_the_run_ends_as_if_undisturbed(
     assert_equal_runs(run_dir, undisturbed)
 
 
+@pytest.mark.parametrize("fork", [True, False], ids=["forked", "in Ray's processes"])
 def test_a_user_error_is_tried_exactly_once(
-    cluster: None, tmp_path: Path, model_cache: Path
+    fork: bool, cluster: None, tmp_path: Path, model_cache: Path
 ) -> None:
     spec = micro_spec(*QUICK, "phases.0.learning_rate=1e45", "phases.0.max_grad_norm=null")
     run_dir = prepare(spec, tmp_path, cache=model_cache, num_workers=2)
     for _ in range(2):
         with pytest.raises(TrainingError, match="learning_rate"):
-            driver.train(run_dir, LAUNCH)
+            driver.train(run_dir, LAUNCH.model_copy(update={"fork_workers": fork}))
         assert run_dir.attempt_numbers() == [1]
 
 

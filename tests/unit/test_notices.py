@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from rotescale.notices import Notices, Preemption, request_save
 from rotescale.run_dir import RunDir
@@ -182,3 +185,11 @@ def test_a_request_that_nobody_answers_is_withdrawn(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     assert not request_save(run_dir, "resize", limit_seconds=0.0)
     assert not run_dir.save_request.exists()
+
+
+@pytest.mark.parametrize(
+    "told", [None, Preemption(("a", "b"), 12.5), Preemption(("a",), None)], ids=str
+)
+def test_a_preemption_goes_to_another_process_and_back(told: Preemption | None) -> None:
+    text = json.dumps(None if told is None else told.to_json())
+    assert Preemption.from_json(json.loads(text)) == told
