@@ -6,10 +6,12 @@ processor several times as long as handing the same memory to the disk.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +79,7 @@ class DirectFile:
     def _may_be_written(self, data: memoryview) -> bool:
         if not self.direct:
             return True
-        return len(data) >= _WORTHWHILE_BYTES and _address(data) % ALIGNMENT == 0
+        return len(data) >= _WORTHWHILE_BYTES and address(data) % ALIGNMENT == 0
 
     def _keep(self, data: memoryview) -> int:
         """Take the start of ``data`` into the buffer, which is written when full; how much."""
@@ -85,7 +87,7 @@ class DirectFile:
         if len(data) >= _WORTHWHILE_BYTES:
             # Up to where the rest can be written from where it is, if it ever can.
             gap = -self._num_pending % ALIGNMENT
-            if (_address(data) + gap) % ALIGNMENT == 0:
+            if (address(data) + gap) % ALIGNMENT == 0:
                 size = min(size, gap)
         self._pending[self._num_pending : self._num_pending + size] = data[:size]
         self._num_pending += size
@@ -114,5 +116,31 @@ class DirectFile:
             self.direct = False
 
 
-def _address(data: memoryview) -> int:
+def address(data: memoryview) -> int:
+    """Where the bytes of ``data`` lie in memory."""
     return int(np.frombuffer(data, dtype=np.uint8).ctypes.data)
+
+
+def joined(pieces: Iterable[memoryview], *, most_bytes: int) -> Iterator[memoryview]:
+    """The same bytes in fewer views: pieces that lie side by side in memory become one.
+
+    A thousand small tensors in one buffer are then as few writes as one. A view has at most
+    ``most_bytes``, or is one piece, and may be used until the next is asked for.
+    """
+    held: list[memoryview] = []
+    start = size = 0
+    for piece in pieces:
+        place = address(piece)
+        if held and (place != start + size or size + len(piece) > most_bytes):
+            yield _memory(start, size)
+            held, size = [], 0
+        start = start if held else place
+        # As long as one piece is held, its memory stays.
+        held.append(piece)
+        size += len(piece)
+    if held:
+        yield _memory(start, size)
+
+
+def _memory(start: int, size: int) -> memoryview:
+    return np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(start)).data

@@ -22,7 +22,7 @@ from rotescale.checkpoint.manifest import (
     is_published,
     manifest_bytes,
 )
-from rotescale.direct import ALIGNMENT
+from rotescale.direct import ALIGNMENT, joined
 from rotescale.errors import CheckpointError
 from rotescale.object_store import RemotePath
 from rotescale.run_dir import announce
@@ -227,31 +227,25 @@ def _write_front_to_back(
         digests.clear()
         whole.update(header)
         yield memoryview(header)
+        yield from joined(blocks(), most_bytes=_CHUNK_BYTES)
+
+    def blocks() -> Iterator[memoryview]:
         for number, tensor in enumerate(tensors):
             if number == len(tensors) // 2:
                 halfway()
             view = tensor.detach().contiguous().numpy().data.cast("B")
-            blocks: list[str] = []
-            for start in range(0, len(view), _CHUNK_BYTES):
-                chunk = view[start : start + _CHUNK_BYTES]
-                blocks += _digest(chunk, whole)
-                yield chunk
-            digests.append(tuple(blocks))
+            found: list[str] = []
+            for start in range(0, len(view), DIGEST_BYTES):
+                block = view[start : start + DIGEST_BYTES]
+                whole.update(block)
+                # The second look at a block finds it in the cache.
+                found.append(xxhash.xxh3_64_hexdigest(block))
+                yield block
+            digests.append(tuple(found))
 
     num_bytes = len(header) + sum(BYTES_PER_ELEMENT * tensor.numel() for tensor in tensors)
     write_stream(path, chunks, num_bytes=num_bytes)
     return FileEntry(name=path.name, num_bytes=num_bytes, digest=whole.hexdigest()), digests
-
-
-def _digest(data: memoryview, whole: xxhash.xxh3_128) -> list[str]:
-    """Count ``data`` into ``whole``, and return the digest of each of its blocks."""
-    digests = []
-    for start in range(0, len(data), DIGEST_BYTES):
-        # The second look at a block finds it in the cache.
-        block = data[start : start + DIGEST_BYTES]
-        whole.update(block)
-        digests.append(xxhash.xxh3_64_hexdigest(block))
-    return digests
 
 
 def _stem(rank: int, world_size: int) -> str:

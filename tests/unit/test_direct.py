@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rotescale import direct
-from rotescale.direct import ALIGNMENT, DirectFile
+from rotescale.direct import ALIGNMENT, DirectFile, joined
 
 SIZES = [1, 17, ALIGNMENT, 64 * ALIGNMENT, 3 << 20, (5 << 20) + 4, 1 << 20, 400_000, 12]
 
@@ -81,3 +82,30 @@ def test_a_system_that_refuses_direct_writes_gets_others(
 def test_what_is_no_refusal_is_raised(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         DirectFile(tmp_path / "missing" / "file")
+
+
+def test_neighbours_in_memory_become_one_view() -> None:
+    memory, other = content(100), content(50)
+    pieces = [memory[:10], memory[10:30], memory[30:31], memory[40:60], other[:20], other[20:50]]
+    found = list(map(bytes, joined(pieces, most_bytes=1000)))
+    assert found == [bytes(memory[:31]), bytes(memory[40:60]), bytes(other)]
+
+
+def test_views_of_neighbours_have_a_limit() -> None:
+    memory = content(100)
+    pieces = [memory[start : start + 10] for start in range(0, 100, 10)]
+    found = [bytes(view) for view in joined(pieces, most_bytes=35)]
+    assert [len(view) for view in found] == [30, 30, 30, 10]
+    assert b"".join(found) == bytes(memory)
+    # A piece that is longer than that stays whole.
+    assert [len(view) for view in joined([memory], most_bytes=35)] == [100]
+    assert list(joined([], most_bytes=35)) == []
+
+
+def test_the_memory_of_what_is_joined_stays_as_long_as_it_is_used() -> None:
+    def pieces() -> Iterator[memoryview]:
+        for number in range(3):
+            yield memoryview(bytearray([number]) * (1 << 20))
+
+    for number, view in enumerate(joined(pieces(), most_bytes=1 << 20)):
+        assert bytes(view) == bytes([number]) * (1 << 20)
