@@ -43,6 +43,8 @@ STAGES = ("detect", "restart", "import", "load", "first step")
 FLOOR = 0.6
 _SAVE_EVERY = 10
 _STEPS_BEFORE_KILL = 15
+_COMMIT_SECONDS = 5.0
+"""More than two of Ray Train's looks at its workers: a kill sooner, and the peer starts anew."""
 _ROW_TOKENS = 200
 """About what a worker of ours has in a step."""
 _TIMEOUT_SECONDS = 300.0
@@ -181,6 +183,8 @@ def _watch(marks: Marks, folder: Path, kills: int) -> None:
     for _ in range(kills):
         # Past a checkpoint, so that there is one to load, and past the steps that are slower.
         before = _wait(partial(_pids, marks, known))
+        # The peer's checkpoint counts when the controller has taken it, after ``report`` returned.
+        time.sleep(_COMMIT_SECONDS)
         killed = time.time()
         os.kill(before[1], signal.SIGKILL)
         _wait(partial(_gone, before[0]))
