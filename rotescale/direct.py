@@ -125,22 +125,24 @@ def joined(pieces: Iterable[memoryview], *, most_bytes: int) -> Iterator[memoryv
     """The same bytes in fewer views: pieces that lie side by side in memory become one.
 
     A thousand small tensors in one buffer are then as few writes as one. A view has at most
-    ``most_bytes``, or is one piece, and may be used until the next is asked for.
+    ``most_bytes``, or is one piece, and keeps the memory of its pieces.
     """
     held: list[memoryview] = []
     start = size = 0
     for piece in pieces:
         place = address(piece)
         if held and (place != start + size or size + len(piece) > most_bytes):
-            yield _memory(start, size)
+            yield _memory(start, size, owner=held)
             held, size = [], 0
         start = start if held else place
-        # As long as one piece is held, its memory stays.
         held.append(piece)
         size += len(piece)
     if held:
-        yield _memory(start, size)
+        yield _memory(start, size, owner=held)
 
 
-def _memory(start: int, size: int) -> memoryview:
-    return np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(start)).data
+def _memory(start: int, size: int, *, owner: object) -> memoryview:
+    """The bytes at an address, for as long as ``owner``, which the view keeps, has them there."""
+    array = (ctypes.c_ubyte * size).from_address(start)
+    array.owner = owner  # type: ignore[attr-defined]
+    return np.ctypeslib.as_array(array).data

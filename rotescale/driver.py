@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,7 @@ ENVIRONMENT = {
 WORKER = "rotescale.worker:run_forked_worker"
 """What is called in a forked process of each rank."""
 _PRELOAD = ("rotescale.worker", "rotescale.engine.zero3", "datasets")
+_PORTS = range(20_000, 32_000)
 _CLAIM_SECONDS = 60
 """How long a controller that died may keep others from the resources it had asked for."""
 
@@ -129,6 +131,8 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
             "run_folder": str(run_dir.root.absolute()),
             "threads": _num_threads(launch),
             "fork": launch.fork_workers,
+            "on_gpu": bool(launch.gpus_per_worker),
+            "start_seconds": launch.limits.start_seconds,
         },
         backend_config=_rendezvous_config(),
         scaling_config=ScalingConfig(
@@ -187,12 +191,18 @@ def _rendezvous_config() -> Any:
 
 
 def _free_address() -> tuple[str, int]:
-    """This node's address, and a port that nobody listens on now."""
+    """This node's address, and a port that nobody listens on now.
+
+    Seconds may pass until rank 0 listens there, so it is none that Linux gives to connections, nor
+    one of Ray's workers.
+    """
     import ray.util
 
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return ray.util.get_node_ip_address(), port
+    raise OSError(f"no free port from {_PORTS[0]} to {_PORTS[-1]} on this node")
 
 
 def _set_ranks(address: tuple[str, int]) -> None:
@@ -223,10 +233,10 @@ def _worker_loop(config: dict[str, Any]) -> None:
     import ray
 
     # Workers are children of the raylet. Another driver may have other code.
-    raylet = os.getppid()
-    job = ray.get_runtime_context().get_job_id()
-    server = ForkServer(f"{raylet}-{job}", preload=_PRELOAD, owner=raylet)
-    server.call(WORKER, config, notice=_preemption_to_tell)
+    raylet, job = os.getppid(), ray.get_runtime_context().get_job_id()
+    key = f"{raylet}-{job}-{'gpu' if config['on_gpu'] else 'cpu'}"
+    server = ForkServer(key, preload=_PRELOAD, owner=raylet)
+    server.call(WORKER, config, notice=_preemption_to_tell, start_seconds=config["start_seconds"])
 
 
 def _preemption_to_tell() -> dict[str, Any] | None:

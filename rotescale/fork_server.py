@@ -2,7 +2,7 @@
 
 Ray Train answers the loss of one worker by new processes for all, and what takes longest in a new
 process are its imports of torch, transformers and DeepSpeed. So they are done once, in a process
-that starts no thread, touches no GPU, and outlives the workers. Standard library alone.
+that does nothing else, opens no GPU, and outlives the workers. Standard library alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import select
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 _IDLE_SECONDS = 300.0
 """A server that has had no child for so long ends. A replaced set of workers comes sooner."""
@@ -75,7 +76,9 @@ class ForkServer:
         """Where the server's socket, lock and log lie; no other user can enter."""
         # A socket's path has a hundred characters at most, and TMPDIR may be longer than that.
         parent = Path(tempfile.gettempdir())
-        name = f"rotescale-{os.getuid()}-{self.key}"
+        # Containers may share the folder, and each has its own process 1.
+        processes = Path("/proc/self/ns/pid").stat().st_ino
+        name = f"rotescale-{os.getuid()}-{processes}-{self.key}"
         return (parent if len(str(parent)) < 40 else Path("/tmp")) / name
 
     @property
@@ -89,6 +92,7 @@ class ForkServer:
         arguments: Mapping[str, Any],
         *,
         notice: Callable[[], Any] = lambda: None,
+        start_seconds: float = 1200.0,
     ) -> None:
         """Call ``target``, as MODULE:FUNCTION, in a forked process, and wait for its end.
 
@@ -97,7 +101,8 @@ class ForkServer:
         directory, search path, standard output and standard error. Where this process ends, so
         does it.
 
-        Raises ForkedProcessError where it raises, is killed, or exits with a code but 0.
+        Raises ForkedProcessError where it raises, is killed, or exits with a code but 0; and where
+        the server, with all its imports, has not forked it in ``start_seconds``.
         """
         request = {
             "target": target,
@@ -110,35 +115,42 @@ class ForkServer:
         for _ in range(_TRIES):
             with self._connect() as connection:
                 _send_request(connection, request)
+                connection.settimeout(start_seconds)
                 # A server that was about to end, idle, answers nothing; the next one will.
-                if _receive(connection):
-                    ended = _wait_for_end(connection, notice)
+                if first := self._first_answer(connection):
+                    connection.settimeout(None)
+                    ended = first | _wait_for_end(connection, notice)
                     break
         if "code" not in ended:
             raise ForkedProcessError(f"the fork server has died; its log is {self.log}")
         if ended["code"]:
             raise ForkedProcessError(ended.get("error") or _meaning(ended["code"]))
 
+    def _first_answer(self, connection: socket.socket) -> dict[str, Any]:
+        try:
+            return _receive(connection)
+        except TimeoutError:
+            limit = connection.gettimeout()
+            raise ForkedProcessError(
+                f"the fork server has not answered in {limit:g} s; its log is {self.log}"
+            ) from None
+
     def _connect(self) -> socket.socket:
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        if self.folder.stat().st_uid != os.getuid():
-            raise PermissionError(f"{self.folder}: belongs to another user; remove it")
-        with _locked(self.folder / "lock"):
+        with _locked(self.folder) as lock:
             connection = _try_to_connect(self.folder / "socket")
-            if connection is not None:
-                return connection
-            self._start()
-            connection = _try_to_connect(self.folder / "socket")
+            if connection is None:
+                self._start(lock)
+                connection = _try_to_connect(self.folder / "socket")
         if connection is None:
             raise ForkedProcessError(f"the fork server ends at once; its log is {self.log}")
         return connection
 
-    def _start(self) -> None:
+    def _start(self, lock: int) -> None:
         (self.folder / "socket").unlink(missing_ok=True)
-        command = [sys.executable, "-m", __name__, str(self.folder), str(self.owner)]
+        command = [sys.executable, "-m", __name__, str(self.folder), str(self.owner), str(lock)]
         with self.log.open("ab") as log:
             # It leaves this process, which may be ended together with its children.
-            subprocess.run(
+            done = subprocess.run(
                 [*command, *self.preload],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -150,15 +162,42 @@ class ForkServer:
                     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
                 },
                 start_new_session=True,
-                check=True,
+                # Should this process be killed meanwhile, the lock is held until there is a server.
+                pass_fds=[lock],
+                check=False,
             )
+        if done.returncode:
+            raise ForkedProcessError(f"the fork server does not start; its log is {self.log}")
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _locked(folder: Path) -> Iterator[int]:
+    """Hold the lock of ``folder``, which is made where it is missing; its descriptor."""
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
+        if not private or found.st_uid != os.getuid():
+            raise PermissionError(f"{folder}: no folder of this user alone; remove it")
+        file = _open_locked(folder / "lock")
+        if file is not None:
+            break
+    with file:
+        yield file.fileno()
+
+
+def _open_locked(path: Path) -> TextIO | None:
+    """The lock's file, locked; None where a server that ends has taken its folder away."""
+    try:
+        file = path.open("a")
+    except FileNotFoundError:
+        return None
+    fcntl.flock(file, fcntl.LOCK_EX)
+    with suppress(FileNotFoundError):
+        if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+    file.close()
+    return None
 
 
 def _try_to_connect(path: Path) -> socket.socket | None:
@@ -183,11 +222,12 @@ def _send_request(connection: socket.socket, request: Mapping[str, Any]) -> None
 
 def _receive(connection: socket.socket) -> dict[str, Any]:
     """The next message of the server or of what it has forked; empty where there is none."""
-    try:
-        message = connection.recv(_MAX_MESSAGE)
-    except ConnectionResetError:
-        return {}
-    return dict(json.loads(message)) if message else {}
+    # Where the other end has closed without reading all that it was sent, that is told first, once.
+    for _ in range(2):
+        with suppress(ConnectionResetError):
+            message = connection.recv(_MAX_MESSAGE)
+            return dict(json.loads(message)) if message else {}
+    return {}
 
 
 def _wait_for_end(connection: socket.socket, notice: Callable[[], Any]) -> dict[str, Any]:
@@ -228,19 +268,21 @@ class _Server:
         self._listener = listener
         self._owner = os.pidfd_open(owner)
         self._children: list[_Child] = []
+        self._killed: set[int] = set()
         self._idle_seconds = _IDLE_SECONDS
 
-    def run(self) -> bool:
-        """Serve until the owner ends, which is told by True, or there is nothing to do."""
+    def run(self) -> None:
+        """Serve until the owner ends, or there has been nothing to do for long."""
         while True:
             found = self._wait()
             if self._owner in found or not found:
-                return bool(found)
+                return
             for child in list(self._children):
                 if child.process in found:
                     self._reap(child)
                 elif child.connection.fileno() in found:
                     signal.pidfd_send_signal(child.process, signal.SIGKILL)
+                    self._killed.add(child.pid)
             if self._listener.fileno() in found:
                 self._accept()
 
@@ -251,7 +293,8 @@ class _Server:
         poll.register(self._listener, select.POLLIN)
         for child in self._children:
             poll.register(child.process, select.POLLIN)
-            poll.register(child.connection, _HANG_UP)
+            if child.pid not in self._killed:
+                poll.register(child.connection, _HANG_UP)
         limit = None if self._children else self._idle_seconds * 1000
         return {descriptor for descriptor, _ in poll.poll(limit)}
 
@@ -264,6 +307,7 @@ class _Server:
     def _reap(self, child: _Child) -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
         self._children.remove(child)
+        self._killed.discard(child.pid)
         with suppress(OSError):
             child.connection.send(json.dumps({"code": code}).encode())
         child.connection.close()
@@ -313,13 +357,15 @@ class _Server:
             os.close(child.process)
         self._listener.close()
         os.close(self._owner)
-        os.dup2(descriptors[0], 1)
-        os.dup2(descriptors[1], 2)
+        for descriptor, standard in zip(descriptors[:2], (1, 2), strict=True):
+            os.dup2(descriptor, standard)
+            os.close(descriptor)
 
 
 def _run(connection: socket.socket, descriptor: int) -> int:
     """Do in the forked process what was asked for; its exit code."""
     request = json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+    os.close(descriptor)
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.path[:] = request["path"]
@@ -338,31 +384,41 @@ def _run(connection: socket.socket, descriptor: int) -> int:
     return 0
 
 
-def main(folder: Path, owner: int, preload: Sequence[str]) -> None:
+def main(folder: Path, owner: int, lock: int, preload: Sequence[str]) -> None:
     """Be the server of ``folder`` in a process of its own; returns as soon as it can be called."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(str(folder / "socket"))
     listener.listen(128)
     if os.fork():
         return
+    os.close(lock)
     server = _Server(listener, owner)
-    alone = False
     try:
         for module in preload:
             importlib.import_module(module)
         # What is there now is never garbage, and looking for it would copy its pages.
         gc.collect()
         gc.freeze()
-        alone = server.run()
+        server.run()
+    except Exception:  # noqa: BLE001 (its end is told by the log)
+        # Before callers are told to look here.
+        traceback.print_exc()
+        sys.stderr.flush()
+        _leave(folder, listener, keep_log=True)
+        raise SystemExit(1) from None
     finally:
         server.end()
-        # Who finds no socket starts a server of his own; who is in the queue asks once more.
+    _leave(folder, listener, keep_log=False)
+
+
+def _leave(folder: Path, listener: socket.socket, *, keep_log: bool) -> None:
+    """Be found no more: who finds no socket starts a server, and who is in the queue asks again."""
+    with _locked(folder):
         (folder / "socket").unlink(missing_ok=True)
         listener.close()
-        if alone:
-            # Nobody comes any more: callers are the owner's children.
+        if not keep_log:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

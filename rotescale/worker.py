@@ -21,6 +21,7 @@ from rotescale.composition import make_engine, make_training
 from rotescale.engine.base import Engine
 from rotescale.errors import (
     RotescaleError,
+    SpecError,
     StorageError,
     StorageUnavailableError,
     TrainingError,
@@ -104,11 +105,16 @@ def run_forked_worker(config: dict[str, Any], channel: Channel) -> None:
 
     ``config`` holds ``run_folder`` and the number of ``threads``; ``channel`` tells of preemption.
     """
+    run_dir = RunDir.at(config["run_folder"])
+    if torch.cuda._is_in_bad_fork():
+        error = SpecError(
+            "fork_workers: something that was imported has opened the GPUs, which a forked process "
+            "cannot use then; set fork_workers: false in the launch spec"
+        )
+        _fail(run_dir, error, attempt=0)
+        return
     torch.set_num_threads(config["threads"])
-    run_worker(
-        RunDir.at(config["run_folder"]).root,
-        preemption=lambda: Preemption.from_json(channel.latest()),
-    )
+    run_worker(run_dir.root, preemption=lambda: Preemption.from_json(channel.latest()))
 
 
 def _leaves_quietly(run_dir: RunDir, error: Exception, *, attempt: int) -> bool:

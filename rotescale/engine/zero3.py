@@ -24,7 +24,8 @@ from rotescale.engine.base import (
 from rotescale.spec import EngineSpec, EvaluationMode
 from rotescale.tensors import PARTS, Part, TensorSlice, partition
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+if "DS_ACCELERATOR" not in os.environ:
+    os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
 
 import deepspeed
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus

@@ -40,3 +40,25 @@ def wait_for_word(arguments: dict[str, Any], channel: Channel) -> None:
 def wait_for_ever(arguments: dict[str, Any], channel: Channel) -> None:
     Path(arguments["file"]).write_text(str(os.getpid()))
     time.sleep(1e6)
+
+
+def nap(arguments: dict[str, Any], channel: Channel) -> None:
+    """Read nothing of what the caller says."""
+    time.sleep(arguments["seconds"])
+
+
+def nap_and_fail(arguments: dict[str, Any], channel: Channel) -> None:
+    nap(arguments, channel)
+    raise ValueError("tired")
+
+
+def list_descriptors(arguments: dict[str, Any], channel: Channel) -> None:
+    """Write down what this process has open beyond its standard streams."""
+    links = []
+    for entry in Path("/proc/self/fd").iterdir():
+        if int(entry.name) > 2:
+            try:
+                links.append(str(entry.readlink()))
+            except FileNotFoundError:
+                continue
+    Path(arguments["file"]).write_text("\n".join(links))

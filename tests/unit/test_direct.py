@@ -102,10 +102,11 @@ def test_views_of_neighbours_have_a_limit() -> None:
     assert list(joined([], most_bytes=35)) == []
 
 
-def test_the_memory_of_what_is_joined_stays_as_long_as_it_is_used() -> None:
+def test_a_view_keeps_the_memory_of_its_pieces() -> None:
     def pieces() -> Iterator[memoryview]:
-        for number in range(3):
+        for number in range(20):
             yield memoryview(bytearray([number]) * (1 << 20))
 
-    for number, view in enumerate(joined(pieces(), most_bytes=1 << 20)):
-        assert bytes(view) == bytes([number]) * (1 << 20)
+    # Some allocators hand out one after the other: then views have several pieces.
+    views = list(joined(pieces(), most_bytes=4 << 20))
+    assert b"".join(views) == b"".join(bytes([n]) * (1 << 20) for n in range(20))

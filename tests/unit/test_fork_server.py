@@ -126,6 +126,56 @@ def test_all_that_a_server_has_forked_ends_with_it(
         server.call("fork_targets:leave", {"code": 0})
 
 
+def test_word_that_nobody_reads_hides_neither_the_end_nor_the_reason(server: ForkServer) -> None:
+    words = iter(range(1000))
+    server.call("fork_targets:nap", {"seconds": 1.5}, notice=lambda: next(words))
+    with pytest.raises(ForkedProcessError, match="ValueError: tired"):
+        server.call("fork_targets:nap_and_fail", {"seconds": 1.5}, notice=lambda: next(words))
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for_without_limit(owner: int) -> None:
+    server = server_of(owner, preload=("fork_targets_slow",))
+    with pytest.raises(ForkedProcessError, match=r"not answered in 0\.5 s"):
+        server.call("fork_targets:leave", {"code": 0}, start_seconds=0.5)
+    os.kill(owner, signal.SIGKILL)
+    wait_until(lambda: not server.folder.exists())
+
+
+def test_a_folder_that_others_can_enter_is_refused(server: ForkServer, tmp_path: Path) -> None:
+    server.folder.mkdir(mode=0o755)
+    with pytest.raises(PermissionError, match="this user alone"):
+        server.call("fork_targets:leave", {"code": 0})
+    server.folder.rmdir()
+    (tmp_path / "mine").mkdir(mode=0o700)
+    server.folder.symlink_to(tmp_path / "mine")
+    with pytest.raises(PermissionError, match="this user alone"):
+        server.call("fork_targets:leave", {"code": 0})
+    server.folder.unlink()
+
+
+def test_a_server_that_has_ended_leaves_nothing(server: ForkServer) -> None:
+    """And calls that come while it ends find it, or start another."""
+    for _ in range(3):
+        server.call("fork_targets:leave", {"code": 0})
+    # Ten seconds after a child that ended well.
+    wait_until(lambda: not server.folder.exists(), timeout_seconds=60)
+    server.call("fork_targets:leave", {"code": 0})
+
+
+def test_a_forked_process_has_no_descriptors_of_other_calls(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    callers = [held_process(server, tmp_path / f"pid-{n}")[0] for n in range(3)]
+    server.call("fork_targets:list_descriptors", {"file": str(tmp_path / "open")})
+    found = (tmp_path / "open").read_text().splitlines()
+    # Its own connection, and nothing that was received with the call.
+    assert sum(link.startswith("socket:") for link in found) == 1, found
+    assert not [link for link in found if "memfd" in link or "pidfd" in link], found
+    for caller in callers:
+        caller.kill()
+        caller.wait()
+
+
 def test_callers_at_once_share_one_server(server: ForkServer, tmp_path: Path) -> None:
     held = [held_process(server, tmp_path / f"pid-{n}") for n in range(2)]
     parents = {
