@@ -121,8 +121,8 @@ def measure(subject: Subject, folder: Path) -> list[Row]:
     _measure_restoring(found, prepared, folder)
     print_details(f"{subject.name}, {found.num_parameters:,} parameters", details.values())
     CONSOLE.print(
-        f"{subject.name}: of the first save's host memory, "
-        f"{max(rank.left_bytes for rank in saved) / 1e6:.0f} MB per rank are left after the last"
+        f"{subject.name}: of a save's host memory, "
+        f"{max(rank.left_bytes for rank in saved) / 1e6:.0f} MB per rank are left after it"
     )
     return [*_saving_rows(found), *_restoring_rows(found), *_memory_rows(found)]
 
@@ -243,8 +243,7 @@ def _memory_rows(found: Found) -> list[Row]:
     kept = found.restored_as_saved("ours on 2")
     peaks = [details[way].peak_bytes or 0 for way in ("load ours", "load transformers")]
     saved = details["save: ours"].num_bytes or 0
-    steps = f"ours: {found.subject.num_steps} steps and a save"
-    snapshot = details[steps].extra_bytes or 0
+    snapshot = max(rank.snapshot_bytes for rank in found.saved)
     slices = max(rank.slice_bytes for rank in found.saved)
     return [
         Row("load_peak_mb_vs_transformers", name, peaks[0] / 1e6, peaks[1] / 1e6, loaded, 1.0),

@@ -39,14 +39,17 @@ class Saved:
     """Of this rank's masters and moments."""
     digest: str = ""
     """Of this rank's slices as they were when the checkpoints that stay were written."""
+    snapshot_bytes: int = 0
+    """Resident memory that a save of ours added at most, while nothing else went on."""
     left_bytes: int = 0
-    """Resident memory after the host memory was released, less than before the first save."""
+    """Of that, what was left after the host memory was released."""
 
 
 def measure_saving(subject: Subject, prepared: Path, folder: Path) -> Saved:
     """Collective: every rank calls this. All savers in turn; leaves checkpoints in ``folder``."""
     bench = _Bench(subject, prepared, folder)
     bench.steps(2, lambda: None)
+    bench.snapshot_memory()
     bench.stall_of_ours()
     for kind in subject.dcp_kinds:
         bench.stall_of_dcp(kind)
@@ -78,11 +81,22 @@ class _Bench:
             before_update()
             self.engine.step(learning_rate=_LEARNING_RATE)
 
+    def snapshot_memory(self) -> None:
+        """Collective: every rank calls this. A save with no step beside it, whose memory varies."""
+        self.saved.slice_bytes = sum(t.nbytes for _, _, t in self.engine.state(PARTS))
+        memory = PeakMemory()
+        saver = CheckpointSaver(rank=self.engine.rank, world_size=self.engine.world_size)
+        target = self.folder / "snapshot"
+        saver.start(self.request(target, kind="full"))
+        saver.finish()
+        self.saved.snapshot_bytes = memory.extra
+        saver.close()
+        self.saved.left_bytes = resident("VmRSS") - memory.before
+        self._remove(target)
+
     def stall_of_ours(self) -> None:
         """Collective: every rank calls this."""
         saver = CheckpointSaver(rank=self.engine.rank, world_size=self.engine.world_size)
-        before = resident("VmRSS")
-        self.saved.slice_bytes = sum(t.nbytes for _, _, t in self.engine.state(PARTS))
 
         def save(target: Path) -> None:
             saver.start(self.request(target, kind="full", done=self.saved.reports.append))
@@ -91,7 +105,6 @@ class _Bench:
 
         self._stall("ours", save)
         saver.close()
-        self.saved.left_bytes = resident("VmRSS") - before
 
     def stall_of_dcp(self, kind: str) -> None:
         """Collective: every rank calls this. DCP's async_save, by thread or process."""

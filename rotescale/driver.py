@@ -12,7 +12,7 @@ from typing import Any
 
 from rotescale.errors import RotescaleError, error_class
 from rotescale.faults import VARIABLE as FAULT_VARIABLE
-from rotescale.fork_server import ForkServer
+from rotescale.fork_server.caller import ForkServer
 from rotescale.launch_spec import LaunchSpec
 from rotescale.notices import Preemption
 from rotescale.object_client import PASSED_ON

@@ -27,7 +27,7 @@ from rotescale.errors import (
     TrainingError,
 )
 from rotescale.faults import fault_point
-from rotescale.fork_server import Channel
+from rotescale.fork_server.server import Channel
 from rotescale.launch_spec import LaunchSpec
 from rotescale.model.prepare import load_prepared
 from rotescale.notices import Preemption

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rotescale.fork_server import Channel
+from rotescale.fork_server.server import Channel
 
 
 def note(arguments: dict[str, Any], channel: Channel) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from helpers import wait_until
 
-from rotescale.fork_server import ForkedProcessError, ForkServer
+from rotescale.fork_server.caller import ForkedProcessError, ForkServer
 
 HOLDER = """
 import sys
-from rotescale.fork_server import ForkServer
+from rotescale.fork_server.caller import ForkServer
 server = ForkServer(sys.argv[1], preload=(), owner=int(sys.argv[2]))
 server.call("fork_targets:wait_for_ever", {"file": sys.argv[3]})
 """
