@@ -142,7 +142,8 @@ def test_a_server_that_does_not_answer_is_not_waited_for_without_limit(owner: in
 
 
 def test_a_folder_that_others_can_enter_is_refused(server: ForkServer, tmp_path: Path) -> None:
-    server.folder.mkdir(mode=0o755)
+    server.folder.mkdir()
+    server.folder.chmod(0o755)
     with pytest.raises(PermissionError, match="this user alone"):
         server.call("fork_targets:leave", {"code": 0})
     server.folder.rmdir()
