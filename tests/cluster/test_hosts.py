@@ -23,7 +23,7 @@ from rotescale.run_dir import Outcome, RunDir
 
 pytestmark = [pytest.mark.privileged, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-LONG = (*QUICK, "phases.0.epochs=1000", "checkpoints.every_steps=25")
+LONG = (*QUICK, "phases.0.epochs=400", "checkpoints.every_steps=25")
 PORT = 6379
 LIMIT = 240.0
 """Seconds for one change of the cluster to show in the run."""
