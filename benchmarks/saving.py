@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +21,7 @@ from restoring import state_digest
 from rotescale.checkpoint.manifest import MANIFEST, load_manifest
 from rotescale.checkpoint.saver import CheckpointSaver, SaveReport, SaveRequest
 from rotescale.checkpoint.slices import CheckpointReader
+from rotescale.direct import DirectFile
 from rotescale.engine.zero3 import Zero3Engine
 from rotescale.model.export import MAX_SHARD_BYTES, finish_export, plan_shards, write_shard
 from rotescale.model.prepare import load_prepared
@@ -26,6 +30,7 @@ from rotescale.tensors import PARTS
 from subjects import SETTINGS, Subject, batch, builder, header
 
 _LEARNING_RATE = 1e-4
+_WRITE_BYTES = 16 << 20
 
 
 @dataclass(slots=True)
@@ -53,6 +58,7 @@ def measure_saving(subject: Subject, prepared: Path, folder: Path) -> Saved:
     bench.stall_of_ours()
     for kind in subject.dcp_kinds:
         bench.stall_of_dcp(kind)
+    bench.stall_of_bare_write()
     bench.blocking_saves()
     bench.exports()
     bench.saved.digest = state_digest(bench.engine.state(PARTS))
@@ -119,6 +125,30 @@ class _Bench:
 
         self._stall(f"dcp async_save ({kind})", save)
         saver.close()
+
+    def stall_of_bare_write(self) -> None:
+        """Collective: every rank calls this. What the disk alone takes from training.
+
+        A thread writes as many bytes as a checkpoint has, from one buffer, directly, and syncs.
+        """
+        num_bytes = self.saved.slice_bytes
+        memory = memoryview(mmap.mmap(-1, _WRITE_BYTES))
+        memory[:] = os.urandom(_WRITE_BYTES)
+
+        def write(path: Path) -> None:
+            with DirectFile(path) as file:
+                for start in range(0, num_bytes, _WRITE_BYTES):
+                    file.write(memory[: num_bytes - start])
+                file.sync()
+
+        def save(target: Path) -> None:
+            target.mkdir(exist_ok=True)
+            thread = threading.Thread(target=write, args=(target / f"{self.engine.rank}",))
+            thread.start()
+            self.steps(self.subject.num_steps, lambda: None)
+            thread.join()
+
+        self._stall("bare write", save)
 
     def _stall(self, name: str, save: Callable[[Path], None]) -> None:
         """Collective: every rank calls this. N steps with and without a save, by turns.
@@ -213,6 +243,13 @@ class _Bench:
             with quiet():
                 self.engine._engine.save_checkpoint(str(target), tag="saved")
 
+        def deepspeed_synced(target: Path) -> None:
+            deepspeed(target)
+            for path in target.rglob("*"):
+                if f"rank_{self.engine.rank}_" in path.name and path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+
         def dcp(target: Path) -> None:
             dcp_save(sharded_state(self.engine.state(PARTS), self.mesh), target)
 
@@ -220,9 +257,11 @@ class _Bench:
             "ours": ours,
             "ours, weights only": lambda target: ours(target, "weights"),
             "deepspeed": deepspeed,
+            "deepspeed, synced": deepspeed_synced,
             "dcp": dcp,
         }
-        self._in_turn(actions, "save: ", ("ours", "weights", "deepspeed", "dcp"))
+        names = ("ours", "weights", "deepspeed", "deepspeed-synced", "dcp")
+        self._in_turn(actions, "save: ", names)
         saver.close()
 
     def exports(self) -> None:

@@ -69,7 +69,7 @@ SUBJECTS = {
             EngineSpec(),
             64,
             2,
-            3,
+            2,
         ),
     )
 }
