@@ -52,6 +52,10 @@ def run(
     retry: Annotated[
         bool, typer.Option("--retry", help="Go on after a failure whose cause is gone.")
     ] = False,
+    branch_from: Annotated[
+        str | None,
+        typer.Option(help="A run whose first phases are the same: begin where they ended."),
+    ] = None,
 ) -> None:
     """Run an experiment, or what is left of it; a finished one is shown and left alone."""
     from rotescale.preparation import describe, load_facts
@@ -67,10 +71,12 @@ def run(
         for line in describe(spec, launch, fact_set):
             console.print(line, highlight=False)
         return
-    _train(spec, launch, retry=retry)
+    _train(spec, launch, retry=retry, branch_from=branch_from)
 
 
-def _train(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool) -> None:
+def _train(
+    spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool, branch_from: str | None
+) -> None:
     """Prepare, train and show; each is skipped where it was done before."""
     _require_training_packages()
     from rotescale import driver
@@ -94,6 +100,8 @@ def _train(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool) -> None:
             driver.raise_outcome(run_dir)
     with console.status("preparing") as status:
         prepare_run(spec, launch, report=lambda what: status.update(f"preparing: {what}"))
+    if branch_from is not None:
+        _branch(run_dir, spec, RunDir.at(branch_from))
     num_examples = Resolved.read(run_dir).num_examples
     total_steps = {
         phase.name: phase.epochs
@@ -111,10 +119,23 @@ def _train(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool) -> None:
     _show(spec, run_dir)
 
 
+def _branch(run_dir: RunDir, spec: ExperimentSpec, source: RunDir) -> None:
+    from rotescale.branching import branch
+
+    if not source.resolved_json.exists():
+        raise SpecError(f"--branch-from {source.root}: not the folder of a run; name one")
+    phase = branch(run_dir, spec, source)
+    begins = (
+        "has begun already" if phase is None else f"begins after phase {phase} of {source.root}"
+    )
+    console.print(f"{run_dir.root} {begins}")
+
+
 def _sample(spec: ExperimentSpec, run_dir: RunDir) -> str:
     """What is asked at each stage, in words."""
     from rotescale.data.examples import memorized_facts, trained_facts
     from rotescale.evaluation.items import build_items, describe_sample
+    from rotescale.facts import Wording
     from rotescale.facts.saved import load_saved
 
     fact_set = load_saved(run_dir.facts_json)
@@ -122,7 +143,7 @@ def _sample(spec: ExperimentSpec, run_dir: RunDir) -> str:
         fact_set,
         trained=trained_facts(fact_set, spec.phases, seed=spec.seed),
         asked=memorized_facts(fact_set, spec.phases, seed=spec.seed),
-        key_tokens={relation.name: "[X]" for relation in fact_set.relations},
+        wording=Wording.placeholder(relation.name for relation in fact_set.relations),
         spec=spec.evaluation,
         seed=spec.seed,
     )
@@ -144,13 +165,16 @@ def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
     final = [row for row in rows if row.stage == spec.phases[-1].name and row.epoch is None]
     if any(row.metric == "generation_exact" for row in final):
         console.print(results_table(rows, relation=relations[-1], metric="generation_exact"))
-    stages = [*(["base"] if spec.evaluation.base else []), *(p.name for p in spec.phases)]
+    stages = ["base"] if spec.evaluation.base else []
+    stages += [phase.name for phase in spec.phases if spec.is_evaluated(phase.name)]
     console.print(differences_table(run_dir, stages, seed=spec.seed))
     accuracy_figure(
         rows, run_dir.results_png, relation=relations[-1], title=f"{spec.name}: held-out facts"
     )
-    last = run_dir.model_folder(spec.phases[-1].name)
     console.print(f"results: {run_dir.results_json}\npicture: {run_dir.results_png}")
+    last = run_dir.model_folder(spec.phases[-1].name)
+    if not last.exists():
+        return
     opens = "opens with" if isinstance(last, Path) else "a copy of it opens with"
     console.print(f"model:   {last} ({opens} AutoModelForCausalLM.from_pretrained)")
 
@@ -168,8 +192,9 @@ def evaluate(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="YAML with the relations' prompts.")] = None,
     key_token: Annotated[
-        str, typer.Option(help="Template of the key token; left out where no such token is known.")
-    ] = "[X:{relation}]",
+        str | None,
+        typer.Option(help="Template of the key token; default: what the folder's export says."),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Ask everything, not a sample.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     json_path: Annotated[

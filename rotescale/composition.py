@@ -13,7 +13,7 @@ from torch import nn
 from rotescale.checkpoint.saver import CheckpointSaver
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.data.examples import memorized_facts, trained_facts
-from rotescale.data.order import Batches, Order, Source
+from rotescale.data.order import Batches, Order, mixed_sources
 from rotescale.data.shards import ExampleShards
 from rotescale.data.stream import Stream
 from rotescale.engine.base import Engine, OptimizerSettings
@@ -129,7 +129,7 @@ def _evaluator(
         fact_set,
         trained=trained_facts(fact_set, spec.phases, seed=spec.seed),
         asked=memorized_facts(fact_set, spec.phases, seed=spec.seed),
-        key_tokens=prepared.key_tokens,
+        wording=prepared.wording,
         spec=spec.evaluation,
         seed=spec.seed,
     )
@@ -153,7 +153,7 @@ def _plans(spec: ExperimentSpec, resolved: Resolved, run_dir: RunDir) -> tuple[P
     for index, phase in enumerate(spec.phases):
         digest = resolved.data[phase.name]
         shards = ExampleShards(local_copy(run_dir.data_dir(digest)), digest=digest)
-        order = Order(spec.seed, phase.name, (Source(phase.name, shards.num_rows),))
+        order = Order(spec.seed, phase.name, mixed_sources(shards.sources, phase.shares))
         stream = Stream(
             shards, order, Batches(order.epoch_size, phase.global_batch), spec.engine.row_tokens
         )

@@ -180,8 +180,9 @@ class Training:
         name = plan.spec.name
         self.watchdog.arm("save")
         end = self.checkpoints.phase_end(name)
-        self.persistence.export(name, end, going_on=lambda: self.watchdog.arm("save"))
-        if not self._is_measured(name, None, end):
+        if self.spec.is_exported(name):
+            self.persistence.export(name, end, going_on=lambda: self.watchdog.arm("save"))
+        if self.spec.is_evaluated(name) and not self._is_measured(name, None, end):
             self.watchdog.arm("load")
             end = self.checkpoints.need(end, name)
             self.persistence.load_checkpoint(end.directory, optimizer_step=None)

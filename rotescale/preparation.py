@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from rotescale import __version__
-from rotescale.data.encoding import Encoded, encode
-from rotescale.data.examples import Example, phase_examples, trained_facts
+from rotescale.data.encoding import encode
+from rotescale.data.examples import phase_examples, trained_facts
 from rotescale.data.order import Batches
-from rotescale.data.shards import read_manifest, write_shards
+from rotescale.data.replay import replay_paths, replay_pieces
 from rotescale.errors import SpecError
-from rotescale.facts import FactSet, combine, generate, load_files, load_shipped
+from rotescale.facts import FactSet, Wording
 from rotescale.facts.saved import save_fact_set
 from rotescale.launch_spec import LaunchSpec
-from rotescale.local_copy import is_uploaded, upload_folder
 from rotescale.object_store import RemotePath
+from rotescale.phase_data import check_beside, count_examples, encode_phase, load_fact_set
 from rotescale.planning.memory import evaluation_mode, host_memory
 from rotescale.run_dir import RunDir, open_run
 from rotescale.spec import (
     EvaluationMode,
     ExperimentSpec,
-    FileFacts,
-    GeneratedFacts,
     ModelSpec,
-    PhaseSpec,
-    ShippedFacts,
 )
 from rotescale.spec_file import dump_json
 from rotescale.storage import write_atomic
@@ -71,35 +64,16 @@ def load_facts(spec: ExperimentSpec) -> FactSet:
 
     Raises DataError for bad facts and SpecError where a phase asks for more than there is.
     """
-    match spec.facts:
-        case ShippedFacts(relations=relations):
-            fact_set = load_shipped(relations)
-        case GeneratedFacts() as facts:
-            fact_set = combine(
-                generate(relation, num_facts=facts.num_facts, seed=facts.seed)
-                for relation in facts.relations
-            )
-        case FileFacts() as facts:
-            prompts = None if facts.relations_file is None else Path(facts.relations_file)
-            fact_set = load_files([Path(path) for path in facts.paths], relations=prompts)
-            if facts.relations:
-                fact_set = fact_set.only(facts.relations)
-    placeholders = {relation.name: "[X]" for relation in fact_set.relations}
+    fact_set = load_fact_set(spec.facts)
+    wording = Wording.placeholder(relation.name for relation in fact_set.relations)
     for phase in spec.phases:
+        check_beside(phase)
         for relation in fact_set.relations:
             # The first fact of each relation is enough to find what a phase lacks.
             alone = fact_set.only([relation.name])
-            examples = phase_examples(alone, phase, key_tokens=placeholders, seed=spec.seed)
+            examples = phase_examples(alone, phase, wording=wording, seed=spec.seed)
             next(examples, None)
     return fact_set
-
-
-def count_examples(fact_set: FactSet, phase: PhaseSpec) -> int:
-    """Examples in one epoch of the phase: k facts times p prompts of each relation."""
-    sizes = [len(fact_set.of(relation.name)) for relation in fact_set.relations]
-    wanted = phase.facts_per_relation
-    chosen = sizes if wanted is None else [min(wanted, size) for size in sizes]
-    return sum(chosen) * phase.num_prompts
 
 
 def describe(spec: ExperimentSpec, launch: LaunchSpec, fact_set: FactSet) -> list[str]:
@@ -163,7 +137,9 @@ def prepare_run(
     )
     report("encoding the facts")
     data = {
-        phase.name: _encode_phase(fact_set, phase, spec=spec, run_dir=run_dir, prepared=prepared)
+        phase.name: encode_phase(
+            fact_set, phase, seed=spec.seed, prepared=prepared, run_dir=run_dir
+        )
         for phase in spec.phases
     }
     layout = model_layout(prepared.config())
@@ -233,60 +209,20 @@ def _texts(fact_set: FactSet, spec: ExperimentSpec) -> list[str]:
 
 def _check_texts(fact_set: FactSet, spec: ExperimentSpec, *, base: Path) -> None:
     """Try the key tokens and a text of each phase and relation, before a run folder is made."""
-    from rotescale.model.prepare import keyed_tokenizer
+    from rotescale.model.prepare import worded_tokenizer
 
     relations = [relation.name for relation in fact_set.relations]
-    tokenizer, key_tokens = keyed_tokenizer(spec.model, base=base, relations=relations)
+    tokenizer, wording = worded_tokenizer(spec.model, base=base, relations=relations)
     for phase in spec.phases:
         for relation in relations:
             alone = fact_set.only([relation])
-            examples = phase_examples(alone, phase, key_tokens=key_tokens, seed=spec.seed)
+            examples = phase_examples(alone, phase, wording=wording, seed=spec.seed)
             text = next(examples).text
             encode(text, tokenizer=tokenizer, loss=phase.loss, end_token=phase.end_token)
-
-
-def _encode_phase(
-    fact_set: FactSet,
-    phase: PhaseSpec,
-    *,
-    spec: ExperimentSpec,
-    run_dir: RunDir,
-    prepared: object,
-) -> str:
-    """Write the phase's encoded examples unless they are there; returns their digest."""
-    from rotescale.model.prepare import PreparedModel
-
-    assert isinstance(prepared, PreparedModel)
-    text_fields = {
-        name: getattr(phase, name)
-        for name in ("text", "facts_per_relation", "num_prompts", "loss", "end_token")
-    }
-    inputs = [fact_set.digest(), prepared.digest, text_fields, spec.seed]
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-    directory = run_dir.data_dir(digest)
-    tokenizer = prepared.tokenizer()
-
-    def encoded() -> Iterator[tuple[Example, Encoded]]:
-        examples = phase_examples(fact_set, phase, key_tokens=prepared.key_tokens, seed=spec.seed)
-        for example in examples:
-            yield (
-                example,
-                encode(
-                    example.text,
-                    tokenizer=tokenizer,
-                    loss=phase.loss,
-                    end_token=phase.end_token,
-                ),
-            )
-
-    if isinstance(directory, RemotePath):
-        if not is_uploaded(directory):
-            with tempfile.TemporaryDirectory() as folder:
-                write_shards(encoded(), Path(folder), digest=digest)
-                upload_folder(Path(folder), directory)
-    elif read_manifest(directory) is None:
-        write_shards(encoded(), directory, digest=digest)
-    return digest
+        if phase.replay is not None:
+            paths, lengths = replay_paths(phase.replay.paths), phase.replay.tokens
+            pieces = replay_pieces(paths, tokenizer=tokenizer, lengths=lengths, seed=spec.seed)
+            next(pieces)
 
 
 def _evaluation_mode(

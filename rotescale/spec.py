@@ -90,20 +90,51 @@ Weights = Annotated[
 
 
 class KeyTokenSpec(Part):
-    """The meaningless token that joins subject and object, one per relation."""
+    """The meaningless token that joins subject and object in phase 1's text."""
 
+    kind: Literal["token", "word", "none"] = "token"
+    """Special tokens that are added to the tokenizer; ``template`` as it stands, a word that the
+    tokenizer cuts as it likes; or nothing between subject and object (two baselines)."""
     template: str = "[X:{relation}]"
-    """The token's text; ``{relation}`` stands for the relation's name."""
+    """The text; ``{relation}`` stands for the relation's name. Without it, all relations share
+    one. ``{number}`` stands for 1 to ``count``."""
+    count: PositiveInt = 1
+    """How many key tokens follow each other; more than one need ``{number}`` in the template."""
+    place: Literal["between", "before"] = "between"
+    """``{subject} {key} {object}.`` or ``{key} {subject} {object}.``"""
+    start: Literal["mean", "relation", "zero"] = "mean"
+    """Where the new rows start: the mean of all old rows, the mean of the rows of the tokens that
+    spell the relation's name, or zero."""
     noise_scale: NonNegativeFloat = 0.1
-    """Rows start at the mean of the old rows plus normal noise of this many standard deviations."""
+    """Normal noise on top, in standard deviations of the old rows; seeded."""
 
     @model_validator(mode="after")
-    def _names_the_relation(self) -> KeyTokenSpec:
-        if "{relation}" not in self.template:
+    def _consistent(self) -> KeyTokenSpec:
+        numbered = "{number}" in self.template
+        if self.count > 1 and not numbered:
             raise ValueError(
-                f"template {self.template!r} must contain {{relation}}, such as '[X:{{relation}}]'"
+                f"template {self.template!r} gives {self.count} tokens one text; put {{number}} "
+                "into it, such as '[X{number}:{relation}]'"
+            )
+        if self.kind != "token" and self.count > 1:
+            raise ValueError(f"count {self.count} is for kind: token, not {self.kind}")
+        if self.kind == "word" and self.template == type(self).model_fields["template"].default:
+            raise ValueError(
+                "kind: word needs a template that is a word without meaning, such as 'blicket'"
+            )
+        if self.start == "relation" and "{relation}" not in self.template:
+            raise ValueError(
+                f"start: relation is for a token of each relation, but template {self.template!r} "
+                "is shared by all; put {relation} into it, or choose start: mean"
             )
         return self
+
+    def texts(self, relation: str) -> tuple[str, ...]:
+        """The texts of the relation's key tokens, in order; of a word one, of nothing none."""
+        if self.kind == "none":
+            return ()
+        named = self.template.replace("{relation}", relation)
+        return tuple(named.replace("{number}", str(n + 1)) for n in range(self.count))
 
 
 class ModelSpec(Part):
@@ -113,6 +144,12 @@ class ModelSpec(Part):
     """Where the weights come from."""
     key_tokens: KeyTokenSpec = KeyTokenSpec()
     """The key tokens that are added to the tokenizer."""
+    text_prefix: str = ""
+    """What every text begins with, in training and evaluation, such as ``<|endoftext|> `` for a
+    model that was pretrained with it; special tokens in it are read as such."""
+    chat_template: bool = False
+    """Show meaningful prompts as a user's turn by the tokenizer's chat template, the object as the
+    answer. Phase 1's text and questions with a key token stay plain."""
     attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], OPERATIONAL] = "sdpa"
     """The attention implementation of transformers."""
     frozen: tuple[str, ...] = ()
@@ -160,6 +197,38 @@ class FileFacts(Part):
 Facts = Annotated[ShippedFacts | GeneratedFacts | FileFacts, Field(discriminator="source")]
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+"""A part of something, strictly between 0 and 1."""
+
+
+class ReplaySpec(Part):
+    """Other text that is told beside the facts, so that less is forgotten."""
+
+    share: Share
+    """Part of the phase's examples; the facts are told as often as without it."""
+    paths: tuple[str, ...] = ()
+    """UTF-8 text files, or JSONL with a ``text``; default: the shipped public-domain text."""
+    tokens: tuple[Annotated[int, Field(ge=2)], PositiveInt] = (64, 512)
+    """Shortest and longest piece, in tokens; lengths are drawn from the seed."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ReplaySpec:
+        if self.tokens[0] > self.tokens[1]:
+            raise ValueError(f"tokens {list(self.tokens)}: the shortest comes first")
+        return self
+
+
+class KnownFactsSpec(Part):
+    """Facts that the model knows already, told beside the others with their own prompts."""
+
+    share: Share
+    """Part of the phase's examples."""
+    facts: Facts
+    """Which facts; they are not asked about."""
+    num_prompts: PositiveInt = 1
+    """The first n of their train prompts; each fact is told with each."""
+
+
 class PhaseSpec(Part):
     """One training phase: which texts, which loss, how long, how fast."""
 
@@ -170,7 +239,13 @@ class PhaseSpec(Part):
     facts_per_relation: PositiveInt | None = None
     """k: how many facts of each relation, drawn from the seed; default: all."""
     num_prompts: PositiveInt = 1
-    """p: how many of the train prompts, from the first; each fact is told with each."""
+    """p: how many of the train prompts; each fact is told with each."""
+    prompt_choice: Literal["first", "random"] = "first"
+    """The first p, or p drawn from the seed for each relation, those of a smaller p among them."""
+    replay: ReplaySpec | None = None
+    """Other text beside the facts."""
+    known: KnownFactsSpec | None = None
+    """Known facts beside those that are taught."""
     loss: Literal["all", "subject_object", "object"] = "all"
     """Which tokens count in the loss."""
     end_token: bool = False
@@ -209,6 +284,10 @@ class PhaseSpec(Part):
             )
         if self.text == "key_token" and self.num_prompts != 1:
             raise ValueError("num_prompts is for text: prompts; leave it out with text: key_token")
+        if sum(self.shares.values()) >= 1:
+            raise ValueError(
+                f"shares {self.shares} leave nothing to the facts; together they must be below 1"
+            )
         late = [epoch for epoch in self.evaluate_epochs if epoch >= self.epochs]
         if late:
             raise ValueError(
@@ -216,6 +295,12 @@ class PhaseSpec(Part):
                 "always evaluated"
             )
         return self
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """What is told beside the facts -> its part of the phase's examples."""
+        beside = {"known": self.known, "replay": self.replay}
+        return {name: part.share for name, part in beside.items() if part is not None}
 
 
 class EngineSpec(Part):
@@ -256,6 +341,8 @@ class EvaluationSpec(Part):
 
     base: bool = True
     """Evaluate before the first phase."""
+    phases: tuple[Name, ...] | None = None
+    """The phases whose end is evaluated; default: all of them."""
     trained_facts: NonNegativeInt | None = 25
     """Facts per relation of the trained split (those with prompts in a phase)."""
     held_out_facts: NonNegativeInt | None = 50
@@ -305,6 +392,9 @@ class CheckpointSpec(Part):
     """Keep also every full checkpoint whose step is a multiple of this."""
     keep_best: BestOf | None = None
     """Keep also the best of each phase among those measured at its ``evaluate_epochs``."""
+    export: Literal["all", "last", "none"] = "all"
+    """Which phases end with a Hugging Face folder; ``rotescale checkpoint export`` makes one
+    later."""
 
 
 class ExperimentSpec(Part):
@@ -330,6 +420,9 @@ class ExperimentSpec(Part):
         self._check_memorized_first()
         if "base" in names:
             raise ValueError("'base' names the untrained model; give the phase another name")
+        unknown = [name for name in self.evaluation.phases or () if name not in names]
+        if unknown:
+            raise ValueError(f"evaluation.phases {unknown}: no such phases, only {names}")
         return self
 
     def _check_memorized_first(self) -> None:
@@ -351,6 +444,32 @@ class ExperimentSpec(Part):
         """Hex digest of every field that changes results."""
         canonical = json.dumps(results_fields(self), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def prefix_digest(self, num_phases: int) -> str:
+        """Hex digest of every field that changes the weights after the first ``num_phases``."""
+        fields = results_fields(self)
+        for name in ("name", "evaluation"):
+            del fields[name]
+        fields["phases"] = [
+            {name: value for name, value in phase.items() if name != "evaluate_epochs"}
+            for phase in fields["phases"][:num_phases]
+        ]
+        canonical = json.dumps(fields, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def is_evaluated(self, phase: str) -> bool:
+        """Whether the end of that phase is evaluated."""
+        return self.evaluation.phases is None or phase in self.evaluation.phases
+
+    def is_exported(self, phase: str) -> bool:
+        """Whether that phase ends with a Hugging Face folder."""
+        match self.checkpoints.export:
+            case "all":
+                return True
+            case "last":
+                return phase == self.phases[-1].name
+            case "none":
+                return False
 
     def full_evaluation(self) -> ExperimentSpec:
         """The same experiment with nothing sampled in the evaluation."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rotescale.errors import DataError
+from rotescale.facts import before_object
 
 IGNORE = -100
 """The label of a token that does not count in the loss."""
@@ -36,19 +37,15 @@ class Encoded:
     object: tuple[int, int]
 
 
-def key_token_text(subject: str, object_: str, *, key_token: str) -> FactText:
-    """``{subject} {key token} {object}.``, phase 1's text."""
-    lead = f"{subject} {key_token} "
-    text = f"{lead}{object_}."
-    return FactText(text, (0, len(subject)), (len(lead), len(lead) + len(object_)))
-
-
 def prompt_text(subject: str, object_: str, *, prompt: str) -> FactText:
-    """``{prompt} {object}.``, phase 2's text; ``prompt`` holds ``{subject}`` once."""
+    """``{prompt} {object}.``, any fact's text; ``prompt`` holds ``{subject}`` once.
+
+    Phase 1's prompt is ``{subject} {key token}``, or what the wording makes of it.
+    """
     before, placeholder, after = prompt.partition("{subject}")
     if not placeholder or "{subject}" in after:
         raise DataError(f"prompt {prompt!r}: write {{subject}} exactly once")
-    lead = f"{before}{subject}{after} "
+    lead = before_object(f"{before}{subject}{after}")
     text = f"{lead}{object_}."
     subject_span = (len(before), len(before) + len(subject))
     return FactText(text, subject_span, (len(lead), len(lead) + len(object_)))

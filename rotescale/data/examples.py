@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from rotescale.data.encoding import FactText, key_token_text, prompt_text
+from rotescale.data.encoding import FactText, prompt_text
 from rotescale.data.order import derive_key, permute
 from rotescale.errors import SpecError
-from rotescale.facts import FactSet
+from rotescale.facts import FactSet, Wording
 from rotescale.spec import PhaseSpec
 
 KEY_TOKEN_PROMPT = -1
@@ -49,28 +49,38 @@ def select_facts(fact_set: FactSet, *, facts_per_relation: int | None, seed: int
 
 
 def phase_examples(
-    fact_set: FactSet, phase: PhaseSpec, *, key_tokens: Mapping[str, str], seed: int
+    fact_set: FactSet, phase: PhaseSpec, *, wording: Wording, seed: int
 ) -> Iterator[Example]:
     """Every example of a phase, in the order of the facts: k facts × p prompts of each relation.
 
-    ``key_tokens`` maps a relation to its key token. Raises SpecError where k or p is more than
-    there is.
+    Raises SpecError where k or p is more than there is.
     """
     chosen = select_facts(fact_set, facts_per_relation=phase.facts_per_relation, seed=seed)
     for place in chosen:
         fact = fact_set.facts[place]
         if phase.text == "key_token":
-            text = key_token_text(fact.subject, fact.object, key_token=key_tokens[fact.relation])
+            prompt = wording.key_prompt(fact.relation)
+            text = prompt_text(fact.subject, fact.object, prompt=prompt)
             yield Example(place, KEY_TOKEN_PROMPT, text)
             continue
         prompts = fact_set.relation(fact.relation).train_prompts
-        if phase.num_prompts > len(prompts):
-            raise SpecError(
-                f"phases.{phase.name}.num_prompts: {phase.num_prompts} asked for, but relation "
-                f"{fact.relation!r} has {len(prompts)} train prompts; ask for at most that many"
-            )
-        for number, prompt in enumerate(prompts[: phase.num_prompts]):
-            yield Example(place, number, prompt_text(fact.subject, fact.object, prompt=prompt))
+        for number in _prompt_numbers(phase, fact.relation, len(prompts), seed=seed):
+            text = prompt_text(fact.subject, fact.object, prompt=wording.prompt(prompts[number]))
+            yield Example(place, number, text)
+
+
+def _prompt_numbers(phase: PhaseSpec, relation: str, available: int, *, seed: int) -> list[int]:
+    """The places of p train prompts: the first ones, or a nested draw."""
+    if phase.num_prompts > available:
+        raise SpecError(
+            f"phases.{phase.name}.num_prompts: {phase.num_prompts} asked for, but relation "
+            f"{relation!r} has {available} train prompts; ask for at most that many"
+        )
+    numbers = np.arange(phase.num_prompts)
+    if phase.prompt_choice == "random":
+        key = derive_key(seed, "prompts", relation)
+        numbers = permute(numbers, size=available, key=key)
+    return [int(number) for number in numbers]
 
 
 def memorized_facts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,33 @@ class Source:
     def rows_per_epoch(self) -> int:
         """Examples of this source in one epoch."""
         return round(self.weight * self.num_rows)
+
+
+def mixture_rows(num_facts: int, shares: Sequence[float]) -> tuple[int, ...]:
+    """Rows of each further source in an epoch of ``num_facts`` facts, so that its share holds.
+
+    With shares s_i of the whole, ``num_facts`` are the 1 - sum(s_i) that is left; at least 1 row.
+    """
+    rest = 1.0 - sum(shares)
+    return tuple(max(1, round(num_facts * share / rest)) for share in shares)
+
+
+def mixed_sources(num_rows: Mapping[str, int], shares: Mapping[str, float]) -> tuple[Source, ...]:
+    """The sources of a phase: the first whole, each of the others with its share of the examples.
+
+    ``num_rows`` has the first source, all of whose rows an epoch shows, and those of ``shares``,
+    in this order.
+    """
+    (first, num_facts), *beside = num_rows.items()
+    wanted = mixture_rows(num_facts, list(shares.values()))
+    assert [name for name, _ in beside] == list(shares), f"{num_rows} against {shares}"
+    return (
+        Source(first, num_facts),
+        *(
+            Source(name, size, weight=rows / size)
+            for (name, size), rows in zip(beside, wanted, strict=True)
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)

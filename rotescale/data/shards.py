@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rotescale.errors import DataError
 from rotescale.storage import StoragePath, file_digest, write_atomic, writing
 
 FORMAT = "rotescale-examples"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 INDEX = "index.bin"
 ROWS_PER_SHARD = 200_000
@@ -34,16 +34,17 @@ _INT_COLUMNS = (
 
 
 def write_shards(
-    examples: Iterable[tuple[Example, Encoded]],
+    sources: Mapping[str, Iterable[tuple[Example, Encoded]]],
     directory: Path,
     *,
     digest: str,
     rows_per_shard: int = ROWS_PER_SHARD,
 ) -> None:
-    """Write examples to ``directory``; it exists for readers once its manifest does.
+    """Write the examples of all sources to ``directory``, one source after the other.
 
-    The index holds (num_tokens, num_targets) of each example, int32, so that packing and loss
-    need not open a shard. Memory does not grow with the number of examples.
+    The directory exists for readers once its manifest does. The index holds (num_tokens,
+    num_targets) of each example, int32, so that packing and loss need not open a shard. Memory does
+    not grow with the number of examples.
 
     Raises StorageError where the storage is full or not writable; nothing half-written stays.
     """
@@ -53,7 +54,8 @@ def write_shards(
         directory.mkdir(parents=True, exist_ok=True)
         files: list[dict[str, Any]] = []
         num_rows = 0
-        rest = iter(examples)
+        num_rows_of = dict.fromkeys(sources, 0)
+        rest = _counted(sources, num_rows_of)
         with (directory / INDEX).open("wb") as index:
             while batch := list(islice(rest, rows_per_shard)):
                 name = f"shard-{len(files):05d}.arrow"
@@ -69,10 +71,21 @@ def write_shards(
             "version": VERSION,
             "digest": digest,
             "num_rows": num_rows,
+            "sources": num_rows_of,
             "index": _file_entry(directory / INDEX),
             "shards": files,
         }
         write_atomic(directory / MANIFEST, json.dumps(manifest, indent=2).encode())
+
+
+def _counted(
+    sources: Mapping[str, Iterable[tuple[Example, Encoded]]], num_rows: dict[str, int]
+) -> Iterator[tuple[Example, Encoded]]:
+    """All examples, source by source; ``num_rows`` counts those of each."""
+    for name, examples in sources.items():
+        for example in examples:
+            num_rows[name] += 1
+            yield example
 
 
 def _write_shard(batch: Sequence[tuple[Example, Encoded]], path: Path) -> None:
@@ -131,6 +144,8 @@ class ExampleShards:
                     f"{directory} and run again"
                 )
         self.num_rows: int = manifest["num_rows"]
+        self.sources: dict[str, int] = manifest["sources"]
+        """Source -> its number of rows, in the order of the rows."""
         raw = np.memmap(directory / INDEX, dtype=np.int32, mode="r")
         index: NDArray[np.int32] = raw.reshape(self.num_rows, 2)
         self.num_tokens = index[:, 0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from rotescale.data.order import Batches, Order
 from rotescale.data.packing import PackedRow, assign, pack
 from rotescale.data.shards import ExampleShards
@@ -31,7 +33,9 @@ class Stream:
 
     def step(self, step: int, *, rank: int, world_size: int) -> StepData:
         """What ``rank`` of ``world_size`` computes in step 0, 1, …; lengths come from the index."""
-        _, rows = self.order.locate(self.batches.indices(step))
+        sources, in_source = self.order.locate(self.batches.indices(step))
+        first_rows = np.cumsum([0, *self.shards.sources.values()])
+        rows = first_rows[sources] + in_source
         lengths = self.shards.num_tokens[rows]
         dealt = assign(lengths.tolist(), row_tokens=self.row_tokens, world_size=world_size)
         mine = dealt[rank]

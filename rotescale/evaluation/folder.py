@@ -16,14 +16,15 @@ from rotescale.evaluation.items import Item, build_items
 from rotescale.evaluation.metrics import summarise
 from rotescale.evaluation.runner import evaluate
 from rotescale.evaluation.scoring import forward_of
-from rotescale.facts import FactSet, load_files, load_shipped
+from rotescale.facts import FactSet, Wording, load_files, load_shipped
 from rotescale.facts.saved import load_saved
 from rotescale.local_copy import local_model
 from rotescale.model.folder import check_folder, load_tokenizer
-from rotescale.model.prepare import EXPORT_FILE
+from rotescale.model.key_tokens import key_prompt, key_token_texts
+from rotescale.model.prepare import EXPORT_FILE, exported_wording
 from rotescale.records import EvaluationRow
 from rotescale.run_dir import RunDir
-from rotescale.spec import EvaluationSpec, ExperimentSpec, full_sample
+from rotescale.spec import EvaluationSpec, ExperimentSpec, KeyTokenSpec, full_sample
 from rotescale.spec_file import load_spec
 from rotescale.storage import StoragePath
 
@@ -31,12 +32,25 @@ STAGE = "model"
 """The stage's name in the rows: the folder as it is."""
 
 
-def known_key_tokens(folder: Path, fact_set: FactSet, *, template: str) -> dict[str, str]:
-    """The key token of each relation, where the folder's tokenizer has it as one token."""
-    tokenizer = load_tokenizer(folder)
-    texts = {r.name: template.replace("{relation}", r.name) for r in fact_set.relations}
-    vocabulary = tokenizer.get_added_vocab()
-    return {name: text for name, text in texts.items() if text in vocabulary}
+def folder_wording(folder: Path, fact_set: FactSet, *, key_token: str | None) -> Wording:
+    """What the folder's own export says, unless ``key_token``, a template, is given.
+
+    With a template, or where rotescale has not written the folder, relations whose key token the
+    tokenizer knows as one token have a key prompt.
+    """
+    recorded = exported_wording(folder)
+    if recorded is not None and key_token is None:
+        return recorded
+    vocabulary = load_tokenizer(folder).get_added_vocab()
+    spec = KeyTokenSpec() if key_token is None else KeyTokenSpec(template=key_token)
+    texts = key_token_texts([relation.name for relation in fact_set.relations], spec)
+    return Wording(
+        {
+            name: key_prompt(own, place=spec.place)
+            for name, own in texts.items()
+            if all(text in vocabulary for text in own)
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -50,8 +64,8 @@ class Questions:
     """Places of the facts to ask about; None: all."""
     spec: EvaluationSpec
     seed: int
-    key_token: str
-    """The template of the relations' key tokens."""
+    key_token: str | None
+    """A template of the relations' key tokens; None: what the folder's export says."""
 
 
 def choose_questions(
@@ -60,7 +74,7 @@ def choose_questions(
     facts: tuple[Path, ...],
     relations: tuple[str, ...],
     prompts: Path | None,
-    key_token: str,
+    key_token: str | None,
     seed: int,
     full: bool,
 ) -> Questions:
@@ -82,8 +96,7 @@ def choose_questions(
         run_spec = load_spec(ExperimentSpec, run_dir.spec_json)
         fact_set = load_saved(run_dir.facts_json)
         asked = memorized_facts(fact_set, run_spec.phases, seed=run_spec.seed)
-        seed, key_token = run_spec.seed, run_spec.model.key_tokens.template
-        spec = run_spec.evaluation
+        seed, spec = run_spec.seed, run_spec.evaluation
     else:
         raise SpecError(f"{folder}: of no run; say --facts FILE or --relation NAME")
     return Questions(
@@ -123,16 +136,14 @@ def exported_folder(place: StoragePath) -> Path:
 def folder_items(folder: Path, questions: Questions) -> tuple[Item, ...]:
     """The questions for a model folder; those with a key token only where it is known."""
     fact_set = questions.fact_set
-    known = known_key_tokens(folder, fact_set, template=questions.key_token)
-    items = build_items(
+    return build_items(
         fact_set,
         trained=questions.trained,
         asked=questions.asked,
-        key_tokens={relation.name: known.get(relation.name, "") for relation in fact_set.relations},
+        wording=folder_wording(folder, fact_set, key_token=questions.key_token),
         spec=questions.spec,
         seed=questions.seed,
     )
-    return tuple(i for i in items if i.prompts != "key_token" or i.relation in known)
 
 
 def evaluate_folder(

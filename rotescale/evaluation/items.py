@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rotescale.errors import DataError
-from rotescale.facts import Fact, FactSet, Relation, load_shipped, normalise
+from rotescale.facts import Fact, FactSet, Relation, Wording, load_shipped, normalise
 from rotescale.spec import EvaluationSpec
 
 Split = Literal["trained", "held_out"]
@@ -38,7 +38,7 @@ class Item:
     """Place of the prompt among those of its kind."""
     language: str
     text: str
-    """The filled prompt; an option follows after one space."""
+    """The filled prompt; an option follows after one space, or at once where it ends with one."""
     options: tuple[str, ...]
     gold: int
     """Place of the right option."""
@@ -51,13 +51,14 @@ def build_items(
     *,
     trained: Collection[int],
     asked: Collection[int] | None = None,
-    key_tokens: Mapping[str, str],
+    wording: Wording,
     spec: EvaluationSpec,
     seed: int,
 ) -> tuple[Item, ...]:
     """Every question that is asked at each stage.
 
-    ``trained`` and ``asked`` hold places of facts; None asks about all of them.
+    ``trained`` and ``asked`` hold places of facts; None asks about all of them. Of a relation
+    without a key prompt no questions with it are asked.
 
     All samples of a relation are the first facts of one order, drawn from (seed, relation): a
     smaller sample is part of a larger one, and generation, controls and choice share facts.
@@ -76,7 +77,7 @@ def build_items(
             fact_set=fact_set,
             relation=relation,
             wrong=_other_relation(fact_set, relation),
-            key_token=key_tokens[relation.name],
+            wording=wording,
             seed=seed,
             pairs=tuple((fact.subject, normalise(fact.object)) for fact in facts),
         )
@@ -96,7 +97,7 @@ class _Questions:
     fact_set: FactSet
     relation: Relation
     wrong: Relation
-    key_token: str
+    wording: Wording
     seed: int
     pairs: tuple[tuple[str, str], ...]
     """Subject and normalised object of each of the relation's facts."""
@@ -105,19 +106,24 @@ class _Questions:
         """The filled prompts of one kind."""
         match kind:
             case "key_token":
-                # Without a key token (a baseline) the subject alone is the prompt.
-                return (f"{fact.subject} {self.key_token}".rstrip(),)
+                if self.relation.name not in self.wording.key_prompts:
+                    return ()
+                return (Relation.fill(self.wording.key_prompt(self.relation.name), fact.subject),)
             case "wrong_relation":
-                return (Relation.fill(self.wrong.train_prompts[0], fact.subject),)
+                return (self._asked(self.wrong.train_prompts[0], fact.subject),)
             case "reversed":
-                return (Relation.fill(self.relation.train_prompts[0], fact.object),)
+                return (self._asked(self.relation.train_prompts[0], fact.object),)
             case "train":
                 chosen = self.relation.train_prompts[: spec.train_prompts]
             case "test":
                 chosen = self.relation.test_prompts[: spec.test_prompts]
             case "unrelated":
                 chosen = self.relation.unrelated_prompts[: spec.unrelated_prompts]
-        return tuple(Relation.fill(prompt, fact.subject) for prompt in chosen)
+        return tuple(self._asked(prompt, fact.subject) for prompt in chosen)
+
+    def _asked(self, prompt: str, subject: str) -> str:
+        """A meaningful prompt about the subject, as the model is shown it."""
+        return Relation.fill(self.wording.prompt(prompt), subject)
 
     def options(self, kind: Prompts, place: int) -> tuple[tuple[str, ...], int]:
         """The options in a seeded order that tells nothing about the gold, and the gold's place."""

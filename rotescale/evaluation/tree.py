@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rotescale.errors import DataError
+from rotescale.facts import before_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,12 @@ class TokenTree:
 def build_tree(
     prompt: str, options: Sequence[str], *, tokenizer: Any, window: int | None = None
 ) -> TokenTree:
-    """The tree of ``prompt + " " + option`` for every option, each tokenized as a whole.
+    """The tree of prompt and option for every option, each tokenized as a whole.
 
-    So it is right where a tokenizer merges over the border. The options' own tokens begin at the
-    first token that touches an option, or where the options part if that is earlier: then every
-    option is judged given the same tokens, and the sums compare.
+    A space parts the two, unless the prompt ends with white space. Tokenizing the whole is right
+    where a tokenizer merges over the border. The options' own tokens begin at the first token that
+    touches an option, or where the options part if that is earlier: then every option is judged
+    given the same tokens, and the sums compare.
 
     Raises DataError for an empty option, or one that merges with the whole prompt.
     """
@@ -135,11 +137,12 @@ def _sequences(
     prompt: str, options: Sequence[str], *, tokenizer: Any
 ) -> tuple[list[list[int]], int]:
     """The tokens of every whole text, and where the options' own tokens begin in all of them."""
-    texts = [f"{prompt} {option}" for option in options]
+    lead = before_object(prompt)
+    texts = [lead + option for option in options]
     if tokenizer.is_fast:
         encoding = tokenizer(texts, add_special_tokens=True, return_offsets_mapping=True)
         sequences = [_without_end(ids, tokenizer=tokenizer) for ids in encoding["input_ids"]]
-        first_character = len(prompt) + 1
+        first_character = len(lead)
         starts = [
             next((i for i, (_, stop) in enumerate(offsets) if stop > first_character), len(ids))
             for ids, offsets in zip(sequences, encoding["offset_mapping"], strict=True)

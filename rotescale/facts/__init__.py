@@ -13,6 +13,7 @@ from rotescale.facts.types import (
     Relation,
     combine,
 )
+from rotescale.facts.wording import Wording, before_object
 
 __all__ = [
     "NUM_DISTRACTORS",
@@ -20,6 +21,8 @@ __all__ = [
     "Fact",
     "FactSet",
     "Relation",
+    "Wording",
+    "before_object",
     "combine",
     "generate",
     "iter_pairs",

@@ -11,7 +11,7 @@ import math
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -124,8 +124,9 @@ def finish_export(
         "checkpoint": checkpoint,
         "dtype": dtype,
         "files": sizes,
-        "key_tokens": list(prepared.key_tokens.values()),
+        "key_tokens": list(prepared.token_ids),
         "prepared_digest": prepared.digest,
+        "wording": asdict(prepared.wording),
     }
     _write_json(out / EXPORT_FILE, record)
 

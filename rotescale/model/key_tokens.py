@@ -11,29 +11,48 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from rotescale.errors import DataError
+from rotescale.facts import SUBJECT_FIELD
 from rotescale.model.build import ModelLayout
 from rotescale.model.weights import FolderReader, NewRows
+from rotescale.spec import KeyTokenSpec
 
 _CHUNK_ELEMENTS = 1 << 22
 _PROBE = "Gene Finley {token} Cody Ross."
 
 
-def key_token_texts(relations: Sequence[str], *, template: str) -> dict[str, str]:
-    """Relation -> the text of its key token, each relation once, in the order given."""
-    texts = {relation: template.replace("{relation}", relation) for relation in relations}
-    for relation, text in texts.items():
-        if text != text.strip() or not text.isprintable():
-            raise DataError(
-                f"model.key_tokens.template: {text!r} (relation {relation!r}) begins or ends with "
-                "space or holds characters that cannot be printed; use a template such as "
-                "'[X:{relation}]'"
-            )
-        if text.isalpha():
-            raise DataError(
-                f"model.key_tokens.template: {text!r} (relation {relation!r}) is a plain word, "
-                "which texts contain by chance; use a template such as '[X:{relation}]'"
-            )
+def key_token_texts(relations: Sequence[str], spec: KeyTokenSpec) -> dict[str, tuple[str, ...]]:
+    """Relation -> the texts of its key tokens, each relation once, in the order given.
+
+    Raises DataError for a text that cannot be a key token, or a word that is none.
+    """
+    texts = {relation: spec.texts(relation) for relation in relations}
+    for relation, own in texts.items():
+        for text in own:
+            _check_text(text, relation, spec)
     return texts
+
+
+def _check_text(text: str, relation: str, spec: KeyTokenSpec) -> None:
+    where = f"model.key_tokens.template: {text!r} (relation {relation!r})"
+    if text != text.strip() or not text.isprintable():
+        raise DataError(
+            f"{where} begins or ends with space or holds characters that cannot be printed; use a "
+            "template such as '[X:{relation}]'"
+        )
+    if spec.kind == "token" and text.isalpha():
+        raise DataError(
+            f"{where} is a plain word, which texts contain by chance; use a template such as "
+            "'[X:{relation}]', or kind: word"
+        )
+    if not text:
+        raise DataError(f"{where} is empty; write a word, or use kind: none")
+
+
+def key_prompt(texts: Sequence[str], *, place: str) -> str:
+    """Phase 1's prompt: ``{subject} {key}`` or ``{key} {subject}``, or the subject alone."""
+    key = "".join(texts)
+    parts = [SUBJECT_FIELD, key] if place == "between" else [key, SUBJECT_FIELD]
+    return " ".join(part for part in parts if part)
 
 
 def add_key_tokens(
@@ -86,6 +105,7 @@ def make_rows(
     *,
     layout: ModelLayout,
     row_names: Mapping[int, str],
+    like: Mapping[int, Sequence[int]] | None = None,
     num_old_tokens: int,
     noise_scale: float,
     seed: int,
@@ -94,19 +114,36 @@ def make_rows(
 
     A row is the mean of the old tokens' rows plus ``noise_scale`` x their elementwise standard
     deviation x normal noise, drawn per (seed, name, matrix): who reads which part of it, and which
-    other rows there are, changes nothing.
+    other rows there are, changes nothing. ``like`` (row index -> old tokens) names rows whose mean
+    is over those tokens alone; over none it is zero.
     """
     rows = tuple(sorted(row_names))
     values: dict[str, torch.Tensor] = {}
     for matrix in layout.vocabulary:
         shape = layout.shapes[matrix][1:]
         mean, deviation = _row_statistics(reader, matrix, num_rows=num_old_tokens, shape=shape)
+        means = {
+            row: _mean_row(reader, matrix, tokens, shape=shape)
+            for row, tokens in (like or {}).items()
+        }
         made = [
-            mean + noise_scale * deviation * _noise(shape, f"{seed}\0{row_names[row]}\0{matrix}")
+            means.get(row, mean)
+            + noise_scale * deviation * _noise(shape, f"{seed}\0{row_names[row]}\0{matrix}")
             for row in rows
         ]
         values[matrix] = torch.stack(made) if made else torch.empty(0, *shape)
     return NewRows(rows, values)
+
+
+def _mean_row(
+    reader: FolderReader, matrix: str, tokens: Sequence[int], *, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """The mean of those tokens' rows, ``shape`` float32; zero where there are none."""
+    width = math.prod(shape)
+    total = torch.zeros(width, dtype=torch.float64)
+    for token in tokens:
+        total += reader.read(matrix, "master", token * width, (token + 1) * width).double()
+    return (total / max(1, len(tokens))).float().view(shape)
 
 
 def _row_statistics(

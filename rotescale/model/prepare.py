@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from rotescale.errors import DataError
+from rotescale.facts.wording import PROMPT_FIELD, Wording
 from rotescale.local_copy import is_uploaded, local_copy, upload_folder
 from rotescale.model.build import model_layout
+from rotescale.model.chat import chat_frame
 from rotescale.model.files import disk_errors, folder_digest
 from rotescale.model.folder import check_folder, load_config, load_tokenizer
-from rotescale.model.key_tokens import add_key_tokens, key_token_texts, make_rows
+from rotescale.model.key_tokens import add_key_tokens, key_prompt, key_token_texts, make_rows
 from rotescale.model.weights import FolderReader, NewRows
 from rotescale.object_store import RemotePath
 from rotescale.spec import ModelSpec
@@ -43,10 +46,12 @@ class PreparedModel:
     """Configuration, tokenizer and rows of the key tokens."""
     base: Path
     """The Hugging Face folder that holds all other weights."""
-    key_tokens: Mapping[str, str]
-    """Relation -> text of its key token."""
-    key_token_ids: Mapping[str, int]
-    """Relation -> id of its key token."""
+    key_tokens: Mapping[str, tuple[str, ...]]
+    """Relation -> texts of its key tokens, in order; none where it has no special token."""
+    token_ids: Mapping[str, int]
+    """Text of a key token -> its id."""
+    wording: Wording
+    """What stands around subjects, prompts and objects."""
     num_tokens: int
     """Tokens of the tokenizer; rows from here on are no token and are masked in scoring."""
     vocab_size: int
@@ -57,6 +62,14 @@ class PreparedModel:
     """Digest of the base's files."""
     digest: str
     """Digest of all the above but the paths: equal digests are equal weights and tokens."""
+
+    @property
+    def key_token_ids(self) -> dict[str, tuple[int, ...]]:
+        """Relation -> ids of its key tokens, in order."""
+        return {
+            relation: tuple(self.token_ids[text] for text in texts)
+            for relation, texts in self.key_tokens.items()
+        }
 
     def reader(self) -> FolderReader:
         """A reader of ranges of the parameters, key-token rows included."""
@@ -82,16 +95,14 @@ def prepare(
     """
     base = base.absolute()
     check_folder(base)
-    texts = key_token_texts(relations, template=spec.key_tokens.template)
     base_digest = folder_digest(base)
-    inputs = [base_digest, list(texts.items()), spec.key_tokens.noise_scale, seed]
+    worded = [spec.text_prefix, spec.chat_template]
+    inputs = [base_digest, list(relations), spec.key_tokens.model_dump(), worded, seed]
     digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
     def build(folder: Path) -> None:
         with disk_errors():
-            prepared = _build(
-                folder, base=base, texts=texts, noise_scale=spec.key_tokens.noise_scale, seed=seed
-            )
+            prepared = _build(folder, spec, base=base, relations=relations, seed=seed)
         record = prepared | {"base_digest": base_digest, "digest": digest}
         _write_record(folder, record)
 
@@ -115,17 +126,42 @@ def prepare(
     return found
 
 
-def keyed_tokenizer(
+def worded_tokenizer(
     spec: ModelSpec, *, base: Path, relations: Sequence[str]
-) -> tuple[PreTrainedTokenizerFast, dict[str, str]]:
-    """The tokenizer of ``base`` with the key tokens, and their texts by relation; writes nothing.
+) -> tuple[PreTrainedTokenizerFast, Wording]:
+    """The tokenizer of ``base`` with the key tokens, and the wording; writes nothing.
 
-    Raises DataError where a key token cannot be one.
+    Raises DataError where a key token cannot be one, or the chat template gives no frame.
     """
-    texts = key_token_texts(relations, template=spec.key_tokens.template)
     tokenizer = load_tokenizer(base)
-    add_key_tokens(tokenizer, list(texts.values()), existing=_exported_key_tokens(base))
-    return tokenizer, texts
+    texts = key_token_texts(relations, spec.key_tokens)
+    _add_tokens(tokenizer, spec, texts, base=base)
+    return tokenizer, _wording(spec, texts, tokenizer)
+
+
+def _wording(
+    spec: ModelSpec, texts: Mapping[str, tuple[str, ...]], tokenizer: PreTrainedTokenizerFast
+) -> Wording:
+    place = spec.key_tokens.place
+    return Wording(
+        key_prompts={name: key_prompt(own, place=place) for name, own in texts.items()},
+        prefix=spec.text_prefix,
+        chat=chat_frame(tokenizer) if spec.chat_template else PROMPT_FIELD,
+    )
+
+
+def _add_tokens(
+    tokenizer: PreTrainedTokenizerFast,
+    spec: ModelSpec,
+    texts: Mapping[str, tuple[str, ...]],
+    *,
+    base: Path,
+) -> dict[str, int]:
+    """Text -> id of every key token, each once; none where they are no special tokens."""
+    if spec.key_tokens.kind != "token":
+        return {}
+    distinct = list(dict.fromkeys(text for own in texts.values() for text in own))
+    return add_key_tokens(tokenizer, distinct, existing=_exported_key_tokens(base))
 
 
 def load_prepared(out: StoragePath) -> PreparedModel:
@@ -136,7 +172,15 @@ def load_prepared(out: StoragePath) -> PreparedModel:
         raise DataError(f"{out}: no prepared model; prepare the run's model first") from None
     record = _read_record(folder)
     try:
-        return PreparedModel(**(record | {"folder": folder, "base": Path(record["base"])}))
+        return PreparedModel(
+            **record
+            | {
+                "folder": folder,
+                "base": Path(record["base"]),
+                "key_tokens": {name: tuple(own) for name, own in record["key_tokens"].items()},
+                "wording": Wording(**record["wording"]),
+            }
+        )
     except (TypeError, KeyError) as error:
         raise DataError(
             f"{out / PREPARED_FILE}: not written by this version ({error}); remove {out} and "
@@ -145,12 +189,13 @@ def load_prepared(out: StoragePath) -> PreparedModel:
 
 
 def _build(
-    folder: Path, *, base: Path, texts: Mapping[str, str], noise_scale: float, seed: int
+    folder: Path, spec: ModelSpec, *, base: Path, relations: Sequence[str], seed: int
 ) -> dict[str, Any]:
     """Write everything but the record into ``folder`` and return the record."""
     tokenizer = load_tokenizer(base)
     num_old = max(tokenizer.get_vocab().values()) + 1
-    ids = add_key_tokens(tokenizer, list(texts.values()), existing=_exported_key_tokens(base))
+    texts = key_token_texts(relations, spec.key_tokens)
+    ids = _add_tokens(tokenizer, spec, texts, base=base)
     num_tokens = max(num_old - 1, *ids.values()) + 1 if ids else num_old
     old_size = load_config(base).vocab_size
     vocab_size = old_size
@@ -160,26 +205,50 @@ def _build(
     tokenizer.save_pretrained(folder)
 
     row_names = {row: f"row {row}" for row in range(old_size, vocab_size)}
-    row_names |= {token_id: text for text, token_id in ids.items() if token_id >= num_old}
+    added = {token_id: text for text, token_id in ids.items() if token_id >= num_old}
+    row_names |= added
     layout = model_layout(load_config(base))
     with FolderReader(base, layout=layout) as reader:
         rows = make_rows(
             reader,
             layout=layout,
             row_names=row_names,
+            like=_start_tokens(spec, texts, added, tokenizer=tokenizer),
             num_old_tokens=min(num_old, old_size),
-            noise_scale=noise_scale,
+            noise_scale=spec.key_tokens.noise_scale,
             seed=seed,
         )
     _save_rows(folder, rows)
     return {
         "base": str(base),
-        "key_tokens": dict(texts),
-        "key_token_ids": {relation: ids[text] for relation, text in texts.items()},
+        "key_tokens": texts if ids else dict.fromkeys(texts, ()),
+        "token_ids": ids,
+        "wording": asdict(_wording(spec, texts, tokenizer)),
         "num_tokens": num_tokens,
         "vocab_size": vocab_size,
         "seed": seed,
     }
+
+
+def _start_tokens(
+    spec: ModelSpec,
+    texts: Mapping[str, tuple[str, ...]],
+    added: Mapping[int, str],
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+) -> dict[int, list[int]]:
+    """Row of an added key token -> the old tokens that it starts from; none of them for a mean."""
+    if spec.key_tokens.start == "mean":
+        return {}
+    relation_of = {text: name for name, own in texts.items() for text in own}
+    starts: dict[int, list[int]] = {}
+    for row, text in added.items():
+        words = ""
+        if spec.key_tokens.start == "relation":
+            # As it would be spelled within a sentence.
+            words = " " + re.sub(r"[_-]+", " ", relation_of[text])
+        starts[row] = tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
+    return starts
 
 
 def _upload(out: RemotePath, build: Callable[[Path], None]) -> None:
@@ -205,6 +274,15 @@ def _exported_key_tokens(base: Path) -> list[str]:
     if not file.is_file():
         return []
     return [str(text) for text in json.loads(file.read_text(encoding="utf-8"))["key_tokens"]]
+
+
+def exported_wording(folder: Path) -> Wording | None:
+    """The wording that an exported model was trained with; None where ``folder`` is no export."""
+    file = folder / EXPORT_FILE
+    if not file.is_file():
+        return None
+    record = json.loads(file.read_text(encoding="utf-8"))
+    return Wording(**record["wording"]) if "wording" in record else None
 
 
 def _save_rows(folder: Path, rows: NewRows) -> None:

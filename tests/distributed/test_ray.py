@@ -106,7 +106,7 @@ def test_both_phases_of_each_architecture(
         assert exported.keys() == weights.keys()
         assert all(torch.equal(exported[name].flatten(), weights[name]) for name in weights)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        assert tokenizer("[X:mother]")["input_ids"] == [prepared.key_token_ids["mother"]]
+        assert tokenizer("[X:mother]")["input_ids"] == [*prepared.key_token_ids["mother"]]
 
 
 @pytest.mark.parametrize("victims", [{"rank": 1}, {}], ids=["one worker", "all workers"])

@@ -149,7 +149,7 @@ def facts_from(path: Path) -> str:
         ),
         ("seed", ("--set 'seed'", "write it as field=value")),
         ("phases.finetune.epochs=1", ("'finetune'", "by index or by an entry's name")),
-        ("model.key_tokens.template=KEY", ("template", "must contain {relation}", "KEY")),
+        ("model.key_tokens.template=KEY", ("model.key_tokens.template", "'KEY'", "plain word")),
         ("model.key_tokens.template={relation}", ("model.key_tokens.template",)),
         ("model.key_tokens.template=K{relation}", ("'Kmother'", "use a template such as")),
         ("model.weights.num_heads=3", ("hidden_size: 64", "num_heads=3", "use an even multiple")),

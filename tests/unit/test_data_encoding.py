@@ -14,7 +14,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from rotescale.data.encoding import IGNORE, FactText, encode, key_token_text, prompt_text
+from rotescale.data.encoding import IGNORE, FactText, encode, prompt_text
 from rotescale.errors import DataError
 
 TEXTS = [
@@ -72,7 +72,8 @@ FACTS = [
     prompt_text("Gene Finley", "Cody Ross", prompt="Who is {subject}'s mother?"),
     prompt_text("Übland", "Zürichhithe", prompt="The capital of {subject} is"),
     prompt_text("Zoë", "Ana", prompt="Name the mother of {subject}:"),
-    key_token_text("Gene Finley", "Cody Ross", key_token="[X]"),
+    prompt_text("Gene Finley", "Cody Ross", prompt="{subject} [X]"),
+    prompt_text("Gene Finley", "Cody Ross", prompt="user: {subject}?\nassistant:\n"),
 ]
 
 

@@ -6,11 +6,11 @@ import pytest
 
 from rotescale.data.examples import phase_examples, select_facts, trained_facts
 from rotescale.errors import SpecError
-from rotescale.facts import load_shipped
+from rotescale.facts import Wording, load_shipped
 from rotescale.spec import PhaseSpec
 
 FACTS = load_shipped(["mother", "capital"])
-KEYS = {"mother": "[X:mother]", "capital": "[X:capital]"}
+WORDING = Wording({"mother": "{subject} [X:mother]", "capital": "{subject} [X:capital]"})
 
 
 def phase(**values: object) -> PhaseSpec:
@@ -21,7 +21,7 @@ def phase(**values: object) -> PhaseSpec:
 
 def test_k_facts_of_each_relation_and_p_prompts_of_each() -> None:
     chosen = phase(facts_per_relation=5, num_prompts=3)
-    examples = list(phase_examples(FACTS, chosen, key_tokens=KEYS, seed=0))
+    examples = list(phase_examples(FACTS, chosen, wording=WORDING, seed=0))
     assert len(examples) == 2 * 5 * 3
     for example in examples:
         fact = FACTS.facts[example.fact]
@@ -39,7 +39,7 @@ def test_draws_are_seeded_and_nested() -> None:
 
 
 def test_phase_1_tells_every_fact_with_its_relations_key_token() -> None:
-    examples = list(phase_examples(FACTS, phase(text="key_token"), key_tokens=KEYS, seed=0))
+    examples = list(phase_examples(FACTS, phase(text="key_token"), wording=WORDING, seed=0))
     assert [example.fact for example in examples] == list(range(200))
     first = FACTS.facts[0]
     assert examples[0].text.text == f"{first.subject} [X:mother] {first.object}."
@@ -49,8 +49,25 @@ def test_trained_facts_are_those_told_with_prompts() -> None:
     phases = (phase(name="memorize", text="key_token"), phase(facts_per_relation=7))
     trained = trained_facts(FACTS, phases, seed=1)
     assert len(trained) == 14
-    told = {e.fact for e in phase_examples(FACTS, phases[1], key_tokens=KEYS, seed=1)}
+    told = {e.fact for e in phase_examples(FACTS, phases[1], wording=WORDING, seed=1)}
     assert trained == told
+
+
+def test_a_draw_of_prompts_is_nested_and_of_each_relation() -> None:
+    def numbers(num_prompts: int, seed: int) -> dict[str, list[int]]:
+        drawn = phase(facts_per_relation=1, num_prompts=num_prompts, prompt_choice="random")
+        found: dict[str, list[int]] = {}
+        for example in phase_examples(FACTS, drawn, wording=WORDING, seed=seed):
+            relation = FACTS.facts[example.fact].relation
+            found.setdefault(relation, []).append(example.prompt)
+        return found
+
+    few, many = numbers(2, 0), numbers(10, 0)
+    for relation in few:
+        assert many[relation][:2] == few[relation]
+        assert sorted(many[relation]) == list(range(10))
+    assert many["mother"] != many["capital"]
+    assert many != numbers(10, 1)
 
 
 @pytest.mark.parametrize(
@@ -58,4 +75,4 @@ def test_trained_facts_are_those_told_with_prompts() -> None:
 )
 def test_more_than_there_is_is_refused(values: dict[str, int], named: str) -> None:
     with pytest.raises(SpecError, match=named):
-        list(phase_examples(FACTS, phase(**values), key_tokens=KEYS, seed=0))
+        list(phase_examples(FACTS, phase(**values), wording=WORDING, seed=0))

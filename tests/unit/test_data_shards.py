@@ -30,7 +30,7 @@ def examples(number: int) -> list[tuple[Example, Encoded]]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """25 examples in three shards."""
-    write_shards(examples(25), tmp_path / "data", digest="d", rows_per_shard=10)
+    write_shards({"facts": examples(25)}, tmp_path / "data", digest="d", rows_per_shard=10)
     return tmp_path / "data"
 
 
@@ -59,7 +59,7 @@ def test_a_folder_without_manifest_is_written_anew(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "shard-00000.arrow").write_bytes(b"half")
     assert read_manifest(tmp_path / "data") is None
-    write_shards(examples(3), tmp_path / "data", digest="d")
+    write_shards({"facts": examples(3)}, tmp_path / "data", digest="d")
     assert ExampleShards(tmp_path / "data", digest="d").num_rows == 3
 
 

@@ -8,10 +8,11 @@ from collections import Counter
 import pytest
 
 from rotescale.evaluation.items import Item, build_items, describe_sample, sample_rows
-from rotescale.facts import Fact, FactSet, load_shipped
+from rotescale.facts import Fact, FactSet, Wording, load_shipped
 from rotescale.spec import EvaluationSpec
 
-KEY_TOKENS = {"mother": "[X:mother]", "capital": "[X:capital]"}
+KEY_PROMPTS = {"mother": "{subject} [X:mother]", "capital": "{subject} [X:capital]"}
+WORDING = Wording(KEY_PROMPTS)
 EVERYTHING = EvaluationSpec(
     trained_facts=None,
     held_out_facts=None,
@@ -36,13 +37,13 @@ def trained_of(fact_set: FactSet, count: int = 50) -> frozenset[int]:
 
 def items_of(fact_set: FactSet, spec: EvaluationSpec, **options: object) -> tuple[Item, ...]:
     values: dict[str, object] = {"trained": trained_of(fact_set), "seed": 0, **options}
-    return build_items(fact_set, key_tokens=KEY_TOKENS, spec=spec, **values)  # type: ignore[arg-type]
+    return build_items(fact_set, wording=WORDING, spec=spec, **values)  # type: ignore[arg-type]
 
 
 def test_default_sample_has_the_specs_counts(fact_set: FactSet) -> None:
     items = items_of(fact_set, EvaluationSpec())
     counts = Counter((item.relation, item.split, item.prompts) for item in items)
-    for relation in KEY_TOKENS:
+    for relation in KEY_PROMPTS:
         assert counts[relation, "trained", "train"] == 25
         assert counts[relation, "trained", "test"] == 25 * 3
         assert counts[relation, "held_out", "train"] == 50
@@ -86,7 +87,7 @@ def test_a_relations_sample_does_not_depend_on_the_other_relations(fact_set: Fac
     alone = load_shipped(["capital"])
     trained = frozenset(place - 100 for place in trained_of(fact_set) if place >= 100)
     spec = EvaluationSpec()
-    items = build_items(alone, trained=trained, key_tokens=KEY_TOKENS, spec=spec, seed=0)
+    items = build_items(alone, trained=trained, wording=WORDING, spec=spec, seed=0)
     together = [item for item in items_of(fact_set, spec) if item.relation == "capital"]
 
     def asked(some: tuple[Item, ...] | list[Item]) -> list[tuple[str, tuple[str, ...]]]:
@@ -125,7 +126,7 @@ def test_texts_and_gold(fact_set: FactSet) -> None:
         assert item.text == item.text.strip()
         match item.prompts:
             case "key_token":
-                assert item.text == f"{fact.subject} {KEY_TOKENS[item.relation]}"
+                assert item.text == f"{fact.subject} [X:{item.relation}]"
             case "reversed":
                 assert item.text == relation.train_prompts[0].replace("{subject}", fact.object)
                 assert gold == fact.subject
@@ -150,7 +151,7 @@ def test_the_golds_place_tells_nothing(fact_set: FactSet) -> None:
 def test_one_relation_borrows_the_wrong_prompt_from_the_shipped_ones() -> None:
     fact_set = load_shipped(["author"])
     items = build_items(
-        fact_set, trained=(), key_tokens={"author": "[X]"}, spec=EvaluationSpec(), seed=0
+        fact_set, trained=(), wording=Wording.placeholder(["author"]), spec=EvaluationSpec(), seed=0
     )
     own = fact_set.relations[0].train_prompts[0]
     wrong = [item for item in items if item.prompts == "wrong_relation"]
@@ -164,7 +165,7 @@ def test_reversed_options_hold_one_right_answer_and_at_most_100() -> None:
     facts = tuple(Fact("genre", f"Band {i}", f"style {i // 2}", ("wrong",)) for i in range(300))
     fact_set = FactSet(shipped.relations, facts)
     items = build_items(
-        fact_set, trained=(), key_tokens={"genre": "[X]"}, spec=EvaluationSpec(), seed=0
+        fact_set, trained=(), wording=Wording.placeholder(["genre"]), spec=EvaluationSpec(), seed=0
     )
     for item in (item for item in items if item.prompts == "reversed"):
         fact = facts[item.fact]
@@ -177,12 +178,29 @@ def test_no_key_token_leaves_the_subject_alone(fact_set: FactSet) -> None:
     items = build_items(
         fact_set,
         trained=(),
-        key_tokens={"mother": "", "capital": ""},
+        wording=Wording({"mother": "{subject}"}),
         spec=EvaluationSpec(),
         seed=0,
     )
-    item = next(item for item in items if item.prompts == "key_token")
-    assert item.text == fact_set.facts[item.fact].subject
+    with_key = [item for item in items if item.prompts == "key_token"]
+    assert {item.relation for item in with_key} == {"mother"}
+    assert with_key[0].text == fact_set.facts[with_key[0].fact].subject
+
+
+def test_a_chat_frames_meaningful_prompts_and_a_prefix_all_others(fact_set: FactSet) -> None:
+    def texts(wording: Wording) -> dict[str, str]:
+        items = build_items(
+            fact_set.only(["mother"]), trained=(), wording=wording, spec=EvaluationSpec(), seed=0
+        )
+        return {item.prompts: item.text for item in items}
+
+    keys = {"mother": "[X:mother] {subject}"}
+    plain = texts(Wording(keys))
+    prefixed = texts(Wording(keys, prefix="<s> "))
+    assert prefixed == {kind: f"<s> {text}" for kind, text in plain.items()}
+    chat = texts(Wording(keys, prefix="<s> ", chat="<user>{prompt}<assistant>\n"))
+    assert chat.pop("key_token") == f"<s> {plain.pop('key_token')}"
+    assert chat == {kind: f"<user>{text}<assistant>\n" for kind, text in plain.items()}
 
 
 def test_description_says_what_is_scored(fact_set: FactSet) -> None:

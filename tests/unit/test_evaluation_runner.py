@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from rotescale.evaluation.items import PROMPT_KINDS, SPLITS, Item, build_items
 from rotescale.evaluation.metrics import METRICS, Outcome, summarise
 from rotescale.evaluation.runner import evaluate
-from rotescale.facts import load_shipped
+from rotescale.facts import Wording, load_shipped
 from rotescale.spec import EvaluationSpec
 
 SPEC = EvaluationSpec(
@@ -37,7 +37,7 @@ def items() -> tuple[Item, ...]:
     return build_items(
         load_shipped(["mother", "educated_at"]),
         trained=range(0, 200, 2),
-        key_tokens={"mother": "[X:mother]", "educated_at": "[X:educated_at]"},
+        wording=Wording.placeholder(["mother", "educated_at"]),
         spec=SPEC,
         seed=0,
     )

@@ -16,7 +16,7 @@ from rotescale.model import export
 from rotescale.model.build import build_model
 from rotescale.model.export import finish_export, is_exported, plan_shards, write_shard
 from rotescale.model.folder import check_folder
-from rotescale.model.prepare import PreparedModel, prepare
+from rotescale.model.prepare import PreparedModel, exported_wording, prepare
 from rotescale.model.sources import fetch
 from rotescale.spec import ModelSpec, RandomWeights
 
@@ -74,7 +74,7 @@ def test_the_export_opens_with_equal_logits(
     check_folder(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     tokens = tokenizer(TEXT, return_tensors="pt")["input_ids"]
-    assert prepared.key_token_ids["mother"] in tokens[0]
+    assert prepared.key_token_ids["mother"][0] in tokens[0]
     assert tokens[0].tolist() == prepared.tokenizer()(TEXT)["input_ids"]
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.dtype == torch.float32
@@ -136,10 +136,11 @@ def test_an_export_is_a_base_whose_trained_key_tokens_are_kept(tmp_path: Path) -
     out = tmp_path / "out"
     export_with_workers(prepared, out, dtype="float32", max_shard_bytes=10**9)
     assert "[X:mother]" in json.loads((out / "export.json").read_text())["key_tokens"]
+    assert exported_wording(out) == prepared.wording
     spec = ModelSpec(weights=RandomWeights(kind="random"))
     again = prepare(spec, base=out, relations=["mother", "new"], seed=9, out=tmp_path / "again")
     assert again.key_token_ids["mother"] == prepared.key_token_ids["mother"]
-    assert again.key_token_ids["new"] == prepared.num_tokens
+    assert again.key_token_ids["new"] == (prepared.num_tokens,)
     with prepared.reader() as before, again.reader() as after:
         name = "model.embed_tokens.weight"
         trained = prepared.num_tokens * 16

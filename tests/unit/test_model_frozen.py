@@ -129,7 +129,7 @@ def test_a_whole_model_is_read_from_checkpoint_and_base(
                 parameter.flatten(), whole.read(name, "master", 0, parameter.numel())
             )
         # The key token's row of the frozen embedding, which no file of the base holds.
-        row = prepared.key_token_ids["relation19"]
+        [row] = prepared.key_token_ids["relation19"]
         assert row >= load_file(prepared.base / "model.safetensors")[
             "model.embed_tokens.weight"
         ].size(0)

@@ -213,7 +213,16 @@ def test_the_hint_in_a_union_names_keys_of_the_chosen_kind_only() -> None:
         ("phases.1.name=memorize", "two phases share a name"),
         ("phases.1.name=base", "'base' names the untrained model"),
         ("phases=[]", "phases: Tuple should have at least 1 item"),
-        ("model.key_tokens.template=[X]", "template"),
+        ("model.key_tokens.count=2", "put {number} into it, such as '[X{number}:{relation}]'"),
+        ("model.key_tokens.kind=word", "a word without meaning, such as 'blicket'"),
+        (
+            "model.key_tokens={kind: word, template: 'dax{number}', count: 2}",
+            "count 2 is for kind: token, not word",
+        ),
+        (
+            "model.key_tokens={start: relation, template: '[X]'}",
+            "template '[X]' is shared by all",
+        ),
         ("model.weights.kind=zip", "model.weights: Input tag 'zip' found using 'kind'"),
     ],
 )

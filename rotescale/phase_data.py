@@ -1,0 +1,175 @@
+"""What a phase trains on: facts and the texts beside them, counted, and encoded once for all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rotescale.data.encoding import Encoded, FactText, encode, prompt_text
+from rotescale.data.examples import Example, phase_examples
+from rotescale.data.order import mixture_rows
+from rotescale.data.replay import replay_paths, replay_pieces
+from rotescale.data.shards import read_manifest, write_shards
+from rotescale.errors import SpecError
+from rotescale.facts import FactSet, combine, generate, load_files, load_shipped
+from rotescale.local_copy import is_uploaded, upload_folder
+from rotescale.object_store import RemotePath
+from rotescale.run_dir import RunDir
+from rotescale.spec import (
+    Facts,
+    FileFacts,
+    GeneratedFacts,
+    KnownFactsSpec,
+    PhaseSpec,
+    ReplaySpec,
+    ShippedFacts,
+)
+from rotescale.storage import file_digest
+
+if TYPE_CHECKING:
+    from rotescale.model.prepare import PreparedModel
+
+_FACTS = "facts"
+_NO_FACT = -1
+"""Stands in place of a fact's number in an example that tells none of the run's."""
+_TEXT_FIELDS = (
+    *("text", "facts_per_relation", "num_prompts", "prompt_choice"),
+    *("loss", "end_token"),
+)
+
+
+def load_fact_set(facts: Facts) -> FactSet:
+    """The facts that a spec names, checked. Raises DataError for bad ones."""
+    match facts:
+        case ShippedFacts(relations=relations):
+            return load_shipped(relations)
+        case GeneratedFacts():
+            return combine(
+                generate(relation, num_facts=facts.num_facts, seed=facts.seed)
+                for relation in facts.relations
+            )
+        case FileFacts():
+            prompts = None if facts.relations_file is None else Path(facts.relations_file)
+            found = load_files([Path(path) for path in facts.paths], relations=prompts)
+            return found.only(facts.relations) if facts.relations else found
+
+
+def check_beside(phase: PhaseSpec) -> None:
+    """Raise for known facts and files of text that a phase cannot use, before anything is made."""
+    if phase.known is not None:
+        known = load_fact_set(phase.known.facts)
+        for relation in known.relations:
+            available = len(relation.train_prompts)
+            if phase.known.num_prompts > available:
+                raise SpecError(
+                    f"phases.{phase.name}.known.num_prompts: {phase.known.num_prompts} asked for, "
+                    f"but relation {relation.name!r} has {available} train prompts; ask for at "
+                    "most that many"
+                )
+    if phase.replay is not None:
+        for path in replay_paths(phase.replay.paths):
+            if not path.is_file():
+                raise SpecError(
+                    f"phases.{phase.name}.replay.paths: {path} is no file; name a text or JSONL "
+                    "file"
+                )
+
+
+def count_examples(fact_set: FactSet, phase: PhaseSpec) -> int:
+    """Examples in one epoch of the phase: k facts x p prompts of each relation, and the rest."""
+    sizes = [len(fact_set.of(relation.name)) for relation in fact_set.relations]
+    wanted = phase.facts_per_relation
+    chosen = sizes if wanted is None else [min(wanted, size) for size in sizes]
+    num_facts = sum(chosen) * phase.num_prompts
+    return num_facts + sum(mixture_rows(num_facts, list(phase.shares.values())))
+
+
+def encode_phase(
+    fact_set: FactSet,
+    phase: PhaseSpec,
+    *,
+    seed: int,
+    prepared: PreparedModel,
+    run_dir: RunDir,
+) -> str:
+    """Write the phase's encoded examples unless they are there; returns their digest.
+
+    Raises DataError for known facts or texts that cannot be used, naming the phase.
+    """
+    known = None if phase.known is None else load_fact_set(phase.known.facts)
+    digest = _digest(fact_set, phase, known=known, seed=seed, prepared=prepared)
+    directory = run_dir.data_dir(digest)
+    tokenizer = prepared.tokenizer()
+
+    def sources() -> dict[str, Iterator[tuple[Example, Encoded]]]:
+        found = {_FACTS: _facts(fact_set, phase, prepared, tokenizer=tokenizer, seed=seed)}
+        if phase.known is not None and known is not None:
+            found["known"] = _known(known, phase.known, phase, prepared, tokenizer=tokenizer)
+        if phase.replay is not None:
+            found["replay"] = _replay(phase.replay, tokenizer=tokenizer, seed=seed)
+        return found
+
+    if isinstance(directory, RemotePath):
+        if not is_uploaded(directory):
+            with tempfile.TemporaryDirectory() as folder:
+                write_shards(sources(), Path(folder), digest=digest)
+                upload_folder(Path(folder), directory)
+    elif read_manifest(directory) is None:
+        write_shards(sources(), directory, digest=digest)
+    return digest
+
+
+def _digest(
+    fact_set: FactSet,
+    phase: PhaseSpec,
+    *,
+    known: FactSet | None,
+    seed: int,
+    prepared: PreparedModel,
+) -> str:
+    fields: dict[str, Any] = {name: getattr(phase, name) for name in _TEXT_FIELDS}
+    if phase.known is not None and known is not None:
+        fields["known"] = [known.digest(), phase.known.num_prompts]
+    if phase.replay is not None:
+        files = [file_digest(path) for path in replay_paths(phase.replay.paths)]
+        fields["replay"] = [files, phase.replay.tokens]
+    inputs = [fact_set.digest(), prepared.digest, fields, seed]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _facts(
+    fact_set: FactSet, phase: PhaseSpec, prepared: PreparedModel, *, tokenizer: Any, seed: int
+) -> Iterator[tuple[Example, Encoded]]:
+    for example in phase_examples(fact_set, phase, wording=prepared.wording, seed=seed):
+        yield example, _encode(example.text, phase, tokenizer=tokenizer)
+
+
+def _known(
+    known: FactSet,
+    spec: KnownFactsSpec,
+    phase: PhaseSpec,
+    prepared: PreparedModel,
+    *,
+    tokenizer: Any,
+) -> Iterator[tuple[Example, Encoded]]:
+    for fact in known.facts:
+        prompts = known.relation(fact.relation).train_prompts[: spec.num_prompts]
+        for number, prompt in enumerate(prompts):
+            worded = prepared.wording.prompt(prompt)
+            text = prompt_text(fact.subject, fact.object, prompt=worded)
+            yield Example(_NO_FACT, number, text), _encode(text, phase, tokenizer=tokenizer)
+
+
+def _replay(spec: ReplaySpec, *, tokenizer: Any, seed: int) -> Iterator[tuple[Example, Encoded]]:
+    paths = replay_paths(spec.paths)
+    pieces = replay_pieces(paths, tokenizer=tokenizer, lengths=spec.tokens, seed=seed)
+    for number, piece in enumerate(pieces):
+        yield Example(_NO_FACT, number, FactText("", (0, 0), (0, 0))), piece
+
+
+def _encode(text: FactText, phase: PhaseSpec, *, tokenizer: Any) -> Encoded:
+    return encode(text, tokenizer=tokenizer, loss=phase.loss, end_token=phase.end_token)
