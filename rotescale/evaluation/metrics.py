@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from rotescale.errors import DataError
 from rotescale.evaluation.answers import generation_contains, generation_exact
+from rotescale.evaluation.intervals import bootstrap_interval, crossed_interval
 from rotescale.evaluation.items import PROMPT_KINDS, SPLITS, Item
 from rotescale.records import ALL_RELATIONS
 
@@ -22,9 +22,6 @@ METRICS = (
     *("generation_exact", "generation_contains"),
 )
 """Every metric, in the order of the rows."""
-
-_BLOCK_ELEMENTS = 4_000_000
-"""Resampled counts that are held at once, 16 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +126,9 @@ def summarise(
     rows = []
     for relation, split, prompts, language, group in _groups(outcomes):
         for metric in METRICS:
-            measured = [outcome for outcome in group if metric in outcome.values]
-            if not measured:
+            if not any(metric in outcome.values for outcome in group):
                 continue
-            values = np.array([outcome.values[metric] for outcome in measured])
-            facts = np.array([outcome.fact for outcome in measured])
+            values, facts = _measured(group, metric)
             low, high = bootstrap_interval(
                 values, facts=facts, num_samples=bootstrap_samples, seed=seed
             )
@@ -141,31 +136,12 @@ def summarise(
                 ResultRow(
                     *(relation, stage, epoch, seed, suite, split, prompts, language, metric),
                     value=float(values.mean()),
-                    count=len(measured),
+                    count=len(values),
                     low=low,
                     high=high,
                 )
             )
     return tuple(rows)
-
-
-def bootstrap_interval(
-    values: Floats, *, facts: npt.NDArray[np.int64], num_samples: int, seed: int
-) -> tuple[float, float]:
-    """95 % percentile interval of the mean of ``values``, resampling facts with all their items.
-
-    ``values`` (num_items,) float64, ``facts`` (num_items,) int64. The prompts of one fact are not
-    independent, so facts are drawn, never items. One fact alone gives an interval of no width.
-    """
-    _, places = np.unique(facts, return_inverse=True)
-    counts = np.bincount(places)
-    columns = np.column_stack([np.bincount(places, weights=values), counts])
-    means = []
-    for weights in _resamplings(len(counts), num_samples=num_samples, seed=seed):
-        drawn = weights @ columns
-        means.append(drawn[:, 0] / drawn[:, 1])
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def paired_difference(
@@ -178,8 +154,80 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """Mean of b - a over the same items, and its 95 % interval, resampling facts in pairs.
 
-    Raises DataError where the two do not hold the same items, or none that has the metric.
+    Differences lie in -1 to 1, and the interval does too. Raises DataError where the two do not
+    hold the same items, or none that has the metric.
     """
+    differences, facts = _differences(outcomes_a, outcomes_b, metric=metric)
+    low, high = bootstrap_interval(
+        differences, facts=facts, num_samples=bootstrap_samples, seed=seed, bounds=(-1.0, 1.0)
+    )
+    return float(differences.mean()), low, high
+
+
+def mean_over_seeds(
+    outcomes: Mapping[int, Sequence[Outcome]],
+    *,
+    metric: str,
+    seed: int,
+    bootstrap_samples: int = 10_000,
+) -> tuple[float, float, float]:
+    """Mean over the items of all training seeds, and its 95 % interval over seeds and facts.
+
+    ``outcomes`` by training seed, of one group of items each; ``seed`` is the bootstrap's. What
+    the interval means with few seeds stands at ``crossed_interval``. Raises DataError where there
+    are fewer than two seeds, or one without the metric.
+    """
+    return _over_seeds(
+        {key: _measured(of_seed, metric) for key, of_seed in outcomes.items()},
+        num_samples=bootstrap_samples,
+        seed=seed,
+        bounds=(0.0, 1.0),
+    )
+
+
+def paired_difference_over_seeds(
+    outcomes_a: Mapping[int, Sequence[Outcome]],
+    outcomes_b: Mapping[int, Sequence[Outcome]],
+    *,
+    metric: str,
+    seed: int,
+    bootstrap_samples: int = 10_000,
+) -> tuple[float, float, float]:
+    """Mean of b - a over the same items of the same training seeds, and its 95 % interval.
+
+    The difference is taken within a seed and item, so what both methods owe to a seed or a fact
+    cancels; seeds and facts are then both a sample, as in ``mean_over_seeds``. Raises DataError
+    where the two do not hold the same seeds and items, at least two seeds, and the metric.
+    """
+    if outcomes_a.keys() != outcomes_b.keys():
+        raise DataError(
+            f"seeds {sorted(outcomes_a)} and {sorted(outcomes_b)} differ; "
+            "compare methods over the same seeds"
+        )
+    return _over_seeds(
+        {key: _differences(outcomes_a[key], outcomes_b[key], metric=metric) for key in outcomes_a},
+        num_samples=bootstrap_samples,
+        seed=seed,
+        bounds=(-1.0, 1.0),
+    )
+
+
+_Measured = tuple[Floats, npt.NDArray[np.int64]]
+"""Values and the facts that they are of, both (num_items,)."""
+
+
+def _measured(outcomes: Sequence[Outcome], metric: str) -> _Measured:
+    chosen = [outcome for outcome in outcomes if metric in outcome.values]
+    if not chosen:
+        raise DataError(f"no item has the metric {metric!r}; metrics are: {', '.join(METRICS)}")
+    values = np.array([outcome.values[metric] for outcome in chosen])
+    return values, np.array([outcome.fact for outcome in chosen])
+
+
+def _differences(
+    outcomes_a: Sequence[Outcome], outcomes_b: Sequence[Outcome], *, metric: str
+) -> _Measured:
+    """b - a of each item; DataError as ``paired_difference`` says."""
     a = {outcome.key: outcome for outcome in outcomes_a}
     b = {outcome.key: outcome for outcome in outcomes_b}
     unpaired = sorted(a.keys() ^ b.keys())
@@ -188,15 +236,28 @@ def paired_difference(
             f"{len(unpaired)} items are in one of the two evaluations only, such as {unpaired[0]}; "
             "compare evaluations of one sample (same seed, facts and evaluation spec)"
         )
-    keys = [key for key in a if metric in a[key].values and metric in b[key].values]
-    if not keys:
-        raise DataError(f"no item has the metric {metric!r}; metrics are: {', '.join(METRICS)}")
-    differences = np.array([b[key].values[metric] - a[key].values[metric] for key in keys])
-    facts = np.array([a[key].fact for key in keys])
-    low, high = bootstrap_interval(
-        differences, facts=facts, num_samples=bootstrap_samples, seed=seed
+    both = [key for key in a if metric in a[key].values and metric in b[key].values]
+    of_a, facts = _measured([a[key] for key in both], metric)
+    of_b, _ = _measured([b[key] for key in both], metric)
+    return of_b - of_a, facts
+
+
+def _over_seeds(
+    measured: Mapping[int, _Measured], *, num_samples: int, seed: int, bounds: tuple[float, float]
+) -> tuple[float, float, float]:
+    """The mean of all values, and its interval over the seeds, which are the keys, and facts."""
+    if len(measured) < 2:
+        raise DataError(f"{len(measured)} seeds: an interval over seeds takes two or more")
+    values = np.concatenate([values for values, _ in measured.values()])
+    low, high = crossed_interval(
+        values,
+        facts=np.concatenate([facts for _, facts in measured.values()]),
+        seeds=np.repeat(list(measured), [len(values) for values, _ in measured.values()]),
+        num_samples=num_samples,
+        seed=seed,
+        bounds=bounds,
     )
-    return float(differences.mean()), low, high
+    return float(values.mean()), low, high
 
 
 _Group = tuple[str, str, str, str, list[Outcome]]
@@ -220,19 +281,3 @@ def _groups(outcomes: Sequence[Outcome]) -> Iterator[_Group]:
                     group = [o for o in of_relation if (o.split, o.prompts, o.language) == key]
                     if group:
                         yield name, split, prompts, language, group
-
-
-def _resamplings(num_facts: int, *, num_samples: int, seed: int) -> Iterator[npt.NDArray[Any]]:
-    """Blocks (num_rows, num_facts) of how often each fact is drawn, ``num_samples`` rows in all."""
-    num_rows = max(1, _BLOCK_ELEMENTS // num_facts)
-    for block, start in enumerate(range(0, num_samples, num_rows)):
-        yield _block(num_facts, min(num_rows, num_samples - start), seed, block)
-
-
-# Every metric of every group of as many facts shares the draws.
-@lru_cache(maxsize=8)
-def _block(num_facts: int, num_rows: int, seed: int, block: int) -> npt.NDArray[np.float32]:
-    generator = np.random.default_rng((seed, num_facts, block))
-    probabilities = np.full(num_facts, 1.0 / num_facts)
-    drawn = generator.multinomial(num_facts, probabilities, size=num_rows)
-    return drawn.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Metrics: definitions, ties, groups, and intervals by bootstrap over facts."""
+"""Metrics: definitions, ties, groups, and paired differences, over seeds too."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import (
     METRICS,
     Outcome,
-    bootstrap_interval,
+    mean_over_seeds,
     outcome_of,
     paired_difference,
+    paired_difference_over_seeds,
     summarise,
 )
 
@@ -121,47 +122,24 @@ def test_one_relation_gets_no_row_for_all_and_every_metric_is_kept() -> None:
     assert [row.count for row in rows] == [2, 2, 2, 2, 1, 1]
 
 
-def test_intervals_are_over_facts_not_items() -> None:
-    generator = np.random.default_rng(0)
-    of_fact = (generator.random(50) < 0.7).astype(float)
-    values, facts = np.repeat(of_fact, 10), np.repeat(np.arange(50), 10)
-    low, high = bootstrap_interval(values, facts=facts, num_samples=4000, seed=0)
-    rate = values.mean()
-    naive = 2 * 1.96 * math.sqrt(rate * (1 - rate) / 500)
-    clustered = 2 * 1.96 * math.sqrt(rate * (1 - rate) / 50)
-    assert high - low == pytest.approx(clustered, rel=0.15)
-    assert high - low > 2.5 * naive
-    assert low < rate < high
-
-
-def test_intervals_are_seeded_and_independent_of_the_order() -> None:
-    generator = np.random.default_rng(1)
-    values, facts = generator.random(60), np.repeat(np.arange(20), 3)
-    first = bootstrap_interval(values, facts=facts, num_samples=500, seed=3)
-    assert bootstrap_interval(values, facts=facts, num_samples=500, seed=3) == first
-    assert bootstrap_interval(values, facts=facts, num_samples=500, seed=4) != first
-    order = np.arange(60)[::-1]
-    again = bootstrap_interval(values[order], facts=facts[order], num_samples=500, seed=3)
-    assert again == pytest.approx(first)
-
-
-def test_many_facts_are_resampled_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rotescale.evaluation.metrics._BLOCK_ELEMENTS", 4000)
-    values = np.random.default_rng(0).random(40)
-    low, high = bootstrap_interval(values, facts=np.arange(40), num_samples=2050, seed=0)
-    expected = 2 * 1.96 * values.std() / math.sqrt(40)
-    assert high - low == pytest.approx(expected, rel=0.15)
-
-
 def test_paired_difference_is_narrower_than_unpaired() -> None:
     generator = np.random.default_rng(0)
-    skill = generator.random(80)
+    skill, gain = generator.random(80) * 0.8, generator.random(80) * 0.2
     a = [outcome(place, float(skill[place])) for place in range(80)]
-    b = [outcome(place, float(skill[place]) + 0.1) for place in range(80)]
+    b = [outcome(place, float(skill[place] + gain[place])) for place in range(80)]
     difference, low, high = paired_difference(a, b[::-1], metric="multiple_choice", seed=0)
-    assert (difference, low, high) == pytest.approx((0.1, 0.1, 0.1))
+    assert difference == pytest.approx(gain.mean())
+    assert low < difference < high
+    assert high - low == pytest.approx(4 * gain.std() / math.sqrt(80), rel=0.1)
     backwards = paired_difference(b, a, metric="multiple_choice", seed=0)
-    assert backwards[0] == pytest.approx(-0.1)
+    assert backwards == pytest.approx((-difference, -high, -low))
+
+
+def test_no_difference_at_all_is_not_certain() -> None:
+    a = [outcome(place, 1.0) for place in range(50)]
+    difference, low, high = paired_difference(a, a, metric="multiple_choice", seed=0)
+    assert difference == 0.0
+    assert (low, high) == pytest.approx((-0.0713, 0.0713), abs=1e-3)
 
 
 def test_paired_difference_resamples_facts() -> None:
@@ -179,3 +157,46 @@ def test_paired_difference_refuses_different_items() -> None:
         paired_difference(a, a[:2], metric="multiple_choice", seed=0)
     with pytest.raises(DataError, match="no item has the metric 'generation_exact'"):
         paired_difference(a, a, metric="generation_exact", seed=0)
+
+
+def of_seeds(accuracies: list[float], *, shift: float = 0.0) -> dict[int, list[Outcome]]:
+    """By seed, 40 facts with two prompts; the first facts are right, ``shift`` more of them."""
+    return {
+        seed: [
+            outcome(fact, float(fact < 40 * (accuracy + shift)), prompt_index=i)
+            for fact in range(40)
+            for i in range(2)
+        ]
+        for seed, accuracy in enumerate(accuracies)
+    }
+
+
+def test_mean_over_seeds_is_wider_than_each_seed() -> None:
+    outcomes = of_seeds([0.4, 0.5, 0.6])
+    mean, low, high = mean_over_seeds(outcomes, metric="multiple_choice", seed=0)
+    assert mean == pytest.approx(0.5)
+    rows = summarise(outcomes[1], stage="x", epoch=None, seed=0)
+    assert high - low > rows[0].high - rows[0].low
+    assert low < 0.4 < 0.6 < high
+
+
+def test_paired_difference_over_seeds_cancels_what_seeds_share() -> None:
+    a, b = of_seeds([0.2, 0.5, 0.7]), of_seeds([0.2, 0.5, 0.7], shift=0.2)
+    difference, low, high = paired_difference_over_seeds(a, b, metric="multiple_choice", seed=0)
+    assert difference == pytest.approx(0.2)
+    assert -1.0 <= low < difference < high <= 1.0
+    alone = mean_over_seeds(a, metric="multiple_choice", seed=0)
+    assert high - low < 0.6 * (alone[2] - alone[1])
+
+
+def test_comparisons_over_seeds_refuse_what_does_not_pair() -> None:
+    three, two = of_seeds([0.2, 0.5, 0.7]), of_seeds([0.2, 0.5])
+    with pytest.raises(DataError, match=r"seeds \[0, 1, 2\] and \[0, 1\] differ"):
+        paired_difference_over_seeds(three, two, metric="multiple_choice", seed=0)
+    with pytest.raises(DataError, match="1 seeds: an interval over seeds takes two"):
+        mean_over_seeds({0: two[0]}, metric="multiple_choice", seed=0)
+    with pytest.raises(DataError, match="no item has the metric 'generation_exact'"):
+        mean_over_seeds(two, metric="generation_exact", seed=0)
+    changed = {**two, 1: two[1][1:]}
+    with pytest.raises(DataError, match="1 items are in one of the two"):
+        paired_difference_over_seeds(two, changed, metric="multiple_choice", seed=0)
