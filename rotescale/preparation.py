@@ -19,7 +19,7 @@ from rotescale.data.examples import Example, phase_examples, trained_facts
 from rotescale.data.order import Batches
 from rotescale.data.shards import read_manifest, write_shards
 from rotescale.errors import SpecError
-from rotescale.facts import FactSet, combine, generate, load_files, load_shipped
+from rotescale.facts import FactSet, load_source
 from rotescale.facts.saved import save_fact_set
 from rotescale.launch_spec import LaunchSpec
 from rotescale.local_copy import is_uploaded, upload_folder
@@ -29,11 +29,8 @@ from rotescale.run_dir import RunDir, open_run
 from rotescale.spec import (
     EvaluationMode,
     ExperimentSpec,
-    FileFacts,
-    GeneratedFacts,
     ModelSpec,
     PhaseSpec,
-    ShippedFacts,
 )
 from rotescale.spec_file import dump_json
 from rotescale.storage import write_atomic
@@ -66,24 +63,13 @@ class Resolved(BaseModel):
         return cls.model_validate_json(run_dir.resolved_json.read_bytes())
 
 
-def load_facts(spec: ExperimentSpec) -> FactSet:
+def load_facts(spec: ExperimentSpec, *, note: Callable[[str], object] = lambda _: None) -> FactSet:
     """The facts of the spec, checked, and enough for every phase.
 
+    ``note`` is told what a source repaired, if the spec lets it.
     Raises DataError for bad facts and SpecError where a phase asks for more than there is.
     """
-    match spec.facts:
-        case ShippedFacts(relations=relations):
-            fact_set = load_shipped(relations)
-        case GeneratedFacts() as facts:
-            fact_set = combine(
-                generate(relation, num_facts=facts.num_facts, seed=facts.seed)
-                for relation in facts.relations
-            )
-        case FileFacts() as facts:
-            prompts = None if facts.relations_file is None else Path(facts.relations_file)
-            fact_set = load_files([Path(path) for path in facts.paths], relations=prompts)
-            if facts.relations:
-                fact_set = fact_set.only(facts.relations)
+    fact_set = load_source(spec.facts, note=note)
     placeholders = {relation.name: "[X]" for relation in fact_set.relations}
     for phase in spec.phases:
         for relation in fact_set.relations:
