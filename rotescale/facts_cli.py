@@ -194,11 +194,13 @@ def _parse_columns(text: str) -> Columns:
 
 def _load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of a model folder, or of a repository of the hub."""
+    loaded: Tokenizer
     if Path(name).is_dir():
         # transformers takes seconds to import.
         from rotescale.model.folder import load_tokenizer
 
-        return load_tokenizer(Path(name))
+        loaded = load_tokenizer(Path(name))
+        return loaded
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
@@ -206,7 +208,7 @@ def _load_tokenizer(name: str) -> Tokenizer:
             "--tokenizer: transformers is not installed; install rotescale[train]"
         ) from error
     try:
-        loaded: Tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(

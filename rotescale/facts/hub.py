@@ -54,9 +54,9 @@ def read_dataset(source: DatasetFacts, *, report: Report = refuse) -> Reading:
 def _records(source: DatasetFacts, *, where: str) -> Iterator[Mapping[str, object]]:
     """The rows as column to value."""
     try:
-        # Installed with rotescale[train] only.
-        import httpx
+        # Installed with rotescale[train] only; httpx is whichever the hub's library is built on.
         from datasets.exceptions import DatasetsError
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
     except ImportError as error:
         raise DataError(
             f"{where}: read with the package datasets, which is not installed; install "
@@ -69,7 +69,8 @@ def _records(source: DatasetFacts, *, where: str) -> Iterator[Mapping[str, objec
             f"{where}: the hub cannot be reached ({_reason(error)}); connect to the network, or "
             "download the dataset elsewhere and name its folder"
         ) from error
-    except (DatasetsError, OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+    except (DatasetsError, OSError, ValueError, TypeError, RuntimeError, httpx.HTTPError) as error:
+        # A TypeError is how columns of other types than announced come out.
         raise DataError(
             f"{where}: cannot be read ({_reason(error)}); check dataset, config, split and "
             "revision, and your rights to it"
