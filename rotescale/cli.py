@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rotescale.checkpoint_cli import checkpoint_app
 from rotescale.errors import SpecError, StorageError, exit_with_error
-from rotescale.facts_cli import facts_app
+from rotescale.facts_cli import facts_app, say
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
@@ -65,7 +65,7 @@ def run(
     launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
     if spec.engine.kind == "eager" and launch.num_workers != (1, 1):
         launch = launch.model_copy(update={"num_workers": (1, 1)})
-    fact_set = load_facts(spec)
+    fact_set = load_facts(spec, note=say)
     if dry_run:
         console.print_json(dump_json(spec))
         for line in describe(spec, launch, fact_set):

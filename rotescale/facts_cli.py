@@ -1,22 +1,50 @@
-"""The commands about facts: list the shipped ones, generate more."""
+"""The commands about facts: list the shipped ones, generate more, check and import one's own."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-facts_app = typer.Typer(help="Facts: list the shipped ones, generate more.", no_args_is_help=True)
+from rotescale.errors import DataError, SpecError
+from rotescale.spec import Columns, ExperimentSpec, Facts, FileFacts, TrexFacts
+from rotescale.spec_file import load_spec, parse_spec
+
+if TYPE_CHECKING:
+    from rotescale.facts.examine import Examination, Tokenizer
+
+facts_app = typer.Typer(
+    help="Facts: list the shipped ones, generate more, check and import your own.",
+    no_args_is_help=True,
+)
 console = Console()
+
+MOST_SHOWN = 100
+"""Problems in the table; a file with one fault in every row would fill the terminal."""
+
+_SPEC_SUFFIXES = (".yaml", ".yml", ".json")
+
+ColumnNames = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="PART=COLUMN,...",
+        help="What files call subject, object, relation and distractors: subject=Person,...",
+    ),
+]
+Prompts = Annotated[
+    Path | None, typer.Option(help="YAML with the prompts of relations that are not shipped.")
+]
 
 
 @facts_app.command("list")
 def facts_list() -> None:
     """The shipped relations, their sizes and first prompts."""
-    from rich.table import Table
-
     from rotescale.facts import load_shipped
 
     fact_set = load_shipped()
@@ -51,3 +79,191 @@ def facts_generate(
     writer.writerows(iter_pairs(relation, num_facts=num_facts, seed=seed))
     write_atomic(out, text.getvalue().encode())
     console.print(f"{num_facts} facts of {relation}: {out}")
+
+
+@facts_app.command("check")
+def facts_check(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH_OR_SPEC...",
+            help="CSV, TSV, JSONL or parquet files, folders like T-REx-Fiction, or experiments.",
+        ),
+    ],
+    columns: ColumnNames = None,
+    prompts: Prompts = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER_OR_ID", help="Find also what its tokenizer cannot keep."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all problems as JSON.")] = False,
+) -> None:
+    """Find everything that is wrong with facts, in one go. Files are checked as one set.
+
+    Exits with 1 where there is a problem, and with 2 where there is nothing to check.
+    """
+    from rotescale.facts.examine import examine
+
+    sources = _sources(paths, columns=columns, prompts=prompts)
+    loaded = None if tokenizer is None else _load_tokenizer(tokenizer)
+    found = [examine(facts, tokenizer=loaded) for facts in sources]
+    if as_json:
+        typer.echo(_as_json(found))
+    else:
+        _show(found)
+    if any(examination.problems for examination in found):
+        raise typer.Exit(1)
+
+
+@facts_app.command("import")
+def facts_import(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH_OR_SPEC",
+            help="A file of facts, a folder like T-REx-Fiction, or an experiment.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="The folder to write, empty or not there.")],
+    columns: ColumnNames = None,
+    prompts: Prompts = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Of a folder, drop what is twice, and say so.")
+    ] = False,
+) -> None:
+    """Write any facts as rotescale's own files: a CSV per relation, and relations.yaml."""
+    from rotescale.facts import load_source
+    from rotescale.facts.export import RELATIONS_FILE, write_files
+
+    (facts,) = _sources([source], columns=columns, prompts=prompts)
+    if repair and not isinstance(facts, TrexFacts):
+        raise SpecError(f"--repair: {source} is no folder like T-REx-Fiction; leave it out")
+    if isinstance(facts, TrexFacts):
+        facts = facts.model_copy(update={"repair": facts.repair or repair})
+    fact_set = load_source(facts, note=say)
+    for path in write_files(fact_set, out):
+        say(f"{len(fact_set.of(path.stem))} facts of {path.stem}: {path}")
+    say(f"prompts: {out / RELATIONS_FILE}")
+
+
+def _sources(paths: list[Path], *, columns: str | None, prompts: Path | None) -> list[Facts]:
+    """What the command line names, as a spec would name it; all plain files are one source.
+
+    Raises SpecError for a path that is not there, and for bad columns.
+    """
+    for path in paths:
+        if not path.exists():
+            raise SpecError(f"{path}: no such file or folder; check the path")
+    named = None if columns is None else _parse_columns(columns)
+    sources: list[Facts] = []
+    files: list[str] = []
+    for path in paths:
+        if path.is_dir():
+            sources.append(TrexFacts(source="trex", path=str(path)))
+        elif path.suffix.lower() in _SPEC_SUFFIXES:
+            sources.append(load_spec(ExperimentSpec, path).facts)
+        else:
+            files.append(str(path))
+    if files:
+        relations_file = None if prompts is None else str(prompts)
+        sources.append(
+            FileFacts(
+                source="files", paths=tuple(files), columns=named, relations_file=relations_file
+            )
+        )
+    elif named is not None or prompts is not None:
+        option = "--prompts" if named is None else "--columns"
+        raise SpecError(f"{option}: no file is given that it is about; leave it out")
+    return sources
+
+
+def _parse_columns(text: str) -> Columns:
+    """The columns of ``subject=Person,object=Mother``."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    wrong = [part for part, separator, _ in pairs if not separator]
+    parts = [part.strip() for part, _, _ in pairs]
+    twice = [part for part in parts if parts.count(part) > 1]
+    if wrong or twice:
+        raise SpecError(
+            f"--columns {text!r}: {(wrong or twice)[0]!r} is {'no pair' if wrong else 'twice'}; "
+            "write it as subject=Person,object=Mother"
+        )
+    values = {part.strip(): column for part, _, column in pairs}
+    return parse_spec(Columns, values, where="--columns")
+
+
+def _load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a model folder, or of a repository of the hub."""
+    loaded: Tokenizer
+    if Path(name).is_dir():
+        # transformers takes seconds to import.
+        from rotescale.model.folder import load_tokenizer
+
+        loaded = load_tokenizer(Path(name))
+        return loaded
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise DataError(
+            "--tokenizer: transformers is not installed; install rotescale[train]"
+        ) from error
+    try:
+        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"--tokenizer {name}: cannot be loaded ({reason[:300]}); give a model's folder, or "
+            "an id of the hub and a network"
+        ) from error
+    return loaded
+
+
+def _as_json(found: list[Examination]) -> str:
+    problems = [
+        {
+            "file": problem.place.file,
+            "row": problem.place.row,
+            "field": problem.field or None,
+            "kind": problem.kind.value,
+            "problem": problem.what,
+            "remedy": problem.remedy,
+        }
+        for examination in found
+        for problem in examination.problems
+    ]
+    counts = _counts(found)
+    num_rows = sum(examination.num_rows for examination in found)
+    return json.dumps({"rows": num_rows, "counts": counts, "problems": problems}, indent=1)
+
+
+def _counts(found: list[Examination]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for examination in found:
+        for kind, number in examination.counts().items():
+            counts[kind] = counts.get(kind, 0) + number
+    return counts
+
+
+def _show(found: list[Examination]) -> None:
+    """A table of the problems, and how many there are of each kind."""
+    problems = [problem for examination in found for problem in examination.problems]
+    num_rows = sum(examination.num_rows for examination in found)
+    if not problems:
+        say(f"{num_rows} rows: no problems")
+        return
+    table = Table("file", "row", "field", "problem", "remedy")
+    for problem in problems[:MOST_SHOWN]:
+        row = "" if problem.place.row is None else str(problem.place.row)
+        cells = (problem.place.file, row, problem.field, problem.what, problem.remedy)
+        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
+    console.print(table)
+    if len(problems) > MOST_SHOWN:
+        say(f"and {len(problems) - MOST_SHOWN} more; --json lists all of them")
+    for kind, number in _counts(found).items():
+        say(f"{number:>8} {kind}")
+    say(f"{len(problems)} problems; {num_rows} rows could be read")
+
+
+def say(line: str) -> None:
+    """Print the line as it is: names of files and relations may hold what rich would style."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -15,19 +15,11 @@ from rotescale.data.order import mixture_rows
 from rotescale.data.replay import replay_paths, replay_pieces
 from rotescale.data.shards import read_manifest, write_shards
 from rotescale.errors import SpecError
-from rotescale.facts import FactSet, combine, generate, load_files, load_shipped
+from rotescale.facts import FactSet, load_source
 from rotescale.local_copy import is_uploaded, upload_folder
 from rotescale.object_store import RemotePath
 from rotescale.run_dir import RunDir
-from rotescale.spec import (
-    Facts,
-    FileFacts,
-    GeneratedFacts,
-    KnownFactsSpec,
-    PhaseSpec,
-    ReplaySpec,
-    ShippedFacts,
-)
+from rotescale.spec import KnownFactsSpec, PhaseSpec, ReplaySpec
 from rotescale.storage import file_digest
 
 if TYPE_CHECKING:
@@ -42,26 +34,10 @@ _TEXT_FIELDS = (
 )
 
 
-def load_fact_set(facts: Facts) -> FactSet:
-    """The facts that a spec names, checked. Raises DataError for bad ones."""
-    match facts:
-        case ShippedFacts(relations=relations):
-            return load_shipped(relations)
-        case GeneratedFacts():
-            return combine(
-                generate(relation, num_facts=facts.num_facts, seed=facts.seed)
-                for relation in facts.relations
-            )
-        case FileFacts():
-            prompts = None if facts.relations_file is None else Path(facts.relations_file)
-            found = load_files([Path(path) for path in facts.paths], relations=prompts)
-            return found.only(facts.relations) if facts.relations else found
-
-
 def check_beside(phase: PhaseSpec) -> None:
     """Raise for known facts and files of text that a phase cannot use, before anything is made."""
     if phase.known is not None:
-        known = load_fact_set(phase.known.facts)
+        known = load_source(phase.known.facts)
         for relation in known.relations:
             available = len(relation.train_prompts)
             if phase.known.num_prompts > available:
@@ -100,7 +76,7 @@ def encode_phase(
 
     Raises DataError for known facts or texts that cannot be used, naming the phase.
     """
-    known = None if phase.known is None else load_fact_set(phase.known.facts)
+    known = None if phase.known is None else load_source(phase.known.facts)
     digest = _digest(fact_set, phase, known=known, seed=seed, prepared=prepared)
     directory = run_dir.data_dir(digest)
     tokenizer = prepared.tokenizer()

@@ -16,11 +16,11 @@ from rotescale.data.examples import phase_examples, trained_facts
 from rotescale.data.order import Batches
 from rotescale.data.replay import replay_paths, replay_pieces
 from rotescale.errors import SpecError
-from rotescale.facts import FactSet, Wording
+from rotescale.facts import FactSet, Wording, load_source
 from rotescale.facts.saved import save_fact_set
 from rotescale.launch_spec import LaunchSpec
 from rotescale.object_store import RemotePath
-from rotescale.phase_data import check_beside, count_examples, encode_phase, load_fact_set
+from rotescale.phase_data import check_beside, count_examples, encode_phase
 from rotescale.planning.memory import evaluation_mode, host_memory
 from rotescale.run_dir import RunDir, open_run
 from rotescale.spec import (
@@ -59,12 +59,13 @@ class Resolved(BaseModel):
         return cls.model_validate_json(run_dir.resolved_json.read_bytes())
 
 
-def load_facts(spec: ExperimentSpec) -> FactSet:
+def load_facts(spec: ExperimentSpec, *, note: Callable[[str], object] = lambda _: None) -> FactSet:
     """The facts of the spec, checked, and enough for every phase.
 
+    ``note`` is told what a source repaired, if the spec lets it.
     Raises DataError for bad facts and SpecError where a phase asks for more than there is.
     """
-    fact_set = load_fact_set(spec.facts)
+    fact_set = load_source(spec.facts, note=note)
     wording = Wording.placeholder(relation.name for relation in fact_set.relations)
     for phase in spec.phases:
         check_beside(phase)

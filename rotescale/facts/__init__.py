@@ -1,9 +1,10 @@
-"""Facts, relations and prompts as data: the shipped set, a user's files, and a generator."""
+"""Facts, relations and prompts as data: the shipped set, a user's own, and a generator."""
 
 from rotescale.facts.check import validate
 from rotescale.facts.generate import generate, iter_pairs
 from rotescale.facts.load import load_files, load_shipped
 from rotescale.facts.prompts import load_relations, shipped_relations
+from rotescale.facts.sources import load_source
 from rotescale.facts.text import normalise
 from rotescale.facts.types import (
     NUM_DISTRACTORS,
@@ -29,6 +30,7 @@ __all__ = [
     "load_files",
     "load_relations",
     "load_shipped",
+    "load_source",
     "normalise",
     "shipped_relations",
     "validate",

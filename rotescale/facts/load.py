@@ -1,13 +1,16 @@
-"""Loads the shipped facts, or a user's own from CSV and JSONL files."""
+"""Loads the shipped facts, or a user's own from CSV, TSV, JSONL and parquet files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rotescale.errors import DataError
-from rotescale.facts.check import unknown_relation, validate
-from rotescale.facts.options import ObjectPool, check_pool
+from rotescale.facts.check import by_relation, check_rows, rows_of_known_relations
+from rotescale.facts.layouts import layout_of
+from rotescale.facts.options import ObjectPool
+from rotescale.facts.problems import Report, refuse
 from rotescale.facts.prompts import (
     SHIPPED_DIR,
     load_relations,
@@ -18,6 +21,33 @@ from rotescale.facts.rows import Row, read_rows
 from rotescale.facts.types import Fact, FactSet, Relation
 
 __all__ = ["load_files", "load_relations", "load_shipped"]
+
+Relations = Mapping[str, Relation] | Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a source gives: rows of sound texts, and the relations that have prompts."""
+
+    rows: Sequence[Row]
+    relations: Mapping[str, Relation]
+
+    def check(self, *, report: Report = refuse) -> list[Row]:
+        """Report every fault between the rows; returns those of known relations."""
+        rows = rows_of_known_relations(self.rows, self.relations, report=report)
+        check_rows(rows, report=report)
+        return rows
+
+    def fact_set(self) -> FactSet:
+        """The rows as facts. Raises DataError for the first that is at fault."""
+        rows = self.check()
+        if not rows:
+            raise DataError("there are no facts; give at least one row of subject and object")
+        names = dict.fromkeys(row.relation for row in rows)
+        return FactSet(
+            relations=tuple(self.relations[name] for name in names),
+            facts=_with_distractors(rows),
+        )
 
 
 def load_shipped(relations: Sequence[str] | None = None) -> FactSet:
@@ -35,69 +65,58 @@ def load_shipped(relations: Sequence[str] | None = None) -> FactSet:
 
 
 def load_files(
-    paths: Sequence[Path], *, relations: Mapping[str, Relation] | Path | None = None
+    paths: Sequence[Path],
+    *,
+    relations: Relations = None,
+    columns: Mapping[str, str] | None = None,
 ) -> FactSet:
-    """The facts of CSV and JSONL files, in order, checked.
+    """The facts of CSV, TSV, JSONL and parquet files, in order, checked.
 
     A row has ``subject`` and ``object``; ``relation`` may be left to the file's name (or to
     ``relations``, if it has only one), and ``distractors`` (a JSON list) to the relation's other
-    objects. Prompts come from ``relations``, which may be a YAML file; else from the shipped ones.
+    objects. ``columns`` maps these four to the files' own names. Prompts come from ``relations``,
+    which may be a YAML file; else from the shipped ones. Raises DataError for the first fault.
     """
-    given = load_relations(relations) if isinstance(relations, Path) else dict(relations or {})
-    known = {**shipped_relations(), **given}
+    return read_files(paths, relations=relations, columns=columns).fact_set()
+
+
+def read_files(
+    paths: Sequence[Path],
+    *,
+    relations: Relations = None,
+    columns: Mapping[str, str] | None = None,
+    report: Report = refuse,
+) -> Reading:
+    """The rows of the files, as ``load_files`` takes them; what is wrong in a row is reported."""
+    known, given = known_relations(relations)
+    layout = layout_of(columns)
     rows: list[Row] = []
-    names: list[str] = []
     for path in map(Path, paths):
-        default = _relation_of_file(path, known=known, given=given)
-        for row in read_rows(path):
-            name = row.relation if row.relation is not None else default
-            if name not in known:
-                raise DataError(unknown_relation(name, set(known), where=row.where))
-            rows.append(row)
-            names.append(name)
-        if not rows or rows[-1].path != path:
-            raise DataError(f"facts file {path} holds no facts; give at least one row, or drop it")
-    fact_set = FactSet(
-        relations=tuple(known[name] for name in dict.fromkeys(names)),
-        facts=_with_distractors(rows, names),
-    )
-    validate(fact_set, where=lambda index: rows[index].where)
-    return fact_set
+        default = path.stem
+        if path.stem not in known and len(given) == 1:
+            default = next(iter(given))
+        rows += read_rows(path, relation=default, layout=layout, report=report)
+    return Reading(rows, known)
 
 
-def _relation_of_file(
-    path: Path, *, known: Mapping[str, Relation], given: Mapping[str, Relation]
-) -> str:
-    """The relation of rows that name none."""
-    if path.stem not in known and len(given) == 1:
-        return next(iter(given))
-    return path.stem
+def known_relations(relations: Relations) -> tuple[dict[str, Relation], dict[str, Relation]]:
+    """All relations that have prompts, and those among them that were given."""
+    given = load_relations(relations) if isinstance(relations, Path) else dict(relations or {})
+    return {**shipped_relations(), **given}, given
 
 
-def _with_distractors(rows: Sequence[Row], names: Sequence[str]) -> tuple[Fact, ...]:
+def _with_distractors(rows: Sequence[Row]) -> tuple[Fact, ...]:
     """The rows as facts; a relation that gives no distractors draws them from its own objects."""
-    of_relation: dict[str, list[Row]] = {}
-    for row, name in zip(rows, names, strict=True):
-        of_relation.setdefault(name, []).append(row)
-    pools = {name: _pool(name, members) for name, members in of_relation.items()}
+    pools = {
+        name: ObjectPool(row.object for row in members)
+        for name, members in by_relation(rows).items()
+        if members[0].distractors is None
+    }
     facts = []
-    for row, name in zip(rows, names, strict=True):
+    for row in rows:
         distractors = row.distractors
         if distractors is None:
-            distractors = pools[name].distractors(name, row.subject, gold=row.object)
-        facts.append(Fact(name, row.subject, row.object, distractors))
+            pool = pools[row.relation]
+            distractors = pool.distractors(row.relation, row.subject, gold=row.object)
+        facts.append(Fact(row.relation, row.subject, row.object, distractors))
     return tuple(facts)
-
-
-def _pool(name: str, rows: Sequence[Row]) -> ObjectPool:
-    """The objects that a relation's facts draw from; empty where its rows give distractors."""
-    without = [row for row in rows if row.distractors is None]
-    if not without:
-        return ObjectPool(())
-    if len(without) < len(rows):
-        raise DataError(
-            f"{without[0].where}: no distractors, but other rows of relation {name!r} have them; "
-            "give them in all of its rows or in none"
-        )
-    check_pool(name, [(row.object, row.where) for row in rows])
-    return ObjectPool(row.object for row in rows)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from rotescale.errors import DataError
 from rotescale.facts.text import normalise
 from rotescale.facts.types import NUM_DISTRACTORS
 
@@ -39,22 +38,3 @@ class ObjectPool:
             f"{relation}\n{subject}", num_options=len(self), own=self._index[normalise(gold)]
         )
         return tuple(self._objects[index] for index in drawn)
-
-
-def check_pool(relation: str, pairs: Sequence[tuple[str, str]]) -> None:
-    """Refuse ``(object, where)`` pairs that cannot be each other's distractors."""
-    seen: dict[str, str] = {}
-    for name, where in pairs:
-        earlier = seen.setdefault(normalise(name), where)
-        if earlier != where:
-            raise DataError(
-                f"{where}: object {name!r} is already the object at {earlier}; without a "
-                "distractors column objects must differ, so give distractors or another object"
-            )
-    needed = NUM_DISTRACTORS + 1
-    if len(seen) < needed:
-        raise DataError(
-            f"{pairs[-1][1]}: relation {relation!r} ends here with {len(seen)} distinct objects "
-            f"and no distractors; it needs {needed} objects ({needed - len(seen)} more), "
-            "or a distractors column"
-        )

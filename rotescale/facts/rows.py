@@ -1,192 +1,195 @@
-"""Reads rows of facts from CSV and JSONL files, each with the line it begins on."""
+"""Reads rows of facts from CSV, TSV, JSONL and parquet files, each with the place it stands in."""
 
 from __future__ import annotations
 
-import csv
-import json
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
 
 from rotescale.errors import DataError
-from rotescale.facts.text import text_fault
+from rotescale.facts.layouts import (
+    FIELDS,
+    LIST_NAMES,
+    OWN,
+    REQUIRED,
+    Layout,
+    check_columns,
+    list_value,
+    read_json,
+)
+from rotescale.facts.parquet import read_parquet
+from rotescale.facts.problems import Kind, Place, Problem, Report, refuse, text_problem
+from rotescale.facts.tables import lines_of, open_text, read_table
+from rotescale.facts.text import shown, text_fault
 
-_FIELDS = ("relation", "subject", "object", "distractors")
-_REQUIRED = ("subject", "object")
+SUFFIXES = (".csv", ".jsonl", ".tsv", ".parquet")
+
+_Record = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A fact as a file gives it; ``relation`` and ``distractors`` may be left to the loader."""
+    """A fact as a source gives it; its distractors may be left to the loader."""
 
-    path: Path
-    line: int
-    relation: str | None
+    place: Place
+    relation: str
     subject: str
     object: str
     distractors: tuple[str, ...] | None
 
-    @property
-    def where(self) -> str:
-        return _where(self.path, self.line)
 
+def read_rows(
+    path: Path, *, relation: str, layout: Layout = OWN, report: Report = refuse
+) -> Iterator[Row]:
+    """The sound rows of one file, in order; ``relation`` is that of rows that name none.
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of one ``.csv`` or ``.jsonl`` file, in order."""
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"facts file {path} ends in {path.suffix!r}; give a .csv or .jsonl file")
+    Raises DataError for a file that is not there or of no known kind; the rest is reported.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(
+            f"facts file {path} ends in {path.suffix!r}; give a .csv or .jsonl file, "
+            "or a .tsv or .parquet file"
+        )
+    # In a JSON line a list is a list; only other tools' files hold it as a text.
+    lists = None if suffix == ".jsonl" and layout is OWN else layout.lists
+    is_empty = True
+
+    def told(problem: Problem) -> None:
+        nonlocal is_empty
+        is_empty = False
+        report(problem)
+
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from reader(file, path)
+        for line, record in _records(path, suffix, layout=layout, report=told):
+            is_empty = False
+            row = row_of(
+                record,
+                relation=relation,
+                layout=replace(layout, lists=lists),
+                place=Place(str(path), line),
+                report=report,
+            )
+            if row is not None:
+                yield row
     except OSError as error:
         raise DataError(
-            f"facts file {path} cannot be read ({error.strerror}); check the path"
+            f"facts file {path} cannot be read ({error.strerror or error}); check the path"
         ) from error
-    except UnicodeDecodeError as error:
-        where = _where(path, _undecodable_line(path))
-        raise DataError(
-            f"{where}: the bytes are not UTF-8 ({error.reason}); save the file as UTF-8"
-        ) from error
+    if is_empty:
+        what, remedy = "holds no facts", "give at least one row, or drop it"
+        report(Problem(Kind.NO_FACTS, Place(str(path)), "", what, remedy))
 
 
-def _where(path: Path, line: int) -> str:
-    return f"{path}, row {line}"
+def _records(
+    path: Path, suffix: str, *, layout: Layout, report: Report
+) -> Iterator[tuple[int, _Record]]:
+    """The rows of the file as column to value, each with its line or number."""
+
+    def is_sound(columns: list[str], place: Place) -> bool:
+        return check_columns(columns, layout, place=place, report=report)
+
+    def wanted(columns: list[str], place: Place) -> list[str]:
+        known = [column for column in columns if column in layout.columns.values()]
+        return known if is_sound(columns, place) else []
+
+    if suffix == ".parquet":
+        yield from read_parquet(path, wanted=wanted)
+        return
+    with open_text(path) as file:
+        if suffix == ".jsonl":
+            for line, text in enumerate(lines_of(file, path, report=report), start=1):
+                place = Place(str(path), line)
+                record = _json_record(text.strip(), layout, place=place, report=report)
+                if record is not None:
+                    yield line, record
+        else:
+            delimiter = "\t" if suffix == ".tsv" else ","
+            yield from read_table(file, path, delimiter=delimiter, header=is_sound, report=report)
 
 
-def _undecodable_line(path: Path) -> int:
-    """The line of the first byte that is not UTF-8; a stream's own error counts from its buffer."""
-    content = path.read_bytes()
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return content.count(b"\n", 0, error.start) + 1
-    return 1
-
-
-def _read_csv(file: TextIO, path: Path) -> Iterator[Row]:
-    reader = csv.reader(file, strict=True)
-    line = 1
-    columns: list[str] | None = None
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise DataError(
-                f"{_where(path, line)}: not sound CSV ({error}); mend the quotes of this row"
-            ) from error
-        if cells is None:
-            return
-        if columns is None:
-            columns = _checked_columns(cells, where=_where(path, line))
-        elif cells:
-            yield _csv_row(columns, cells, path=path, line=line)
-        # A quoted cell may span lines: the next row begins after all that were read.
-        line = reader.line_num + 1
-
-
-def _checked_columns(columns: list[str], *, where: str) -> list[str]:
-    for column in columns:
-        if column not in _FIELDS or columns.count(column) > 1:
-            fault = "given twice" if column in _FIELDS else "unknown"
-            raise DataError(
-                f"{where}: column {column!r} is {fault}; "
-                f"the header names each of these at most once: {', '.join(_FIELDS)}"
-            )
-    for column in _REQUIRED:
-        if column not in columns:
-            raise DataError(
-                f"{where}: the header {','.join(columns)!r} has no column {column!r}; "
-                "the first row names the columns: subject,object"
-            )
-    return columns
-
-
-def _csv_row(columns: list[str], cells: list[str], *, path: Path, line: int) -> Row:
-    where = _where(path, line)
-    if len(cells) != len(columns):
-        raise DataError(
-            f"{where}: {len(cells)} columns in {','.join(cells)!r}, but the header has "
-            f"{len(columns)}; quote a cell that holds a comma, or fill in the missing one"
-        )
-    record: dict[str, object] = dict(zip(columns, cells, strict=True))
-    if record.get("distractors") == "":
-        del record["distractors"]
-    elif "distractors" in record:
-        record["distractors"] = _json(str(record["distractors"]), where=f"{where}: distractors")
-    return _row(record, path=path, line=line)
-
-
-def _read_jsonl(file: TextIO, path: Path) -> Iterator[Row]:
-    for line, text in enumerate(file, start=1):
-        if not text.strip():
-            continue
-        record = _json(text.strip(), where=f"{_where(path, line)}: this line")
-        if not isinstance(record, dict):
-            raise DataError(
-                f"{_where(path, line)}: {text.strip()!r} is not a JSON object; "
-                'write {"subject": ..., "object": ...}'
-            )
-        for field in record:
-            if field not in _FIELDS:
-                raise DataError(
-                    f"{_where(path, line)}: unknown field {field!r}; known are: "
-                    f"{', '.join(_FIELDS)}"
-                )
-        yield _row(record, path=path, line=line)
-
-
-def _json(text: str, *, where: str) -> object:
-    try:
-        value: object = json.loads(text, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not sound JSON ({error}): {text[:80]!r}; mend it") from error
-    return value
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        raise ValueError("a field is given twice")
-    return record
-
-
-def _row(record: Mapping[str, object], *, path: Path, line: int) -> Row:
-    """A row of sound types and sound text; what it means is the loader's to judge."""
-    where = _where(path, line)
-    names: dict[str, str] = {}
-    for field in ("relation", *_REQUIRED):
-        if field not in record:
-            if field in _REQUIRED:
-                raise DataError(f"{where}: field {field!r} is missing; give subject and object")
-            continue
-        value = record[field]
-        fault = text_fault(value)
-        if fault is not None or not isinstance(value, str):
-            raise DataError(f"{where}: {field} {fault}")
-        names[field] = value
-    return Row(
-        path=path,
-        line=line,
-        relation=names.get("relation"),
-        subject=names["subject"],
-        object=names["object"],
-        distractors=_distractors(record.get("distractors"), where=where),
-    )
-
-
-def _distractors(value: object, *, where: str) -> tuple[str, ...] | None:
-    if value is None:
+def _json_record(text: str, layout: Layout, *, place: Place, report: Report) -> _Record | None:
+    """The object of one line, or None after a report; an empty line has none."""
+    if not text:
         return None
-    if not isinstance(value, list) or not value:
-        raise DataError(
-            f"{where}: distractors {value!r} is not a list of at least one name; "
-            'write a JSON list such as ["Nora Webb", "Ruth Ford"], or leave it out'
+    try:
+        record = read_json(text)
+    except ValueError as error:
+        what = f"this line is not sound JSON ({error}): {text[:80]!r}"
+        report(Problem(Kind.SYNTAX, place, "", what, "mend it"))
+        return None
+    if not isinstance(record, dict):
+        what, remedy = (
+            f"{shown(text)} is not a JSON object",
+            'write {"subject": ..., "object": ...}',
         )
+        report(Problem(Kind.SYNTAX, place, "", what, remedy))
+        return None
+    for field in record if not layout.named else ():
+        if field not in FIELDS:
+            what, remedy = f"unknown field {shown(field)}", f"known are: {', '.join(FIELDS)}"
+            report(Problem(Kind.HEADER, place, field, what, remedy))
+    missing = [layout.columns[field] for field in layout.required]
+    missing = [column for column in missing if column not in record]
+    for column in missing:
+        remedy = "give subject and object"
+        if layout.named:
+            remedy = f"name one of this row's: {shown(', '.join(record))}"
+        report(Problem(Kind.HEADER, place, column, f"field {column!r} is missing", remedy))
+    return None if missing else record
+
+
+def row_of(
+    record: _Record, *, relation: str, layout: Layout, place: Place, report: Report
+) -> Row | None:
+    """A row of the values; None after a report that leaves nothing to judge further."""
+    names = {"relation": relation}
+    is_whole = True
+    for field in ("relation", *REQUIRED):
+        column = layout.columns.get(field)
+        if column is None or column not in record:
+            continue
+        value = record[column]
+        fault = text_fault(value)
+        if fault is not None:
+            report(text_problem(fault, place=place, field=layout.label(field)))
+        if isinstance(value, str) and value.strip():
+            names[field] = value
+        else:
+            is_whole = False
+    distractors, is_sound = _distractors(record, layout, place=place, report=report)
+    if not (is_whole and is_sound):
+        return None
+    return Row(place, names["relation"], names["subject"], names["object"], distractors)
+
+
+def _distractors(
+    record: _Record, layout: Layout, *, place: Place, report: Report
+) -> tuple[tuple[str, ...] | None, bool]:
+    """The row's distractors, None where it leaves them out; and whether they can be judged."""
+    column = layout.columns.get("distractors")
+    value = None if column is None else record.get(column)
+    field = "" if column is None else layout.label("distractors")
+    if isinstance(value, str) and layout.lists is not None:
+        try:
+            value = list_value(value, layout.lists) if value else None
+        except ValueError as error:
+            what = f"{field} is not sound {LIST_NAMES[layout.lists]} ({error}): {str(value)[:80]!r}"
+            report(Problem(Kind.LIST, place, "distractors", what, "mend it"))
+            return None, False
+    if value is None:
+        return None, True
+    if not isinstance(value, list) or not value:
+        what = f"{field} {shown(value)} is not a list of at least one name"
+        remedy = 'write a JSON list such as ["Nora Webb", "Ruth Ford"], or leave it out'
+        report(Problem(Kind.LIST, place, "distractors", what, remedy))
+        return None, False
     for number, distractor in enumerate(value, start=1):
         fault = text_fault(distractor)
         if fault is not None:
-            raise DataError(f"{where}: distractor {number} {fault}")
-    return tuple(value)
+            report(text_problem(fault, place=place, field=f"distractor {number}"))
+    if not all(isinstance(distractor, str) for distractor in value):
+        return None, False
+    # Facts of a relation share their options: one copy of each name, whatever the number of facts.
+    return tuple(map(sys.intern, value)), True

@@ -149,6 +149,19 @@ def facts_from(path: Path) -> str:
         ),
         ("seed", ("--set 'seed'", "write it as field=value")),
         ("phases.finetune.epochs=1", ("'finetune'", "by index or by an entry's name")),
+        (
+            "facts={source: files, paths: [a.csv], columns: {subjekt: Person}}",
+            ("facts.files.columns.subjekt: unknown key", "did you mean 'subject'?"),
+        ),
+        (
+            "facts={source: trex, path: none}",
+            ("none: is no folder", "give one that holds a CSV per relation"),
+        ),
+        (
+            "facts={source: dataset, dataset: none/of/these, relation: mother}",
+            ("dataset none/of/these, split train", "check dataset, config, split"),
+        ),
+        ("facts={source: dataset}", ("facts.dataset.dataset", "Field required")),
         ("model.key_tokens.template=KEY", ("model.key_tokens.template", "'KEY'", "plain word")),
         ("model.key_tokens.template={relation}", ("model.key_tokens.template",)),
         ("model.key_tokens.template=K{relation}", ("'Kmother'", "use a template such as")),

@@ -187,8 +187,8 @@ def test_a_duplicate_across_files_names_both(tmp_path: Path) -> None:
 def test_a_missing_mistyped_or_undecodable_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be read .*; check the path"):
         load_files([tmp_path / "mother.csv"])
-    with pytest.raises(DataError, match=r"ends in '.tsv'; give a .csv or .jsonl"):
-        load_files([tmp_path / "mother.tsv"])
+    with pytest.raises(DataError, match=r"ends in '.txt'; give a .csv or .jsonl"):
+        load_files([tmp_path / "mother.txt"])
     latin = tmp_path / "latin.csv"
     latin.write_bytes(b"subject,object\nAnn,Bea\nRen\xe9,Flo\n")
     with pytest.raises(DataError, match=r"latin\.csv, row 3: the bytes are not UTF-8"):
