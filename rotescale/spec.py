@@ -23,6 +23,12 @@ Name = Annotated[
 ]
 """Lower-case letters, digits, dots, dashes and underscores: safe as a folder and a job name."""
 
+BASE_LANGUAGE = "en"
+"""The language of the prompts that every relation has."""
+
+LANGUAGE_PATTERN = r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*"
+"""What a language code looks like (BCP 47): ``de`` or ``pt-BR``."""
+
 OPERATIONAL: Any = Field(json_schema_extra={"changes_results": False})
 """Marks a field that changes speed or storage, not results: the spec's digest leaves it out."""
 

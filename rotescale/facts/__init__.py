@@ -10,6 +10,7 @@ from rotescale.facts.types import (
     SUBJECT_FIELD,
     Fact,
     FactSet,
+    PromptSet,
     Relation,
     combine,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "SUBJECT_FIELD",
     "Fact",
     "FactSet",
+    "PromptSet",
     "Relation",
     "combine",
     "generate",
