@@ -21,7 +21,7 @@ __all__ = ["load_files", "load_relations", "load_shipped"]
 
 
 def load_shipped(relations: Sequence[str] | None = None) -> FactSet:
-    """The shipped fictional facts of those relations, in that order; default: all five.
+    """The shipped fictional facts of those relations, in that order; default: all six.
 
     The distractors of a fact are the relation's 99 other objects, the hardest there are: the
     model memorized every one of them as an answer.

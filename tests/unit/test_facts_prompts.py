@@ -48,7 +48,7 @@ def test_translations_come_by_code_whatever_their_order(tmp_path: Path) -> None:
 
 def test_shipped_relations_are_a_copy() -> None:
     shipped_relations().clear()
-    assert len(shipped_relations()) == 5
+    assert len(shipped_relations()) == 6
 
 
 @pytest.mark.parametrize(
