@@ -19,6 +19,7 @@ from rotescale.data.examples import Example, phase_examples, trained_facts
 from rotescale.data.order import Batches
 from rotescale.data.shards import read_manifest, write_shards
 from rotescale.errors import SpecError
+from rotescale.evaluation.items import check_languages
 from rotescale.facts import FactSet, combine, generate, load_files, load_shipped
 from rotescale.facts.saved import save_fact_set
 from rotescale.launch_spec import LaunchSpec
@@ -69,7 +70,8 @@ class Resolved(BaseModel):
 def load_facts(spec: ExperimentSpec) -> FactSet:
     """The facts of the spec, checked, and enough for every phase.
 
-    Raises DataError for bad facts and SpecError where a phase asks for more than there is.
+    Raises DataError for bad facts and SpecError where a phase or the evaluation asks for more than
+    there is.
     """
     match spec.facts:
         case ShippedFacts(relations=relations):
@@ -91,6 +93,7 @@ def load_facts(spec: ExperimentSpec) -> FactSet:
             alone = fact_set.only([relation.name])
             examples = phase_examples(alone, phase, key_tokens=placeholders, seed=spec.seed)
             next(examples, None)
+    check_languages(fact_set, spec.evaluation)
     return fact_set
 
 
@@ -222,11 +225,8 @@ def _texts(fact_set: FactSet, spec: ExperimentSpec) -> list[str]:
     prompts = [
         prompt
         for relation in fact_set.relations
-        for prompt in (
-            *relation.train_prompts,
-            *relation.test_prompts,
-            *relation.unrelated_prompts,
-        )
+        for language in spec.evaluation.languages
+        for prompt in relation.in_language(language).prompts
     ]
     return prompts + [f"{fact.subject} {fact.object}." for fact in fact_set.facts]
 

@@ -119,6 +119,7 @@ def test_exactly_these_fields_are_operational() -> None:
         "engine.precision=bf16",
         "engine.gradient_dtype=bf16",
         "evaluation.held_out_facts=11",
+        "evaluation.languages=[en, de]",
     ],
 )
 def test_the_digest_covers_what_changes_results(override: str) -> None:
@@ -213,6 +214,10 @@ def test_the_hint_in_a_union_names_keys_of_the_chosen_kind_only() -> None:
         ("phases.1.name=memorize", "two phases share a name"),
         ("phases.1.name=base", "'base' names the untrained model"),
         ("phases=[]", "phases: Tuple should have at least 1 item"),
+        ("evaluation.languages=[]", "evaluation: languages [] lacks 'en', which the other"),
+        ("evaluation.languages=[de]", "languages ['de'] lacks 'en', which the other languages"),
+        ("evaluation.languages=[en, de, de]", "['en', 'de', 'de'] names a language twice; name"),
+        ("evaluation.languages=[en, German]", "languages.1: String should match pattern"),
         ("model.key_tokens.template=[X]", "template"),
         ("model.weights.kind=zip", "model.weights: Input tag 'zip' found using 'kind'"),
     ],
