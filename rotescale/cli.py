@@ -179,6 +179,9 @@ def evaluate(
         list[str] | None, typer.Option("--relation", help="Shipped or chosen relations.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="YAML with the relations' prompts.")] = None,
+    languages: Annotated[
+        list[str] | None, typer.Option("--language", help="Ask in this language too, such as de.")
+    ] = None,
     key_token: Annotated[
         str, typer.Option(help="Template of the key token; left out where no such token is known.")
     ] = "[X:{relation}]",
@@ -201,6 +204,7 @@ def evaluate(
         evaluate_folder,
         exported_folder,
         folder_items,
+        with_languages,
     )
     from rotescale.evaluation.items import describe_sample
 
@@ -214,6 +218,7 @@ def evaluate(
         seed=seed,
         full=full,
     )
+    asked = with_languages(asked, languages or ())
     model_folder = exported_folder(place)
     items = folder_items(model_folder, asked)
     console.print(describe_sample(items))

@@ -121,6 +121,16 @@ def test_evaluate_asks_a_model_folder_of_a_run_the_runs_questions(
         assert value == pytest.approx(recorded[key][0], rel=1e-4)
 
 
+def test_evaluate_asks_in_more_languages(run_dir: RunDir, tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    folder = run_dir.model_folder("generalize")
+    rotescale("evaluate", folder, "--language", "de", "--language", "zh", "--json", out)
+    rows = json.loads(out.read_text())
+    assert {row["language"] for row in rows} == {"en", "ja", "de", "zh"}
+    with pytest.raises(SpecError, match=r"evaluation\.languages: 'fr' asked for, but relation"):
+        rotescale("evaluate", folder, "--language", "fr")
+
+
 def test_evaluate_takes_facts_and_prompts_of_ones_own(run_dir: RunDir, tmp_path: Path) -> None:
     facts = tmp_path / "mentor.csv"
     others = [f"Person {number}x" for number in range(99)]
