@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from rotescale.checkpoint_cli import checkpoint_app
 from rotescale.errors import SpecError, StorageError, exit_with_error
 from rotescale.facts_cli import facts_app, say
 from rotescale.launch_spec import LaunchSpec
+from rotescale.records import EvaluationRow
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json, load_spec
@@ -160,8 +162,7 @@ def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
     if not relations:
         console.print("nothing was evaluated: the spec's sample is empty")
         return
-    for relation in relations:
-        console.print(results_table(rows, relation=relation))
+    _print_tables(rows)
     final = [row for row in rows if row.stage == spec.phases[-1].name and row.epoch is None]
     if any(row.metric == "generation_exact" for row in final):
         console.print(results_table(rows, relation=relations[-1], metric="generation_exact"))
@@ -179,6 +180,17 @@ def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
     console.print(f"model:   {last} ({opens} AutoModelForCausalLM.from_pretrained)")
 
 
+def _print_tables(rows: Sequence[EvaluationRow]) -> None:
+    """Multiple choice of each relation; of the last, `all` where there are several, by language."""
+    from rotescale.analysis.results import languages_of, languages_table, results_table
+
+    relations = list(dict.fromkeys(row.relation for row in rows))
+    for relation in relations:
+        console.print(results_table(rows, relation=relation))
+    if len(languages_of(rows)) > 1:
+        console.print(languages_table(rows, relation=relations[-1]))
+
+
 @app.command()
 def evaluate(
     model: Annotated[
@@ -191,6 +203,9 @@ def evaluate(
         list[str] | None, typer.Option("--relation", help="Shipped or chosen relations.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="YAML with the relations' prompts.")] = None,
+    languages: Annotated[
+        list[str] | None, typer.Option("--language", help="Ask in this language too, such as de.")
+    ] = None,
     key_token: Annotated[
         str | None,
         typer.Option(help="Template of the key token; default: what the folder's export says."),
@@ -208,12 +223,13 @@ def evaluate(
     _require_training_packages()
     from rich.progress import Progress
 
-    from rotescale.analysis.results import results_table, write_rows
+    from rotescale.analysis.results import write_rows
     from rotescale.evaluation.folder import (
         choose_questions,
         evaluate_folder,
         exported_folder,
         folder_items,
+        with_languages,
     )
     from rotescale.evaluation.items import describe_sample
 
@@ -227,6 +243,7 @@ def evaluate(
         seed=seed,
         full=full,
     )
+    asked = with_languages(asked, languages or ())
     model_folder = exported_folder(place)
     items = folder_items(model_folder, asked)
     console.print(describe_sample(items))
@@ -240,8 +257,7 @@ def evaluate(
             seed=asked.seed,
             progress=lambda done: bar.update(task, completed=done),
         )
-    for relation in dict.fromkeys(row.relation for row in rows):
-        console.print(results_table(rows, relation=relation))
+    _print_tables(rows)
     if json_path is not None:
         write_rows(rows, json_path)
         console.print(f"results: {json_path}")

@@ -44,16 +44,17 @@ Prompts = Annotated[
 
 @facts_app.command("list")
 def facts_list() -> None:
-    """The shipped relations, their sizes and first prompts."""
+    """The shipped relations, their sizes, languages and first prompts."""
     from rotescale.facts import load_shipped
 
     fact_set = load_shipped()
-    table = Table("relation", "facts", "subject → object", "first train prompt")
+    table = Table("relation", "facts", "subject → object", "languages", "first train prompt")
     for relation in fact_set.relations:
         table.add_row(
             f"{relation.name} ({relation.wikidata_id})",
             str(len(fact_set.of(relation.name))),
             f"{relation.subject_type} → {relation.object_type}",
+            ", ".join(relation.languages),
             relation.train_prompts[0],
         )
     console.print(table)

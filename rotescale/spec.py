@@ -23,6 +23,14 @@ Name = Annotated[
 ]
 """Lower-case letters, digits, dots, dashes and underscores: safe as a folder and a job name."""
 
+BASE_LANGUAGE = "en"
+"""The language of the prompts that every relation has."""
+
+LANGUAGE_PATTERN = r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*"
+"""What a language code looks like (BCP 47): ``de`` or ``pt-BR``."""
+
+Language = Annotated[str, StringConstraints(pattern=f"^{LANGUAGE_PATTERN}$")]
+
 OPERATIONAL: Any = Field(json_schema_extra={"changes_results": False})
 """Marks a field that changes speed or storage, not results: the spec's digest leaves it out."""
 
@@ -422,6 +430,9 @@ class EvaluationSpec(Part):
     """The first n test prompts."""
     unrelated_prompts: NonNegativeInt | None = 3
     """The first n unrelated prompts."""
+    languages: tuple[Language, ...] = (BASE_LANGUAGE,)
+    """Languages that train, test and unrelated prompts are asked in, the same ones in each; the key
+    token and the controls are asked in English only. English is always among them."""
     control_facts: NonNegativeInt | None = 25
     """Facts per relation and split for the wrong-relation and the reversed-direction control."""
     generation_facts: NonNegativeInt | None = 25
@@ -431,6 +442,19 @@ class EvaluationSpec(Part):
     """Length limit of greedy generation."""
     bootstrap_samples: PositiveInt = 10_000
     """Resamplings behind a 95 % interval."""
+
+    @model_validator(mode="after")
+    def _compares_languages(self) -> EvaluationSpec:
+        if BASE_LANGUAGE not in self.languages:
+            raise ValueError(
+                f"languages {list(self.languages)} lacks {BASE_LANGUAGE!r}, which the other "
+                "languages and the controls are compared with; add it"
+            )
+        if len(set(self.languages)) != len(self.languages):
+            raise ValueError(
+                f"languages {list(self.languages)} names a language twice; name each once"
+            )
+        return self
 
 
 class BestOf(Part):

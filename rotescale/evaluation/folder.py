@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rotescale.model.prepare import EXPORT_FILE, exported_wording
 from rotescale.records import EvaluationRow
 from rotescale.run_dir import RunDir
 from rotescale.spec import EvaluationSpec, ExperimentSpec, KeyTokenSpec, full_sample
-from rotescale.spec_file import load_spec
+from rotescale.spec_file import load_spec, parse_spec
 from rotescale.storage import StoragePath
 
 STAGE = "model"
@@ -107,6 +107,13 @@ def choose_questions(
         seed=seed,
         key_token=key_token,
     )
+
+
+def with_languages(questions: Questions, languages: Sequence[str]) -> Questions:
+    """The same questions in more languages; SpecError for what is no language code."""
+    together = list(dict.fromkeys([*questions.spec.languages, *languages]))
+    raw = {**questions.spec.model_dump(), "languages": together}
+    return replace(questions, spec=parse_spec(EvaluationSpec, raw, where="--language"))
 
 
 def _trained_in(run_dir: RunDir, fact_set: FactSet) -> frozenset[int]:

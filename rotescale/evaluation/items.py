@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rotescale.errors import DataError
+from rotescale.errors import DataError, SpecError
 from rotescale.facts import Fact, FactSet, Relation, Wording, load_shipped, normalise
-from rotescale.spec import EvaluationSpec
+from rotescale.spec import BASE_LANGUAGE, EvaluationSpec
 
 Split = Literal["trained", "held_out"]
 """Whether any phase told the fact with a meaningful prompt; never mixed."""
@@ -22,6 +22,9 @@ PROMPT_KINDS: tuple[Prompts, ...] = (
     *("key_token", "train", "test", "unrelated"),
     *("wrong_relation", "reversed"),
 )
+TRANSLATED_KINDS: tuple[Prompts, ...] = ("train", "test", "unrelated")
+"""Kinds that are asked in every language of the spec; the others are asked in English."""
+
 MAX_REVERSED_OPTIONS = 100
 
 
@@ -37,6 +40,7 @@ class Item:
     prompt_index: int
     """Place of the prompt among those of its kind."""
     language: str
+    """Code of the language that the prompt is in."""
     text: str
     """The filled prompt; an option follows after one space, or at once where it ends with one."""
     options: tuple[str, ...]
@@ -61,33 +65,55 @@ def build_items(
     without a key prompt no questions with it are asked.
 
     All samples of a relation are the first facts of one order, drawn from (seed, relation): a
-    smaller sample is part of a larger one, and generation, controls and choice share facts.
+    smaller sample is part of a larger one, and generation, controls and choice share facts. Every
+    language asks about the same facts with the same prompts. Raises SpecError where a relation has
+    no prompts in one of the spec's languages.
     """
+    check_languages(fact_set, spec)
     known = frozenset(trained)
     items: list[Item] = []
     for relation in fact_set.relations:
-        places = [
-            i
-            for i, fact in enumerate(fact_set.facts)
-            if fact.relation == relation.name and (asked is None or i in asked)
-        ]
-        random.Random(f"{seed}/evaluation/{relation.name}").shuffle(places)
+        places = _drawn_places(fact_set, relation.name, asked=asked, seed=seed)
         facts = fact_set.of(relation.name)
         questions = _Questions(
             fact_set=fact_set,
             relation=relation,
             wrong=_other_relation(fact_set, relation),
             wording=wording,
+            spec=spec,
             seed=seed,
             pairs=tuple((fact.subject, normalise(fact.object)) for fact in facts),
         )
         asked_with_key = frozenset(places[: spec.key_token_facts])
         for split in SPLITS:
             of_split = [i for i in places if (i in known) == (split == "trained")]
-            items += _of_split(
-                questions, split=split, places=of_split, with_key=asked_with_key, spec=spec
-            )
+            items += _of_split(questions, split=split, places=of_split, with_key=asked_with_key)
     return tuple(items)
+
+
+def _drawn_places(
+    fact_set: FactSet, relation: str, *, asked: Collection[int] | None, seed: int
+) -> list[int]:
+    """The places of a relation's facts that are asked about, in the drawn order."""
+    places = [
+        i
+        for i, fact in enumerate(fact_set.facts)
+        if fact.relation == relation and (asked is None or i in asked)
+    ]
+    random.Random(f"{seed}/evaluation/{relation}").shuffle(places)
+    return places
+
+
+def check_languages(fact_set: FactSet, spec: EvaluationSpec) -> None:
+    """Raise SpecError where a relation has no prompts in a language that is to be asked."""
+    for relation in fact_set.relations:
+        for language in spec.languages:
+            if language not in relation.languages:
+                raise SpecError(
+                    f"evaluation.languages: {language!r} asked for, but relation "
+                    f"{relation.name!r} has prompts in {', '.join(relation.languages)} only; "
+                    "leave it out, or give the relation translations in a relations file"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +124,14 @@ class _Questions:
     relation: Relation
     wrong: Relation
     wording: Wording
+    spec: EvaluationSpec
     seed: int
     pairs: tuple[tuple[str, str], ...]
     """Subject and normalised object of each of the relation's facts."""
 
-    def texts(self, kind: Prompts, fact: Fact, *, spec: EvaluationSpec) -> tuple[str, ...]:
-        """The filled prompts of one kind."""
+    def texts(self, kind: Prompts, fact: Fact, *, language: str) -> tuple[str, ...]:
+        """The filled prompts of one kind in one language."""
+        prompts = self.relation.in_language(language)
         match kind:
             case "key_token":
                 if self.relation.name not in self.wording.key_prompts:
@@ -114,11 +142,11 @@ class _Questions:
             case "reversed":
                 return (self._asked(self.relation.train_prompts[0], fact.object),)
             case "train":
-                chosen = self.relation.train_prompts[: spec.train_prompts]
+                chosen = prompts.train_prompts[: self.spec.train_prompts]
             case "test":
-                chosen = self.relation.test_prompts[: spec.test_prompts]
+                chosen = prompts.test_prompts[: self.spec.test_prompts]
             case "unrelated":
-                chosen = self.relation.unrelated_prompts[: spec.unrelated_prompts]
+                chosen = prompts.unrelated_prompts[: self.spec.unrelated_prompts]
         return tuple(self._asked(prompt, fact.subject) for prompt in chosen)
 
     def _asked(self, prompt: str, subject: str) -> str:
@@ -150,11 +178,11 @@ class _Questions:
         return list(subjects)
 
     def items(
-        self, kind: Prompts, place: int, *, split: Split, generate: bool, spec: EvaluationSpec
+        self, kind: Prompts, place: int, *, language: str, split: Split, generate: bool
     ) -> Iterator[Item]:
-        """The items of one fact and one kind; a sample generates from the first prompt."""
+        """The items of one fact, kind and language; a sample generates from the first prompt."""
         options, gold = self.options(kind, place)
-        texts = self.texts(kind, self.fact_set.facts[place], spec=spec)
+        texts = self.texts(kind, self.fact_set.facts[place], language=language)
         for index, text in enumerate(texts):
             yield Item(
                 fact=place,
@@ -162,11 +190,11 @@ class _Questions:
                 split=split,
                 prompts=kind,
                 prompt_index=index,
-                language="en",
+                language=language,
                 text=text,
                 options=options,
                 gold=gold,
-                generate=generate and (index == 0 or spec.generation_facts is None),
+                generate=generate and (index == 0 or self.spec.generation_facts is None),
             )
 
 
@@ -176,15 +204,17 @@ def _of_split(
     split: Split,
     places: Sequence[int],
     with_key: Collection[int],
-    spec: EvaluationSpec,
 ) -> Iterator[Item]:
     """The items of one relation and split; ``places`` are the split's facts in the drawn order."""
+    spec = questions.spec
     generated = frozenset(places[: spec.generation_facts])
     for kind in PROMPT_KINDS:
-        for place in _sample(kind, places, split=split, with_key=with_key, spec=spec):
-            yield from questions.items(
-                kind, place, split=split, generate=place in generated, spec=spec
-            )
+        sample = _sample(kind, places, split=split, with_key=with_key, spec=spec)
+        for language in spec.languages if kind in TRANSLATED_KINDS else (BASE_LANGUAGE,):
+            for place in sample:
+                yield from questions.items(
+                    kind, place, language=language, split=split, generate=place in generated
+                )
 
 
 def _sample(
@@ -244,9 +274,11 @@ def sample_rows(items: Sequence[Item]) -> tuple[SampleRow, ...]:
 def describe_sample(items: Sequence[Item]) -> str:
     """A table that says what is scored at each stage, for the output of a run."""
     relations = ", ".join(dict.fromkeys(item.relation for item in items)) or "none"
+    languages = list(dict.fromkeys(item.language for item in items))
     lines = [
         f"Scored at each stage: {len(items)} questions about "
         f"{len({item.fact for item in items})} facts of: {relations}",
+        *([f"  in the languages {', '.join(languages)}"] if len(languages) > 1 else []),
         f"  {'split':<10}{'prompts':<16}{'facts':>7}{'questions':>11}{'generated':>11}",
     ]
     lines += [

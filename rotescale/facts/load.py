@@ -51,7 +51,7 @@ class Reading:
 
 
 def load_shipped(relations: Sequence[str] | None = None) -> FactSet:
-    """The shipped fictional facts of those relations, in that order; default: all five.
+    """The shipped fictional facts of those relations, in that order; default: all six.
 
     The distractors of a fact are the relation's 99 other objects, the hardest there are: the
     model memorized every one of them as an answer.
