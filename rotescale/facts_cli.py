@@ -196,18 +196,18 @@ def _parse_columns(text: str) -> Columns:
 def _load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of a model folder, or of a repository of the hub."""
     loaded: Tokenizer
-    if Path(name).is_dir():
-        # transformers takes seconds to import.
-        from rotescale.model.folder import load_tokenizer
-
-        loaded = load_tokenizer(Path(name))
-        return loaded
     try:
+        # transformers takes seconds to import, and is installed with rotescale[train] only.
         from transformers import AutoTokenizer
+
+        from rotescale.model.folder import load_tokenizer
     except ImportError as error:
         raise DataError(
             "--tokenizer: transformers is not installed; install rotescale[train]"
         ) from error
+    if Path(name).is_dir():
+        loaded = load_tokenizer(Path(name))
+        return loaded
     try:
         loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:

@@ -43,7 +43,9 @@ TORCH_FREE = [
     *("rotescale.records", "rotescale.facts", "rotescale.planning.memory"),
     *("rotescale.checkpoint.manifest", "rotescale.cli", "launcher.cli"),
 ]
-HEAVY = ("obstore", "torch", "ray", "deepspeed", "transformers", "datasets", "matplotlib")
+HEAVY = (
+    *("obstore", "torch", "ray", "deepspeed", "transformers", "datasets", "pyarrow", "matplotlib"),
+)
 
 
 def modules(package: str) -> dict[str, Path]:
