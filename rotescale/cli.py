@@ -136,18 +136,20 @@ def _branch(run_dir: RunDir, spec: ExperimentSpec, source: RunDir) -> None:
 def _sample(spec: ExperimentSpec, run_dir: RunDir) -> str:
     """What is asked at each stage, in words."""
     from rotescale.data.examples import memorized_facts, trained_facts
-    from rotescale.evaluation.items import build_items, describe_sample
-    from rotescale.facts import Wording
+    from rotescale.evaluation.items import describe_sample
+    from rotescale.evaluation.suites import all_items
     from rotescale.facts.saved import load_saved
+    from rotescale.model.prepare import load_prepared
 
-    fact_set = load_saved(run_dir.facts_json)
-    items = build_items(
+    fact_set, prepared = load_saved(run_dir.facts_json), load_prepared(run_dir.prepared_model)
+    items = all_items(
         fact_set,
         trained=trained_facts(fact_set, spec.phases, seed=spec.seed),
         asked=memorized_facts(fact_set, spec.phases, seed=spec.seed),
-        wording=Wording.placeholder(relation.name for relation in fact_set.relations),
+        wording=prepared.wording,
         spec=spec.evaluation,
         seed=spec.seed,
+        tokenizer=prepared.tokenizer(),
     )
     return describe_sample(items)
 
@@ -155,14 +157,19 @@ def _sample(spec: ExperimentSpec, run_dir: RunDir) -> str:
 def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
     """Write results.json and the picture, and print the tables."""
     from rotescale.analysis.figures import accuracy_figure
-    from rotescale.analysis.results import differences_table, results_table, write_results
+    from rotescale.analysis.results import (
+        core_relations,
+        differences_table,
+        results_table,
+        write_results,
+    )
 
     rows = write_results(run_dir)
-    relations = list(dict.fromkeys(row.relation for row in rows))
-    if not relations:
-        console.print("nothing was evaluated: the spec's sample is empty")
-        return
+    relations = core_relations(rows)
     _print_tables(rows)
+    if not relations:
+        console.print("no question of the core was asked: the spec's sample is empty")
+        return
     final = [row for row in rows if row.stage == spec.phases[-1].name and row.epoch is None]
     if any(row.metric == "generation_exact" for row in final):
         console.print(results_table(rows, relation=relations[-1], metric="generation_exact"))
@@ -182,13 +189,21 @@ def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
 
 def _print_tables(rows: Sequence[EvaluationRow]) -> None:
     """Multiple choice of each relation; of the last, `all` where there are several, by language."""
-    from rotescale.analysis.results import languages_of, languages_table, results_table
+    from rotescale.analysis.results import (
+        core_relations,
+        languages_of,
+        languages_table,
+        results_table,
+        suites_table,
+    )
 
-    relations = list(dict.fromkeys(row.relation for row in rows))
+    relations = core_relations(rows)
     for relation in relations:
         console.print(results_table(rows, relation=relation))
-    if len(languages_of(rows)) > 1:
+    if relations and len(languages_of(rows)) > 1:
         console.print(languages_table(rows, relation=relations[-1]))
+    if (suites := suites_table(rows)) is not None:
+        console.print(suites)
 
 
 @app.command()
@@ -268,7 +283,7 @@ def compare(
     run_folders: Annotated[list[str], typer.Argument(help="Folders or URLs of evaluated runs.")],
 ) -> None:
     """Put runs side by side, such as those of several seeds. They must be about the same facts."""
-    from rotescale.analysis.results import comparison_table
+    from rotescale.analysis.results import comparison_table, core_relations
     from rotescale.records import read_records
 
     runs = {}
@@ -285,7 +300,7 @@ def compare(
             f"{' and '.join(facts.values())}: runs about different facts; compare only "
             "runs about the same ones"
         )
-    relations = dict.fromkeys(row.relation for rows in runs.values() for row in rows)
+    relations = core_relations([row for rows in runs.values() for row in rows])
     if not relations:
         raise SpecError("none of these runs was evaluated; run them to their end")
     # What all names begin with says nothing.

@@ -17,8 +17,8 @@ from rotescale.data.order import Batches, Order, mixed_sources
 from rotescale.data.shards import ExampleShards
 from rotescale.data.stream import Stream
 from rotescale.engine.base import Engine, OptimizerSettings
-from rotescale.evaluation.items import build_items
 from rotescale.evaluation.stage import RunEvaluator
+from rotescale.evaluation.suites import all_items
 from rotescale.facts.saved import load_saved
 from rotescale.launch_spec import StageLimits
 from rotescale.local_copy import local_copy
@@ -125,18 +125,20 @@ def _evaluator(
     team: Team,
 ) -> RunEvaluator:
     fact_set = load_saved(run_dir.facts_json)
-    items = build_items(
+    tokenizer = prepared.tokenizer()
+    items = all_items(
         fact_set,
         trained=trained_facts(fact_set, spec.phases, seed=spec.seed),
         asked=memorized_facts(fact_set, spec.phases, seed=spec.seed),
         wording=prepared.wording,
         spec=spec.evaluation,
         seed=spec.seed,
+        tokenizer=tokenizer,
     )
     return RunEvaluator(
         engine=team.engine,
         items=items,
-        tokenizer=prepared.tokenizer(),
+        tokenizer=tokenizer,
         num_tokens=prepared.num_tokens,
         mode=resolved.evaluation_mode,
         spec=spec.evaluation,

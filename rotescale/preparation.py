@@ -17,6 +17,7 @@ from rotescale.data.order import Batches
 from rotescale.data.replay import replay_paths, replay_pieces
 from rotescale.errors import SpecError
 from rotescale.evaluation.items import check_languages
+from rotescale.evaluation.suites import check_suites
 from rotescale.facts import FactSet, Wording, load_source
 from rotescale.facts.saved import save_fact_set
 from rotescale.launch_spec import LaunchSpec
@@ -77,6 +78,7 @@ def load_facts(spec: ExperimentSpec, *, note: Callable[[str], object] = lambda _
             examples = phase_examples(alone, phase, wording=wording, seed=spec.seed)
             next(examples, None)
     check_languages(fact_set, spec.evaluation)
+    check_suites(fact_set, spec.evaluation)
     return fact_set
 
 

@@ -176,6 +176,14 @@ class ShippedFacts(Part):
     source: Literal["shipped"]
     relations: tuple[str, ...] = Field(min_length=1)
     """Which of the shipped relations."""
+    chains: bool = False
+    """Also 100 facts of educated_at about the mothers of the relation mother, for two hops."""
+
+    @model_validator(mode="after")
+    def _chains_need_mothers(self) -> ShippedFacts:
+        if self.chains and "mother" not in self.relations:
+            raise ValueError(f"chains go on from relation mother; name it beside {self.relations}")
+        return self
 
 
 class GeneratedFacts(Part):
@@ -438,6 +446,18 @@ class EvaluationSpec(Part):
     generation_facts: NonNegativeInt | None = 25
     """Facts per relation and split for greedy generation, with the first prompt of each kind;
     null: all facts with every prompt."""
+    in_context: tuple[PositiveInt, ...] = ()
+    """Suite in_context_n: the first train and test prompt behind n facts in phase 1's words, the
+    one asked about among them; for each n."""
+    in_context_facts: NonNegativeInt = 25
+    """Facts per relation and split for in_context."""
+    reversal_facts: NonNegativeInt = 0
+    """Suite reversal: facts per relation and split asked from the object to the subject, with
+    prompts of the reversed direction (the control ``reversed`` uses the forward prompt)."""
+    two_hop_facts: NonNegativeInt = 0
+    """Suite two_hop: facts whose object another of the facts tells something of."""
+    text_pieces: NonNegativeInt = 0
+    """Suite capability: pieces of 256 tokens of each public-domain text whose loss is measured."""
     max_new_tokens: PositiveInt = 50
     """Length limit of greedy generation."""
     bootstrap_samples: PositiveInt = 10_000
@@ -572,7 +592,7 @@ def full_sample(spec: EvaluationSpec) -> EvaluationSpec:
     sampled = {
         name: None
         for name, field in EvaluationSpec.model_fields.items()
-        if type(None) in get_args(field.annotation)
+        if type(None) in get_args(field.annotation) and name != "phases"
     }
     return spec.model_copy(update=sampled)
 

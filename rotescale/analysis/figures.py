@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rotescale.analysis.results import HEADINGS, languages_of
+from rotescale.evaluation.items import CORE
 from rotescale.records import EvaluationRow
 from rotescale.spec import BASE_LANGUAGE
 from rotescale.storage import StoragePath, write_atomic
@@ -48,7 +49,8 @@ def accuracy_figure(
     chosen = [
         row
         for row in rows
-        if (row.relation, row.metric, row.split) == (relation, "multiple_choice", "held_out")
+        if (row.suite, row.relation) == (CORE, relation)
+        and (row.metric, row.split) == ("multiple_choice", "held_out")
     ]
     panels = [(title, _lines_by_kind(chosen))]
     if len(languages_of(chosen)) > 1:

@@ -10,8 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rotescale.errors import DataError
-from rotescale.evaluation.items import PROMPT_KINDS, SPLITS, TRANSLATED_KINDS
-from rotescale.evaluation.metrics import Outcome, paired_difference
+from rotescale.evaluation.items import CORE, PROMPT_KINDS, SPLITS, TRANSLATED_KINDS
+from rotescale.evaluation.metrics import TEXT_LOSS, Outcome, paired_difference
 from rotescale.records import EvaluationRow, read_records
 from rotescale.run_dir import RunDir
 from rotescale.spec import BASE_LANGUAGE
@@ -26,6 +26,7 @@ HEADINGS = {
     "unrelated": "unrelated",
     "wrong_relation": "wrong relation",
     "reversed": "reversed",
+    "two_hop": "two hops",
 }
 METRIC_HEADINGS = {
     "multiple_choice": "multiple choice",
@@ -80,10 +81,50 @@ def languages_of(rows: Iterable[EvaluationRow | Outcome]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([BASE_LANGUAGE, *(row.language for row in rows)]))
 
 
+def core_relations(rows: Iterable[EvaluationRow]) -> list[str]:
+    """The relations that the core asks about, in order; ``all`` last where there are several."""
+    return list(dict.fromkeys(row.relation for row in rows if row.suite == CORE))
+
+
+SUITE_METRICS = {"capability": TEXT_LOSS}
+"""The metric of a suite's table; of the others multiple choice."""
+
+
+def suites_table(rows: Sequence[EvaluationRow]) -> Table | None:
+    """What each suite beyond the core measured, a column per stage; None where there is none.
+
+    Multiple choice; of capability the loss in nats per token, where less is better.
+    """
+    chosen = [
+        row
+        for row in rows
+        if row.suite != CORE and row.metric == SUITE_METRICS.get(row.suite, "multiple_choice")
+    ]
+    if not chosen:
+        return None
+    stages = list(dict.fromkeys((row.stage, row.epoch) for row in chosen))
+    table = _table("suites: multiple choice, or loss in nats per token, with 95 % intervals")
+    for heading in ("suite", "about", "asked with", "n"):
+        table.add_column(heading, no_wrap=True)
+    for stage, epoch in stages:
+        table.add_column(stage if epoch is None else f"{stage} {epoch}", justify="right")
+    groups: dict[tuple[str, ...], dict[tuple[str, int | None], EvaluationRow]] = {}
+    for row in chosen:
+        key = (row.suite, row.relation, row.split, row.prompts)
+        groups.setdefault(key, {})[row.stage, row.epoch] = row
+    for (suite, relation, split, prompts), found in groups.items():
+        about = relation if prompts == "text" else f"{relation}, {split.replace('_', '-')}"
+        count = str(next(iter(found.values())).count)
+        cells = [_cell(found.get(stage)) for stage in stages]
+        table.add_row(suite, about, HEADINGS.get(prompts, prompts), count, *cells)
+    return table
+
+
 def _measured(
     rows: Sequence[EvaluationRow], *, relation: str, metric: str
 ) -> Sequence[EvaluationRow]:
-    return [row for row in rows if (row.relation, row.metric) == (relation, metric)]
+    wanted = (CORE, relation, metric)
+    return [row for row in rows if (row.suite, row.relation, row.metric) == wanted]
 
 
 def _stages_table(
@@ -164,7 +205,8 @@ def _last_two(
     found = [
         row.value
         for row in rows
-        if (row.relation, row.metric, row.epoch) == (relation, "multiple_choice", None)
+        if (row.suite, row.relation) == (CORE, relation)
+        and (row.metric, row.epoch) == ("multiple_choice", None)
         and (row.split, row.prompts, row.language) == ("held_out", kind, language)
     ]
     return (found[-2], found[-1]) if len(found) > 1 else None
@@ -204,7 +246,7 @@ def _difference(
 ) -> str:
     """The change in a group (split, kind of prompts, language)."""
     a, b = (
-        [o for o in outcomes if (o.split, o.prompts, o.language) == group]
+        [o for o in outcomes if o.suite == CORE and (o.split, o.prompts, o.language) == group]
         for outcomes in (before, after)
     )
     if not a:

@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from rotescale.data.examples import memorized_facts, trained_facts
 from rotescale.errors import DataError, SpecError
-from rotescale.evaluation.items import Item, build_items
+from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import summarise
 from rotescale.evaluation.runner import evaluate
 from rotescale.evaluation.scoring import forward_of
+from rotescale.evaluation.suites import all_items
 from rotescale.facts import FactSet, Wording, load_files, load_shipped
 from rotescale.facts.saved import load_saved
 from rotescale.local_copy import local_model
@@ -143,13 +144,14 @@ def exported_folder(place: StoragePath) -> Path:
 def folder_items(folder: Path, questions: Questions) -> tuple[Item, ...]:
     """The questions for a model folder; those with a key token only where it is known."""
     fact_set = questions.fact_set
-    return build_items(
+    return all_items(
         fact_set,
         trained=questions.trained,
         asked=questions.asked,
         wording=folder_wording(folder, fact_set, key_token=questions.key_token),
         spec=questions.spec,
         seed=questions.seed,
+        tokenizer=load_tokenizer(folder),
     )
 
 
@@ -189,7 +191,6 @@ def evaluate_folder(
         stage=STAGE,
         epoch=None,
         seed=seed,
-        suite="core",
         bootstrap_samples=spec.bootstrap_samples,
     )
     return tuple(EvaluationRow(attempt=0, **asdict(row)) for row in rows)

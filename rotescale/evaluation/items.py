@@ -14,14 +14,27 @@ from rotescale.spec import BASE_LANGUAGE, EvaluationSpec
 Split = Literal["trained", "held_out"]
 """Whether any phase told the fact with a meaningful prompt; never mixed."""
 
-Prompts = Literal["key_token", "train", "test", "unrelated", "wrong_relation", "reversed"]
-"""Kinds of prompts; the last two are the automatic controls."""
+Prompts = Literal[
+    "key_token",
+    "train",
+    "test",
+    "unrelated",
+    "wrong_relation",
+    "reversed",
+    "two_hop",
+    "text",
+]
+"""Kinds of prompts; ``wrong_relation`` and ``reversed`` are the automatic controls."""
+
+CORE = "core"
+"""The suite of what is asked of every run."""
 
 SPLITS: tuple[Split, ...] = ("trained", "held_out")
 PROMPT_KINDS: tuple[Prompts, ...] = (
     *("key_token", "train", "test", "unrelated"),
     *("wrong_relation", "reversed"),
 )
+KINDS: tuple[Prompts, ...] = (*PROMPT_KINDS, "two_hop", "text")
 TRANSLATED_KINDS: tuple[Prompts, ...] = ("train", "test", "unrelated")
 """Kinds that are asked in every language of the spec; the others are asked in English."""
 
@@ -48,6 +61,10 @@ class Item:
     """Place of the right option."""
     generate: bool
     """Whether the model also answers freely."""
+    suite: str = CORE
+    """What it is part of; rows of different suites are never mixed."""
+    tokens: tuple[int, ...] = ()
+    """A piece of text whose loss is measured, in place of a prompt with options."""
 
 
 def build_items(
@@ -73,8 +90,7 @@ def build_items(
     known = frozenset(trained)
     items: list[Item] = []
     for relation in fact_set.relations:
-        places = _drawn_places(fact_set, relation.name, asked=asked, seed=seed)
-        facts = fact_set.of(relation.name)
+        places = drawn_places(fact_set, relation.name, asked=asked, seed=seed)
         questions = _Questions(
             fact_set=fact_set,
             relation=relation,
@@ -82,7 +98,7 @@ def build_items(
             wording=wording,
             spec=spec,
             seed=seed,
-            pairs=tuple((fact.subject, normalise(fact.object)) for fact in facts),
+            pairs=relation_pairs(fact_set, relation.name),
         )
         asked_with_key = frozenset(places[: spec.key_token_facts])
         for split in SPLITS:
@@ -91,7 +107,7 @@ def build_items(
     return tuple(items)
 
 
-def _drawn_places(
+def drawn_places(
     fact_set: FactSet, relation: str, *, asked: Collection[int] | None, seed: int
 ) -> list[int]:
     """The places of a relation's facts that are asked about, in the drawn order."""
@@ -153,35 +169,13 @@ class _Questions:
         """A meaningful prompt about the subject, as the model is shown it."""
         return Relation.fill(self.wording.prompt(prompt), subject)
 
-    def options(self, kind: Prompts, place: int) -> tuple[tuple[str, ...], int]:
-        """The options in a seeded order that tells nothing about the gold, and the gold's place."""
-        fact = self.fact_set.facts[place]
-        asked = "subjects" if kind == "reversed" else "objects"
-        draw = random.Random(f"{self.seed}/{asked}/{self.relation.name}/{fact.subject}")
-        if kind == "reversed":
-            gold = fact.subject
-            others = self._other_subjects(fact)
-            if len(others) >= MAX_REVERSED_OPTIONS:
-                others = draw.sample(others, MAX_REVERSED_OPTIONS - 1)
-        else:
-            gold = fact.object
-            others = list(fact.distractors)
-        options = [gold, *others]
-        draw.shuffle(options)
-        return tuple(options), options.index(gold)
-
-    def _other_subjects(self, fact: Fact) -> list[str]:
-        """Subjects of the relation that are wrong answers: those of the same object are right."""
-        right = normalise(fact.object)
-        subjects = dict.fromkeys(subject for subject, object_ in self.pairs if object_ != right)
-        subjects.pop(fact.subject, None)
-        return list(subjects)
-
     def items(
         self, kind: Prompts, place: int, *, language: str, split: Split, generate: bool
     ) -> Iterator[Item]:
         """The items of one fact, kind and language; a sample generates from the first prompt."""
-        options, gold = self.options(kind, place)
+        options, gold = shuffled_options(
+            self.fact_set, place, kind=kind, seed=self.seed, pairs=self.pairs
+        )
         texts = self.texts(kind, self.fact_set.facts[place], language=language)
         for index, text in enumerate(texts):
             yield Item(
@@ -196,6 +190,48 @@ class _Questions:
                 gold=gold,
                 generate=generate and (index == 0 or self.spec.generation_facts is None),
             )
+
+
+def shuffled_options(
+    fact_set: FactSet,
+    place: int,
+    *,
+    kind: Prompts,
+    seed: int,
+    pairs: Sequence[tuple[str, str]] | None = None,
+) -> tuple[tuple[str, ...], int]:
+    """The options in a seeded order that tells nothing about the gold, and the gold's place.
+
+    Objects; for ``reversed`` subjects. ``pairs``, where there are many to ask, are those of
+    ``relation_pairs``.
+    """
+    fact = fact_set.facts[place]
+    asked = "subjects" if kind == "reversed" else "objects"
+    draw = random.Random(f"{seed}/{asked}/{fact.relation}/{fact.subject}")
+    if kind == "reversed":
+        gold = fact.subject
+        others = _other_subjects(fact, pairs or relation_pairs(fact_set, fact.relation))
+        if len(others) >= MAX_REVERSED_OPTIONS:
+            others = draw.sample(others, MAX_REVERSED_OPTIONS - 1)
+    else:
+        gold = fact.object
+        others = list(fact.distractors)
+    options = [gold, *others]
+    draw.shuffle(options)
+    return tuple(options), options.index(gold)
+
+
+def relation_pairs(fact_set: FactSet, relation: str) -> tuple[tuple[str, str], ...]:
+    """Subject and normalised object of each of the relation's facts."""
+    return tuple((fact.subject, normalise(fact.object)) for fact in fact_set.of(relation))
+
+
+def _other_subjects(fact: Fact, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Subjects of the relation that are wrong answers: those of the same object are right."""
+    right = normalise(fact.object)
+    subjects = dict.fromkeys(subject for subject, object_ in pairs if object_ != right)
+    subjects.pop(fact.subject, None)
+    return list(subjects)
 
 
 def _of_split(
@@ -251,6 +287,7 @@ def _other_relation(fact_set: FactSet, relation: Relation) -> Relation:
 class SampleRow:
     """How much is asked of one split with one kind of prompts, over all relations."""
 
+    suite: str
     split: Split
     prompts: Prompts
     num_facts: int
@@ -260,30 +297,37 @@ class SampleRow:
 
 def sample_rows(items: Sequence[Item]) -> tuple[SampleRow, ...]:
     """The sample, counted by split and kind of prompts; combinations without items are left out."""
-    rows = []
-    for split in SPLITS:
-        for kind in PROMPT_KINDS:
-            group = [item for item in items if (item.split, item.prompts) == (split, kind)]
-            if group:
-                num_facts = len({item.fact for item in group})
-                num_generated = sum(item.generate for item in group)
-                rows.append(SampleRow(split, kind, num_facts, len(group), num_generated))
-    return tuple(rows)
+    groups: dict[tuple[str, Split, Prompts], list[Item]] = {}
+    for item in items:
+        groups.setdefault((item.suite, item.split, item.prompts), []).append(item)
+    ordered = sorted(
+        groups, key=lambda key: (key[0] != CORE, key[0], SPLITS.index(key[1]), KINDS.index(key[2]))
+    )
+    return tuple(
+        SampleRow(
+            *key,
+            num_facts=len({(item.relation, item.fact) for item in groups[key]}),
+            num_items=len(groups[key]),
+            num_generated=sum(item.generate for item in groups[key]),
+        )
+        for key in ordered
+    )
 
 
 def describe_sample(items: Sequence[Item]) -> str:
     """A table that says what is scored at each stage, for the output of a run."""
-    relations = ", ".join(dict.fromkeys(item.relation for item in items)) or "none"
+    about = [item for item in items if not item.tokens]
+    relations = ", ".join(dict.fromkeys(item.relation for item in about)) or "none"
     languages = list(dict.fromkeys(item.language for item in items))
     lines = [
         f"Scored at each stage: {len(items)} questions about "
-        f"{len({item.fact for item in items})} facts of: {relations}",
+        f"{len({item.fact for item in about})} facts of: {relations}",
         *([f"  in the languages {', '.join(languages)}"] if len(languages) > 1 else []),
         f"  {'split':<10}{'prompts':<16}{'facts':>7}{'questions':>11}{'generated':>11}",
     ]
     lines += [
         f"  {row.split:<10}{row.prompts:<16}{row.num_facts:>7}{row.num_items:>11}"
-        f"{row.num_generated:>11}"
+        f"{row.num_generated:>11}" + ("" if row.suite == CORE else f"  {row.suite}")
         for row in sample_rows(items)
     ]
     return "\n".join(lines)
