@@ -20,6 +20,7 @@ from rotescale.records import EvaluationRow
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json, load_spec
+from rotescale.study_cli import study
 
 app = typer.Typer(
     name="rotescale",
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(facts_app, name="facts")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.command()(study)
 console = Console()
 
 Overrides = Annotated[

@@ -29,8 +29,11 @@ LAYERS = [
     {"phases"},
     {"composition"},
     {"worker"},
+    {"study_spec"},
+    {"study_plan"},
+    {"study_runner"},
     {"driver", "analysis"},
-    {"facts_cli", "checkpoint_cli"},
+    {"facts_cli", "checkpoint_cli", "study_cli"},
     {"cli"},
 ]
 LAUNCHER_MAY_IMPORT = {
