@@ -133,6 +133,7 @@ def _evaluator(
         wording=prepared.wording,
         spec=spec.evaluation,
         seed=spec.seed,
+        phases=spec.phases,
         tokenizer=tokenizer,
     )
     return RunEvaluator(
