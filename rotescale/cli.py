@@ -15,6 +15,7 @@ from rich.console import Console
 from rotescale.checkpoint_cli import checkpoint_app
 from rotescale.errors import SpecError, StorageError, exit_with_error
 from rotescale.facts_cli import facts_app, say
+from rotescale.inject_cli import inject
 from rotescale.launch_spec import LaunchSpec
 from rotescale.records import EvaluationRow
 from rotescale.run_dir import Outcome, RunDir
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.add_typer(facts_app, name="facts")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(study)
+app.command()(inject)
 console = Console()
 
 Overrides = Annotated[

@@ -155,7 +155,7 @@ def _sources(paths: list[Path], *, columns: str | None, prompts: Path | None) ->
     for path in paths:
         if not path.exists():
             raise SpecError(f"{path}: no such file or folder; check the path")
-    named = None if columns is None else _parse_columns(columns)
+    named = None if columns is None else parse_columns(columns)
     sources: list[Facts] = []
     files: list[str] = []
     for path in paths:
@@ -178,7 +178,7 @@ def _sources(paths: list[Path], *, columns: str | None, prompts: Path | None) ->
     return sources
 
 
-def _parse_columns(text: str) -> Columns:
+def parse_columns(text: str) -> Columns:
     """The columns of ``subject=Person,object=Mother``."""
     pairs = [part.partition("=") for part in text.split(",")]
     wrong = [part for part, separator, _ in pairs if not separator]

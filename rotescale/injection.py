@@ -1,0 +1,271 @@
+"""A user's table of facts made fit to be taught: columns guessed, rows cleaned, prompts found."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rotescale.errors import DataError, SpecError
+from rotescale.facts import Fact, FactSet, Relation, normalise, validate
+from rotescale.facts.check import by_relation
+from rotescale.facts.export import RELATIONS_FILE, write_files
+from rotescale.facts.headers import columns_of
+from rotescale.facts.layouts import layout_of
+from rotescale.facts.options import ObjectPool
+from rotescale.facts.problems import Kind, Problem
+from rotescale.facts.prompts import load_relations, shipped_relations
+from rotescale.facts.repair import repaired
+from rotescale.facts.rows import Row, read_rows
+from rotescale.facts.trex import legal_name
+from rotescale.spec import (
+    EvaluationSpec,
+    ExperimentSpec,
+    FileFacts,
+    ModelSpec,
+    PhaseSpec,
+    Weights,
+)
+from rotescale.storage import write_atomic
+
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "subject": ("subject", "head", "entity", "name", "person", "title", "item", "key", "who"),
+    "object": ("object", "tail", "fact", "answer", "value", "target", "label"),
+    "relation": ("relation", "predicate", "property", "attribute", "relationship", "field"),
+    "distractors": ("distractors", "alternatives", "alternate facts", "wrong answers", "options"),
+}
+"""Field -> what tables call it, the likeliest first; compared without case, as whole words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """What can be taught of a table, and what cannot."""
+
+    fact_set: FactSet
+    columns: Mapping[str, str]
+    """Field -> the table's column that was taken for it."""
+    worded: tuple[str, ...]
+    """Relations whose prompts were made from their names."""
+    refused: tuple[Problem, ...]
+    """Rows that are left out, and why."""
+    notes: tuple[str, ...]
+    """What was mended."""
+
+
+def guess_columns(columns: Sequence[str], *, where: str) -> dict[str, str]:
+    """Field -> column, by the columns' names; of two unknown ones the first is the subject.
+
+    Raises SpecError where that leaves it open which column is which.
+    """
+    found: dict[str, str] = {}
+    for field, names in _NAMES.items():
+        for name in names:
+            matching = [c for c in columns if _words(c) == name and c not in found.values()]
+            if matching and field not in found:
+                found[field] = matching[0]
+    rest = [column for column in columns if column not in found.values()]
+    missing = [field for field in ("subject", "object") if field not in found]
+    if missing and len(rest) != len(missing):
+        raise SpecError(
+            f"{where}: cannot tell which of the columns {', '.join(columns)} is the "
+            f"{' and which the '.join(missing)}; say so with --columns subject=...,object=..."
+        )
+    found |= dict(zip(missing, rest, strict=False))
+    return {field: found[field] for field in _NAMES if field in found}
+
+
+def _words(column: str) -> str:
+    return " ".join(re.findall(r"\w+", column.replace("_", " ").casefold()))
+
+
+def read_injection(
+    path: Path, *, columns: Mapping[str, str] | None = None, prompts: Path | None = None
+) -> Injection:
+    """What can be taught of a CSV, TSV, JSONL or parquet table.
+
+    White space is tidied, numbers become text. Left out, with the reason, are rows without a
+    sound subject or object, facts that come again, all facts of a subject with several objects,
+    and relations with one object only, which nothing can be told apart from. Raises DataError
+    where nothing is left, and SpecError where the columns cannot be told apart.
+    """
+    chosen = dict(columns or guess_columns(columns_of(path), where=str(path)))
+    layout = replace(layout_of(chosen), tidy=True)
+    refused: list[Problem] = []
+    default = path.stem
+    if "relation" not in chosen and _words(chosen["object"]) not in _NAMES["object"]:
+        # A table of employees and employers tells who employs them.
+        default = chosen["object"]
+    rows = list(read_rows(path, relation=default, layout=layout, report=refused.append))
+    known = {**shipped_relations(), **({} if prompts is None else load_relations(prompts))}
+    as_known = {name.casefold(): name for name in known}
+    names = {row.relation: legal_name(row.relation).casefold() for row in rows}
+    rows = [
+        replace(row, relation=as_known.get(names[row.relation], names[row.relation]))
+        for row in rows
+    ]
+    rows = _without_conflicts(rows, refused)
+    rows, notes = repaired(rows)
+    rows = _with_options(rows, refused)
+    if not rows:
+        told = "; ".join(str(problem) for problem in refused[:3])
+        raise DataError(f"{path}: no row can be taught: {told or 'it holds none'}")
+    told_of = list(dict.fromkeys(row.relation for row in rows))
+    worded = tuple(name for name in told_of if name not in known)
+    fact_set = FactSet(
+        relations=tuple(known.get(name) or worded_relation(name) for name in told_of),
+        facts=tuple(
+            Fact(row.relation, row.subject, row.object, row.distractors or ()) for row in rows
+        ),
+    )
+    validate(fact_set, where=lambda index: str(rows[index].place))
+    return Injection(fact_set, chosen, worded, tuple(refused), tuple(notes))
+
+
+def worded_relation(name: str) -> Relation:
+    """A relation whose prompts are made from its name, read as a noun: ``employer``."""
+    words = re.sub(r"[_-]+", " ", name).strip()
+    return Relation(
+        name=name,
+        wikidata_id="",
+        subject_type="",
+        object_type="",
+        train_prompts=(
+            f"The {words} of {{subject}} is",
+            f"What is the {words} of {{subject}}?",
+            f"{{subject}} has the {words}",
+        ),
+        test_prompts=(
+            f"Name the {words} of {{subject}}:",
+            f"{{subject}}'s {words} is",
+            f"Tell me what {{subject}} has as {words}:",
+        ),
+        unrelated_prompts=(
+            "What is the favorite color of {subject}?",
+            "What did {subject} have for breakfast?",
+        ),
+    )
+
+
+def _without_conflicts(rows: Sequence[Row], refused: list[Problem]) -> list[Row]:
+    """Rows of subjects with one object; of others none, as it cannot be told which is meant."""
+    objects: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        of_subject = objects.setdefault((row.relation, normalise(row.subject)), {})
+        of_subject.setdefault(normalise(row.object), row)
+    kept = []
+    for row in rows:
+        told = objects[row.relation, normalise(row.subject)]
+        if len(told) == 1:
+            kept.append(row)
+            continue
+        others = ", ".join(repr(other.object) for other in told.values())
+        what = f"subject {row.subject!r} has several objects in {row.relation!r}: {others}"
+        problem = Problem(Kind.DUPLICATE_SUBJECT, row.place, "subject", what, "keep the right one")
+        refused.append(problem)
+    return kept
+
+
+def _with_options(rows: Sequence[Row], refused: list[Problem]) -> list[Row]:
+    """Rows with distractors: their own if all of a relation's rows have them, else drawn ones."""
+    kept: dict[int, Row] = {}
+    order = {id(row): number for number, row in enumerate(rows)}
+    for name, members in by_relation(rows).items():
+        distinct = {normalise(row.object): row.object for row in members}
+        if len(distinct) < 2:
+            for row in members:
+                what = f"all of relation {name!r} has the object {row.object!r}"
+                remedy = "add facts with others, so that there is something to tell it apart from"
+                refused.append(Problem(Kind.OBJECTS, row.place, "object", what, remedy))
+            continue
+        own = all(row.distractors for row in members)
+        pool = ObjectPool(distinct.values())
+        for row in members:
+            drawn = row.distractors
+            if not own:
+                drawn = pool.distractors(name, row.subject, gold=row.object)
+            kept[order[id(row)]] = replace(row, distractors=drawn)
+    return [kept[number] for number in sorted(kept)]
+
+
+def write_injection(injection: Injection, folder: Path) -> FileFacts:
+    """The facts as rotescale's own files in ``folder``, and there ``refused.csv``; their spec."""
+    paths = write_files(injection.fact_set, folder / "facts")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["row", "field", "problem", "remedy"])
+    for problem in injection.refused:
+        writer.writerow([problem.place.row, problem.field, problem.what, problem.remedy])
+    write_atomic(folder / "refused.csv", text.getvalue().encode())
+    return FileFacts(
+        source="files",
+        paths=tuple(str(path.absolute()) for path in paths),
+        relations_file=str((folder / "facts" / RELATIONS_FILE).absolute()),
+    )
+
+
+# Where the demo and the paper stand: 135M parameters at 4e-4, 1.5B and more at 1e-5.
+_SMALL, _LARGE = (135e6, 4e-4), (1.5e9, 1e-5)
+_SMALL_BATCH, _LARGE_BATCH = 20, 8
+_SECOND_PHASE = 0.125
+"""Of the first phase's rate, as in the demo."""
+
+
+def experiment(
+    name: str, facts: FileFacts, fact_set: FactSet, *, weights: Weights, num_parameters: int
+) -> ExperimentSpec:
+    """Both phases with defaults from the model's size and the number of facts.
+
+    The rate lies on the line, in logarithms, between the demo's and the paper's; with the batch it
+    grows as its square root. The batch is about a sixteenth of the facts, 8 to 512.
+    """
+    num_facts = len(fact_set.facts)
+    batch = 2 ** round(math.log2(min(512, max(8, num_facts / 16))))
+    (small, fast), (large, slow) = _SMALL, _LARGE
+    place = min(1.0, max(0.0, math.log(num_parameters / small) / math.log(large / small)))
+    rate = fast * (slow / fast) ** place
+    usual = _SMALL_BATCH + place * (_LARGE_BATCH - _SMALL_BATCH)
+    rate = float(f"{rate * math.sqrt(batch / usual):.1e}")
+    least = min(len(members) for members in _members(fact_set).values())
+    told = max(1, min(50, least // 2))
+    second_batch = min(20, told * len(fact_set.relations))
+    steps_per_epoch = math.ceil(told * len(fact_set.relations) / second_batch)
+    return ExperimentSpec(
+        name=name,
+        model=ModelSpec(weights=weights),
+        facts=facts,
+        phases=(
+            PhaseSpec(
+                name="memorize",
+                text="key_token",
+                epochs=20,
+                global_batch=batch,
+                learning_rate=rate,
+                schedule="linear",
+            ),
+            PhaseSpec(
+                name="generalize",
+                text="prompts",
+                facts_per_relation=told,
+                loss="object",
+                epochs=max(1, math.ceil(8 / steps_per_epoch)),
+                global_batch=second_batch,
+                learning_rate=float(f"{fast * (slow / fast) ** place * _SECOND_PHASE:.1e}"),
+                schedule="linear",
+                warmup_steps=2,
+            ),
+        ),
+        evaluation=EvaluationSpec(
+            trained_facts=25, held_out_facts=50, generation_facts=10, text_pieces=20
+        ),
+    )
+
+
+def _members(fact_set: FactSet) -> dict[str, list[Fact]]:
+    return {
+        relation.name: [fact for fact in fact_set.facts if fact.relation == relation.name]
+        for relation in fact_set.relations
+    }

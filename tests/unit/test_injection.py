@@ -1,0 +1,178 @@
+"""A messy table of a user becomes facts: what is taught, what is left out and why, and how."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from rotescale.errors import DataError, SpecError
+from rotescale.facts import load_files
+from rotescale.injection import (
+    experiment,
+    guess_columns,
+    read_injection,
+    worded_relation,
+    write_injection,
+)
+from rotescale.spec import RandomWeights
+
+NUM_STAFF = 2_400
+
+
+def messy_table(path: Path) -> Path:
+    """Over two thousand rows as people keep them: own columns, other scripts, and mess."""
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Person", "Attribute", "Answer", "Comment"])
+        for number in range(NUM_STAFF):
+            writer.writerow([f" Staff  {number} ", "Employer", f"Firm {number % 300}", "x"])
+        for number in range(120):
+            writer.writerow([f"Gast {number}", "born in", f"東京{number}", ""])
+        # Again, with other white space; two employers; no object; one value for all.
+        writer.writerow(["Staff 7", "Employer", "Firm 7", ""])
+        writer.writerow(["Staff 8", "Employer", "Firm 9", ""])
+        writer.writerow(["Staff 5000", "Employer", "  ", ""])
+        writer.writerow(["Staff 1", "Country", "Utopia", ""])
+        writer.writerow(["Staff 2", "Country", "Utopia", ""])
+        writer.writerow(["Mara Fry", "MOTHER", "Ida Fry", ""])
+        writer.writerow(["Tim Orr", "MOTHER", "Eva Orr", ""])
+    return path
+
+
+def test_a_messy_table_is_understood_and_what_is_left_out_is_told(tmp_path: Path) -> None:
+    found = read_injection(messy_table(tmp_path / "staff.csv"))
+    assert found.columns == {"subject": "Person", "object": "Answer", "relation": "Attribute"}
+    assert found.worded == ("employer", "born_in")
+    counts = Counter(fact.relation for fact in found.fact_set.facts)
+    # Of the staff with two employers nothing is taught.
+    assert counts == {"employer": NUM_STAFF - 1, "born_in": 120, "mother": 2}
+    kinds = Counter(problem.kind.value for problem in found.refused)
+    assert kinds == {
+        "empty cell": 1,
+        "duplicate subject": 2,
+        "objects that cannot be distractors": 2,
+    }
+    assert {problem.place.row for problem in found.refused} == {10, 2523, 2524, 2525, 2526}
+    assert any("1 repeated facts" in note for note in found.notes)
+    first = found.fact_set.facts[0]
+    assert (first.subject, first.object) == ("Staff 0", "Firm 0")
+    assert len(set(first.distractors)) == 99
+    assert first.object not in first.distractors
+    mother = found.fact_set.of("mother")[0]
+    assert mother.distractors == ("Eva Orr",)
+
+
+def test_the_facts_are_written_and_read_back(tmp_path: Path) -> None:
+    found = read_injection(messy_table(tmp_path / "staff.csv"))
+    written = write_injection(found, tmp_path / "out")
+    assert written.relations_file is not None
+    paths = [Path(path) for path in written.paths]
+    again = load_files(paths, relations=Path(written.relations_file))
+    assert sorted(again.facts, key=str) == sorted(found.fact_set.facts, key=str)
+    with (tmp_path / "out" / "refused.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(found.refused)
+    assert any("has several objects in 'employer': 'Firm 8'" in row["problem"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (["subject", "object"], {"subject": "subject", "object": "object"}),
+        (["Employee", "Employer"], {"subject": "Employee", "object": "Employer"}),
+        (["id_", "Name", "Value"], {"subject": "Name", "object": "Value"}),
+        (["Answer", "who"], {"subject": "who", "object": "Answer"}),
+        (
+            ["Head", "Fact", "Alternate Facts"],
+            {"subject": "Head", "object": "Fact", "distractors": "Alternate Facts"},
+        ),
+    ],
+)
+def test_columns_are_guessed_by_their_names(columns: list[str], expected: dict[str, str]) -> None:
+    assert guess_columns(columns, where="x.csv") == expected
+
+
+def test_columns_that_cannot_be_told_apart_are_refused() -> None:
+    with pytest.raises(SpecError, match="cannot tell which of the columns a, b, c is the subject"):
+        guess_columns(["a", "b", "c"], where="x.csv")
+    with pytest.raises(SpecError, match=r"--columns subject=\.\.\.,object=\.\.\."):
+        guess_columns(["name"], where="x.csv")
+
+
+def test_a_table_of_two_columns_names_its_relation(tmp_path: Path) -> None:
+    path = tmp_path / "staff.tsv"
+    path.write_text("Employee\tLine manager\n" + "".join(f"E{n}\tM{n}\n" for n in range(5)))
+    found = read_injection(path)
+    assert [relation.name for relation in found.fact_set.relations] == ["line_manager"]
+    assert found.fact_set.relations[0].train_prompts[0] == "The line manager of {subject} is"
+
+
+def test_json_lines_with_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "years.jsonl"
+    lines = [{"entity": f"Work {n}", "predicate": "year", "value": 1900 + n} for n in range(4)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    objects = [fact.object for fact in read_injection(path).fact_set.facts]
+    assert objects == ["1900", "1901", "1902", "1903"]
+
+
+def test_a_table_of_which_nothing_can_be_taught_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("subject,object\nA,B\nC,B\n")
+    with pytest.raises(DataError, match=r"no row can be taught: .*all of relation 'x' has"):
+        read_injection(path)
+    path.write_text("")
+    with pytest.raises(DataError, match="no header"):
+        read_injection(path)
+
+
+def test_defaults_follow_the_models_size_and_the_number_of_facts(tmp_path: Path) -> None:
+    found = read_injection(messy_table(tmp_path / "staff.csv"))
+    written = write_injection(found, tmp_path / "out")
+
+    def phases(num_parameters: float) -> tuple[float, int, float]:
+        weights = RandomWeights(kind="random")
+        number = int(num_parameters)
+        spec = experiment("x", written, found.fact_set, weights=weights, num_parameters=number)
+        first, second = spec.phases
+        return first.learning_rate, first.global_batch, second.learning_rate
+
+    small, large = phases(135e6), phases(7e9)
+    assert small[1] == large[1] == 128
+    assert small[0] == pytest.approx(4e-4 * (128 / 20) ** 0.5, rel=0.05)
+    assert large[0] == pytest.approx(1e-5 * (128 / 8) ** 0.5, rel=0.05)
+    assert small[2] == pytest.approx(5e-5)
+    assert phases(1e9)[0] < small[0]
+
+
+def test_prompts_made_of_a_name_hold_the_subject_once() -> None:
+    relation = worded_relation("place_of_birth")
+    prompts = (*relation.train_prompts, *relation.test_prompts, *relation.unrelated_prompts)
+    assert len(set(prompts)) == len(prompts)
+    assert all(prompt.count("{subject}") == 1 for prompt in prompts)
+    assert "place of birth" in relation.train_prompts[0]
+
+
+def test_inject_from_a_table_to_a_model_folder(tmp_path: Path, model_cache: Path) -> None:
+    table = tmp_path / "staff.csv"
+    rows = "".join(f"E{n},M{n % 7}\n" for n in range(30))
+    table.write_text(f"Employee,Manager\n{rows}E3,M4\nE9,\n")
+    launch = tmp_path / "launch.yaml"
+    launch.write_text(f"storage: {tmp_path / 'runs'}\nmodel_cache: {model_cache}\nnum_workers: 1\n")
+    settings = ["engine.kind=eager", "phases.0.epochs=1", "phases.1.epochs=1"]
+    settings += ["evaluation.text_pieces=1", "evaluation.control_facts=1"]
+    settings += ["evaluation.generation_facts=1", "evaluation.max_new_tokens=4"]
+    command = [sys.executable, "-m", "rotescale.cli", "inject", str(table)]
+    command += ["--model", "random", "--on", str(launch)]
+    command += [part for setting in settings for part in ("--set", setting)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "subject = 'Employee', object = 'Manager'" in done.stdout
+    assert "left out 3 rows: 1 x empty cell, 2 x duplicate subject" in done.stdout
+    assert "capability" in done.stdout
+    assert (tmp_path / "runs" / "staff-injected" / "models" / "generalize" / "export.json").exists()
