@@ -47,6 +47,8 @@ class TensorBoardWriter:
 
     def _add_evaluation(self, row: EvaluationRow) -> None:
         tag = f"{row.metric}/{row.relation}/{row.split}/{row.prompts}/{row.stage}"
+        if row.layer is not None:
+            tag += f"/layer-{row.layer:03d}"
         self._writer.add_scalar(tag, row.value, row.epoch or 0)
 
     def close(self) -> None:
