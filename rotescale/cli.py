@@ -15,6 +15,7 @@ from rotescale.checkpoint_cli import checkpoint_app
 from rotescale.errors import SpecError, StorageError, exit_with_error
 from rotescale.facts_cli import facts_app, say
 from rotescale.launch_spec import LaunchSpec
+from rotescale.representations_cli import representations
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json, load_spec
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(facts_app, name="facts")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.command()(representations)
 console = Console()
 
 Overrides = Annotated[

@@ -30,7 +30,7 @@ LAYERS = [
     {"composition"},
     {"worker"},
     {"driver", "analysis"},
-    {"facts_cli", "checkpoint_cli"},
+    {"facts_cli", "checkpoint_cli", "representations_cli"},
     {"cli"},
 ]
 LAUNCHER_MAY_IMPORT = {
