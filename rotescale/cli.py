@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -15,10 +16,12 @@ from rotescale.checkpoint_cli import checkpoint_app
 from rotescale.errors import SpecError, StorageError, exit_with_error
 from rotescale.facts_cli import facts_app, say
 from rotescale.launch_spec import LaunchSpec
+from rotescale.records import EvaluationRow
 from rotescale.representations_cli import representations
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json, load_spec
+from rotescale.study_cli import study
 
 app = typer.Typer(
     name="rotescale",
@@ -30,6 +33,7 @@ app = typer.Typer(
 app.add_typer(facts_app, name="facts")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(representations)
+app.command()(study)
 console = Console()
 
 Overrides = Annotated[
@@ -136,18 +140,20 @@ def _branch(run_dir: RunDir, spec: ExperimentSpec, source: RunDir) -> None:
 def _sample(spec: ExperimentSpec, run_dir: RunDir) -> str:
     """What is asked at each stage, in words."""
     from rotescale.data.examples import memorized_facts, trained_facts
-    from rotescale.evaluation.items import build_items, describe_sample
-    from rotescale.facts import Wording
+    from rotescale.evaluation.items import describe_sample
+    from rotescale.evaluation.suites import all_items
     from rotescale.facts.saved import load_saved
+    from rotescale.model.prepare import load_prepared
 
-    fact_set = load_saved(run_dir.facts_json)
-    items = build_items(
+    fact_set, prepared = load_saved(run_dir.facts_json), load_prepared(run_dir.prepared_model)
+    items = all_items(
         fact_set,
         trained=trained_facts(fact_set, spec.phases, seed=spec.seed),
         asked=memorized_facts(fact_set, spec.phases, seed=spec.seed),
-        wording=Wording.placeholder(relation.name for relation in fact_set.relations),
+        wording=prepared.wording,
         spec=spec.evaluation,
         seed=spec.seed,
+        tokenizer=prepared.tokenizer(),
     )
     return describe_sample(items)
 
@@ -155,15 +161,19 @@ def _sample(spec: ExperimentSpec, run_dir: RunDir) -> str:
 def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
     """Write results.json and the picture, and print the tables."""
     from rotescale.analysis.figures import accuracy_figure
-    from rotescale.analysis.results import differences_table, results_table, write_results
+    from rotescale.analysis.results import (
+        core_relations,
+        differences_table,
+        results_table,
+        write_results,
+    )
 
     rows = write_results(run_dir)
-    relations = list(dict.fromkeys(row.relation for row in rows))
+    relations = core_relations(rows)
+    _print_tables(rows)
     if not relations:
-        console.print("nothing was evaluated: the spec's sample is empty")
+        console.print("no question of the core was asked: the spec's sample is empty")
         return
-    for relation in relations:
-        console.print(results_table(rows, relation=relation))
     final = [row for row in rows if row.stage == spec.phases[-1].name and row.epoch is None]
     if any(row.metric == "generation_exact" for row in final):
         console.print(results_table(rows, relation=relations[-1], metric="generation_exact"))
@@ -181,6 +191,25 @@ def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
     console.print(f"model:   {last} ({opens} AutoModelForCausalLM.from_pretrained)")
 
 
+def _print_tables(rows: Sequence[EvaluationRow]) -> None:
+    """Multiple choice of each relation; of the last, `all` where there are several, by language."""
+    from rotescale.analysis.results import (
+        core_relations,
+        languages_of,
+        languages_table,
+        results_table,
+        suites_table,
+    )
+
+    relations = core_relations(rows)
+    for relation in relations:
+        console.print(results_table(rows, relation=relation))
+    if relations and len(languages_of(rows)) > 1:
+        console.print(languages_table(rows, relation=relations[-1]))
+    if (suites := suites_table(rows)) is not None:
+        console.print(suites)
+
+
 @app.command()
 def evaluate(
     model: Annotated[
@@ -193,6 +222,9 @@ def evaluate(
         list[str] | None, typer.Option("--relation", help="Shipped or chosen relations.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="YAML with the relations' prompts.")] = None,
+    languages: Annotated[
+        list[str] | None, typer.Option("--language", help="Ask in this language too, such as de.")
+    ] = None,
     key_token: Annotated[
         str | None,
         typer.Option(help="Template of the key token; default: what the folder's export says."),
@@ -210,12 +242,13 @@ def evaluate(
     _require_training_packages()
     from rich.progress import Progress
 
-    from rotescale.analysis.results import results_table, write_rows
+    from rotescale.analysis.results import write_rows
     from rotescale.evaluation.folder import (
         choose_questions,
         evaluate_folder,
         exported_folder,
         folder_items,
+        with_languages,
     )
     from rotescale.evaluation.items import describe_sample
 
@@ -229,6 +262,7 @@ def evaluate(
         seed=seed,
         full=full,
     )
+    asked = with_languages(asked, languages or ())
     model_folder = exported_folder(place)
     items = folder_items(model_folder, asked)
     console.print(describe_sample(items))
@@ -242,8 +276,7 @@ def evaluate(
             seed=asked.seed,
             progress=lambda done: bar.update(task, completed=done),
         )
-    for relation in dict.fromkeys(row.relation for row in rows):
-        console.print(results_table(rows, relation=relation))
+    _print_tables(rows)
     if json_path is not None:
         write_rows(rows, json_path)
         console.print(f"results: {json_path}")
@@ -254,7 +287,7 @@ def compare(
     run_folders: Annotated[list[str], typer.Argument(help="Folders or URLs of evaluated runs.")],
 ) -> None:
     """Put runs side by side, such as those of several seeds. They must be about the same facts."""
-    from rotescale.analysis.results import comparison_table
+    from rotescale.analysis.results import comparison_table, core_relations
     from rotescale.records import read_records
 
     runs = {}
@@ -271,7 +304,7 @@ def compare(
             f"{' and '.join(facts.values())}: runs about different facts; compare only "
             "runs about the same ones"
         )
-    relations = dict.fromkeys(row.relation for rows in runs.values() for row in rows)
+    relations = core_relations([row for rows in runs.values() for row in rows])
     if not relations:
         raise SpecError("none of these runs was evaluated; run them to their end")
     # What all names begin with says nothing.

@@ -18,10 +18,10 @@ from rotescale.data.order import Batches, Order, mixed_sources
 from rotescale.data.shards import ExampleShards
 from rotescale.data.stream import Stream
 from rotescale.engine.base import Engine, OptimizerSettings
-from rotescale.evaluation.items import build_items
 from rotescale.evaluation.representations import RunRepresentations
 from rotescale.evaluation.stage import RunEvaluator
 from rotescale.evaluation.states import build_texts
+from rotescale.evaluation.suites import all_items
 from rotescale.facts.saved import load_saved
 from rotescale.launch_spec import StageLimits
 from rotescale.local_copy import local_copy
@@ -129,6 +129,7 @@ def _evaluators(
 ) -> tuple[StageEvaluator, ...]:
     """Questions, and hidden states where the spec wants them, of the same facts."""
     fact_set = load_saved(run_dir.facts_json)
+    tokenizer = prepared.tokenizer()
     sample: dict[str, Any] = {
         "trained": trained_facts(fact_set, spec.phases, seed=spec.seed),
         "asked": memorized_facts(fact_set, spec.phases, seed=spec.seed),
@@ -138,7 +139,7 @@ def _evaluators(
     }
     shared: dict[str, Any] = {
         "engine": team.engine,
-        "tokenizer": prepared.tokenizer(),
+        "tokenizer": tokenizer,
         "mode": resolved.evaluation_mode,
         "spec": spec.evaluation,
         "seed": spec.seed,
@@ -147,7 +148,7 @@ def _evaluators(
         "records": team.records,
     }
     questions = RunEvaluator(
-        items=build_items(fact_set, **sample),
+        items=all_items(fact_set, tokenizer=tokenizer, **sample),
         num_tokens=prepared.num_tokens,
         progress=_progress(team, "questions"),
         **shared,

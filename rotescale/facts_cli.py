@@ -44,16 +44,17 @@ Prompts = Annotated[
 
 @facts_app.command("list")
 def facts_list() -> None:
-    """The shipped relations, their sizes and first prompts."""
+    """The shipped relations, their sizes, languages and first prompts."""
     from rotescale.facts import load_shipped
 
     fact_set = load_shipped()
-    table = Table("relation", "facts", "subject → object", "first train prompt")
+    table = Table("relation", "facts", "subject → object", "languages", "first train prompt")
     for relation in fact_set.relations:
         table.add_row(
             f"{relation.name} ({relation.wikidata_id})",
             str(len(fact_set.of(relation.name))),
             f"{relation.subject_type} → {relation.object_type}",
+            ", ".join(relation.languages),
             relation.train_prompts[0],
         )
     console.print(table)
@@ -195,18 +196,18 @@ def _parse_columns(text: str) -> Columns:
 def _load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of a model folder, or of a repository of the hub."""
     loaded: Tokenizer
-    if Path(name).is_dir():
-        # transformers takes seconds to import.
-        from rotescale.model.folder import load_tokenizer
-
-        loaded = load_tokenizer(Path(name))
-        return loaded
     try:
+        # transformers takes seconds to import, and is installed with rotescale[train] only.
         from transformers import AutoTokenizer
+
+        from rotescale.model.folder import load_tokenizer
     except ImportError as error:
         raise DataError(
             "--tokenizer: transformers is not installed; install rotescale[train]"
         ) from error
+    if Path(name).is_dir():
+        loaded = load_tokenizer(Path(name))
+        return loaded
     try:
         loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:

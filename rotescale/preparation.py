@@ -16,6 +16,8 @@ from rotescale.data.examples import phase_examples, trained_facts
 from rotescale.data.order import Batches
 from rotescale.data.replay import replay_paths, replay_pieces
 from rotescale.errors import SpecError
+from rotescale.evaluation.items import check_languages
+from rotescale.evaluation.suites import check_suites
 from rotescale.facts import FactSet, Wording, load_source
 from rotescale.facts.saved import save_fact_set
 from rotescale.launch_spec import LaunchSpec
@@ -63,7 +65,8 @@ def load_facts(spec: ExperimentSpec, *, note: Callable[[str], object] = lambda _
     """The facts of the spec, checked, and enough for every phase.
 
     ``note`` is told what a source repaired, if the spec lets it.
-    Raises DataError for bad facts and SpecError where a phase asks for more than there is.
+    Raises DataError for bad facts and SpecError where a phase or the evaluation asks for more than
+    there is.
     """
     fact_set = load_source(spec.facts, note=note)
     wording = Wording.placeholder(relation.name for relation in fact_set.relations)
@@ -74,6 +77,8 @@ def load_facts(spec: ExperimentSpec, *, note: Callable[[str], object] = lambda _
             alone = fact_set.only([relation.name])
             examples = phase_examples(alone, phase, wording=wording, seed=spec.seed)
             next(examples, None)
+    check_languages(fact_set, spec.evaluation)
+    check_suites(fact_set, spec.evaluation)
     return fact_set
 
 
@@ -199,11 +204,8 @@ def _texts(fact_set: FactSet, spec: ExperimentSpec) -> list[str]:
     prompts = [
         prompt
         for relation in fact_set.relations
-        for prompt in (
-            *relation.train_prompts,
-            *relation.test_prompts,
-            *relation.unrelated_prompts,
-        )
+        for language in spec.evaluation.languages
+        for prompt in relation.in_language(language).prompts
     ]
     return prompts + [f"{fact.subject} {fact.object}." for fact in fact_set.facts]
 

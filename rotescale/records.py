@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rotescale.errors import CheckpointError, StorageError
 from rotescale.run_dir import RunDir, SegmentName
-from rotescale.spec import BestOf
+from rotescale.spec import BASE_LANGUAGE, BestOf
 from rotescale.storage import create_exclusive, make_folder
 
 
@@ -214,11 +214,13 @@ def read_records(run_dir: RunDir) -> Records:
 def best_steps(records: Records, best: BestOf) -> set[tuple[str, int]]:
     """(phase, step) of each phase's highest value on the way; of equals the first.
 
-    Over several relations their mean counts. Phases that were not measured yet are left out.
+    Of the core suite; over several relations their mean counts, and of several languages English
+    alone. Phases that were not measured yet are left out.
     """
     values: dict[tuple[str, int], list[float]] = defaultdict(list)
     for row in records.evaluations:
-        is_wanted = (row.metric, row.prompts, row.split) == (best.metric, best.prompts, best.split)
+        wanted = ("core", best.metric, best.prompts, best.split, BASE_LANGUAGE)
+        is_wanted = (row.suite, row.metric, row.prompts, row.split, row.language) == wanted
         if is_wanted and row.epoch is not None and row.relation != ALL_RELATIONS:
             values[row.stage, row.epoch].append(row.value)
     means = {key: sum(found) / len(found) for key, found in sorted(values.items())}

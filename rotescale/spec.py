@@ -23,6 +23,14 @@ Name = Annotated[
 ]
 """Lower-case letters, digits, dots, dashes and underscores: safe as a folder and a job name."""
 
+BASE_LANGUAGE = "en"
+"""The language of the prompts that every relation has."""
+
+LANGUAGE_PATTERN = r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*"
+"""What a language code looks like (BCP 47): ``de`` or ``pt-BR``."""
+
+Language = Annotated[str, StringConstraints(pattern=f"^{LANGUAGE_PATTERN}$")]
+
 OPERATIONAL: Any = Field(json_schema_extra={"changes_results": False})
 """Marks a field that changes speed or storage, not results: the spec's digest leaves it out."""
 
@@ -168,6 +176,14 @@ class ShippedFacts(Part):
     source: Literal["shipped"]
     relations: tuple[str, ...] = Field(min_length=1)
     """Which of the shipped relations."""
+    chains: bool = False
+    """Also 100 facts of educated_at about the mothers of the relation mother, for two hops."""
+
+    @model_validator(mode="after")
+    def _chains_need_mothers(self) -> ShippedFacts:
+        if self.chains and "mother" not in self.relations:
+            raise ValueError(f"chains go on from relation mother; name it beside {self.relations}")
+        return self
 
 
 class GeneratedFacts(Part):
@@ -422,11 +438,26 @@ class EvaluationSpec(Part):
     """The first n test prompts."""
     unrelated_prompts: NonNegativeInt | None = 3
     """The first n unrelated prompts."""
+    languages: tuple[Language, ...] = (BASE_LANGUAGE,)
+    """Languages that train, test and unrelated prompts are asked in, the same ones in each; the key
+    token and the controls are asked in English only. English is always among them."""
     control_facts: NonNegativeInt | None = 25
     """Facts per relation and split for the wrong-relation and the reversed-direction control."""
     generation_facts: NonNegativeInt | None = 25
     """Facts per relation and split for greedy generation, with the first prompt of each kind;
     null: all facts with every prompt."""
+    in_context: tuple[PositiveInt, ...] = ()
+    """Suite in_context_n: the first train and test prompt behind n facts in phase 1's words, the
+    one asked about among them; for each n."""
+    in_context_facts: NonNegativeInt = 25
+    """Facts per relation and split for in_context."""
+    reversal_facts: NonNegativeInt = 0
+    """Suite reversal: facts per relation and split asked from the object to the subject, with
+    prompts of the reversed direction (the control ``reversed`` uses the forward prompt)."""
+    two_hop_facts: NonNegativeInt = 0
+    """Suite two_hop: facts whose object another of the facts tells something of."""
+    text_pieces: NonNegativeInt = 0
+    """Suite capability: pieces of 256 tokens of each public-domain text whose loss is measured."""
     max_new_tokens: PositiveInt = 50
     """Length limit of greedy generation."""
     bootstrap_samples: PositiveInt = 10_000
@@ -436,6 +467,19 @@ class EvaluationSpec(Part):
     with the prompts above; 0: none."""
     representation_dtype: Literal["float32", "float16"] = "float32"
     """The dtype in which hidden states are kept."""
+
+    @model_validator(mode="after")
+    def _compares_languages(self) -> EvaluationSpec:
+        if BASE_LANGUAGE not in self.languages:
+            raise ValueError(
+                f"languages {list(self.languages)} lacks {BASE_LANGUAGE!r}, which the other "
+                "languages and the controls are compared with; add it"
+            )
+        if len(set(self.languages)) != len(self.languages):
+            raise ValueError(
+                f"languages {list(self.languages)} names a language twice; name each once"
+            )
+        return self
 
 
 class BestOf(Part):
@@ -553,7 +597,7 @@ def full_sample(spec: EvaluationSpec) -> EvaluationSpec:
     sampled = {
         name: None
         for name, field in EvaluationSpec.model_fields.items()
-        if type(None) in get_args(field.annotation)
+        if type(None) in get_args(field.annotation) and name != "phases"
     }
     if spec.representation_facts == 0:
         del sampled["representation_facts"]

@@ -18,6 +18,7 @@ from rotescale.analysis.representations import (
 from rotescale.analysis.results import HEADINGS
 from rotescale.evaluation.similarity import COSINE, DELTA
 from rotescale.records import EvaluationRow
+from rotescale.spec import BASE_LANGUAGE
 from rotescale.storage import StoragePath, make_folder, write_atomic
 
 # Colours that stay apart for the colour-blind (Okabe and Ito, 2008), and a marker for each kind.
@@ -39,7 +40,7 @@ def stages_figure(
     rows: Sequence[EvaluationRow], *, layer: int, last: int, split: str, title: str
 ) -> Any:
     """ΔCosSim and cosines at one layer along the stages, with intervals: a panel each."""
-    chosen = [row for row in _first_language(rows, split) if row.layer == layer]
+    chosen = [row for row in _english(rows, split) if row.layer == layer]
     stages = stages_of(chosen)
     metrics = [metric for metric in _METRICS if any(row.metric == metric for row in chosen)]
     figure = _figure(width=1.2 + max(4.6, 1.3 * len(stages)) * len(metrics), height=4.4)
@@ -95,7 +96,7 @@ def layers_figure(rows: Sequence[EvaluationRow], *, last: int, split: str, title
     """Layer by layer: ΔCosSim at the key token, and the cosines; a line per stage."""
     from matplotlib import colormaps
 
-    chosen = _first_language(rows, split)
+    chosen = _english(rows, split)
     stages = stages_of(chosen)
     panels = [(DELTA, "key_token"), *((COSINE, kind) for kind in ("train", "test", "unrelated"))]
     present = {(row.metric, row.prompts) for row in chosen}
@@ -193,9 +194,9 @@ def save_figure(figure: Any, folder: StoragePath, name: str) -> list[StoragePath
     return paths
 
 
-def _first_language(rows: Sequence[EvaluationRow], split: str) -> list[EvaluationRow]:
-    """The split's rows in the language of the first, which is the key token's."""
-    return [row for row in rows if (row.split, row.language) == (split, rows[0].language)]
+def _english(rows: Sequence[EvaluationRow], split: str) -> list[EvaluationRow]:
+    """The split's rows in the language that everything is asked in."""
+    return [row for row in rows if (row.split, row.language) == (split, BASE_LANGUAGE)]
 
 
 def _relation_colour(number: int) -> str:

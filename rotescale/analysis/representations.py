@@ -19,6 +19,7 @@ from rotescale.evaluation.state_file import open_states
 from rotescale.evaluation.states import StateText
 from rotescale.records import EvaluationRow, read_records
 from rotescale.run_dir import RunDir
+from rotescale.spec import BASE_LANGUAGE
 
 Stage = tuple[str, int | None]
 """A stage and the epoch on the way; None: its end."""
@@ -205,8 +206,12 @@ def principal_components(
 
 
 def sampled_points(points: Points, *, split: str, most: int) -> tuple[Points, int]:
-    """Of each relation and kind of prompts the first ``most`` texts; and how many there were."""
-    of_split = [place for place, text in enumerate(points.texts) if text.split == split]
+    """Of each relation and kind of prompts the first ``most`` English texts, of how many."""
+    of_split = [
+        place
+        for place, text in enumerate(points.texts)
+        if (text.split, text.language) == (split, BASE_LANGUAGE)
+    ]
     groups: dict[tuple[str, str], list[int]] = {}
     for place in of_split:
         text = points.texts[place]

@@ -10,10 +10,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rotescale.errors import DataError
-from rotescale.evaluation.items import PROMPT_KINDS, SPLITS
-from rotescale.evaluation.metrics import Outcome, paired_difference
+from rotescale.evaluation.items import CORE, PROMPT_KINDS, SPLITS, TRANSLATED_KINDS
+from rotescale.evaluation.metrics import TEXT_LOSS, Outcome, paired_difference
 from rotescale.records import EvaluationRow, read_records
 from rotescale.run_dir import RunDir
+from rotescale.spec import BASE_LANGUAGE
 from rotescale.storage import StoragePath, write_atomic
 
 _NOT_RESULTS = {"kind", "attempt"}
@@ -25,6 +26,7 @@ HEADINGS = {
     "unrelated": "unrelated",
     "wrong_relation": "wrong relation",
     "reversed": "reversed",
+    "two_hop": "two hops",
 }
 METRIC_HEADINGS = {
     "multiple_choice": "multiple choice",
@@ -52,24 +54,102 @@ def write_rows(rows: Iterable[EvaluationRow], path: StoragePath) -> None:
 def results_table(
     rows: Sequence[EvaluationRow], *, relation: str, metric: str = "multiple_choice"
 ) -> Table:
-    """One metric of one relation: a line per split and kind of prompts, a column per stage."""
-    chosen = [row for row in rows if (row.relation, row.metric) == (relation, metric)]
+    """One metric of one relation in English: a line per split and kind of prompts.
+
+    A column per stage.
+    """
+    lines = [(kind, BASE_LANGUAGE, HEADINGS[kind]) for kind in PROMPT_KINDS]
+    title = f"{relation}: {METRIC_HEADINGS[metric]}, with 95 % intervals over facts"
+    return _stages_table(title, _measured(rows, relation=relation, metric=metric), lines)
+
+
+def languages_table(
+    rows: Sequence[EvaluationRow], *, relation: str, metric: str = "multiple_choice"
+) -> Table:
+    """The same by language: a line per split, kind of prompts that are translated, and language."""
+    lines = [
+        (kind, language, f"{HEADINGS[kind]}, {language}")
+        for kind in TRANSLATED_KINDS
+        for language in languages_of(rows)
+    ]
+    title = f"{relation}: {METRIC_HEADINGS[metric]} by language, with 95 % intervals over facts"
+    return _stages_table(title, _measured(rows, relation=relation, metric=metric), lines)
+
+
+def languages_of(rows: Iterable[EvaluationRow | Outcome]) -> tuple[str, ...]:
+    """The languages that were asked in, English first, then as they were asked."""
+    return tuple(dict.fromkeys([BASE_LANGUAGE, *(row.language for row in rows)]))
+
+
+def core_relations(rows: Iterable[EvaluationRow]) -> list[str]:
+    """The relations that the core asks about, in order; ``all`` last where there are several."""
+    return list(dict.fromkeys(row.relation for row in rows if row.suite == CORE))
+
+
+SUITE_METRICS = {"capability": TEXT_LOSS}
+"""The metric of a suite's table; of the others multiple choice."""
+
+
+def suites_table(rows: Sequence[EvaluationRow]) -> Table | None:
+    """What each suite beyond the core measured, a column per stage; None where there is none.
+
+    Multiple choice; of capability the loss in nats per token, where less is better.
+    """
+    chosen = [
+        row
+        for row in rows
+        if row.suite != CORE and row.metric == SUITE_METRICS.get(row.suite, "multiple_choice")
+    ]
+    if not chosen:
+        return None
     stages = list(dict.fromkeys((row.stage, row.epoch) for row in chosen))
-    table = _table(f"{relation}: {METRIC_HEADINGS[metric]}, with 95 % intervals over facts")
+    table = _table("suites: multiple choice, or loss in nats per token, with 95 % intervals")
+    for heading in ("suite", "about", "asked with", "n"):
+        table.add_column(heading, no_wrap=True)
+    for stage, epoch in stages:
+        table.add_column(stage if epoch is None else f"{stage} {epoch}", justify="right")
+    groups: dict[tuple[str, ...], dict[tuple[str, int | None], EvaluationRow]] = {}
+    for row in chosen:
+        key = (row.suite, row.relation, row.split, row.prompts)
+        groups.setdefault(key, {})[row.stage, row.epoch] = row
+    for (suite, relation, split, prompts), found in groups.items():
+        about = relation if prompts == "text" else f"{relation}, {split.replace('_', '-')}"
+        count = str(next(iter(found.values())).count)
+        cells = [_cell(found.get(stage)) for stage in stages]
+        table.add_row(suite, about, HEADINGS.get(prompts, prompts), count, *cells)
+    return table
+
+
+def _measured(
+    rows: Sequence[EvaluationRow], *, relation: str, metric: str
+) -> Sequence[EvaluationRow]:
+    wanted = (CORE, relation, metric)
+    return [row for row in rows if (row.suite, row.relation, row.metric) == wanted]
+
+
+def _stages_table(
+    title: str, rows: Sequence[EvaluationRow], lines: Sequence[tuple[str, str, str]]
+) -> Table:
+    """The lines (kind of prompts, language, heading) of each split, with a column per stage."""
+    stages = list(dict.fromkeys((row.stage, row.epoch) for row in rows))
+    table = _table(title)
     table.add_column("asked with", no_wrap=True)
     table.add_column("n", justify="right")
     for stage, epoch in stages:
         table.add_column(stage if epoch is None else f"{stage} {epoch}", justify="right")
     for split in SPLITS:
-        of_split = [row for row in chosen if row.split == split]
+        of_split = [row for row in rows if row.split == split]
         if of_split:
             table.add_row(f"{split.replace('_', '-')} facts", style="bold")
-        for kind in PROMPT_KINDS:
-            found = {(r.stage, r.epoch): r for r in of_split if r.prompts == kind}
+        for kind, language, heading in lines:
+            found = {
+                (row.stage, row.epoch): row
+                for row in of_split
+                if (row.prompts, row.language) == (kind, language)
+            }
             if found:
                 count = str(next(iter(found.values())).count)
-                cells = [_cell(found.get(stage)) for stage in stages]
-                table.add_row(f"  {HEADINGS[kind]}", count, *cells)
+                table.add_row(f"  {heading}", count, *(_cell(found.get(at)) for at in stages))
     return table
 
 
@@ -93,27 +173,41 @@ def comparison_table(runs: Mapping[str, Sequence[EvaluationRow]], *, relation: s
     for name in runs:
         table.add_column(name, justify="right")
     table.add_column(f"mean of {len(runs)}", justify="right")
-    for kind in PROMPT_KINDS:
-        pairs = [_last_two(rows, relation=relation, kind=kind) for rows in runs.values()]
+    every_language = languages_of(row for rows in runs.values() for row in rows)
+    for kind, language, heading in _lines(every_language):
+        pairs = [
+            _last_two(rows, relation=relation, kind=kind, language=language)
+            for rows in runs.values()
+        ]
         known = [pair for pair in pairs if pair is not None]
         mean = "-"
         if len(known) == len(pairs):
             before, after = (sum(column) / len(known) for column in zip(*known, strict=True))
             mean = f"{before:.2f} → {after:.2f}"
         cells = ["-" if pair is None else f"{pair[0]:.2f} → {pair[1]:.2f}" for pair in pairs]
-        table.add_row(HEADINGS[kind], *cells, mean)
+        table.add_row(heading, *cells, mean)
     return table
 
 
+def _lines(languages: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(kind of prompts, language, heading) in order; each further language below English."""
+    return [
+        (kind, language, HEADINGS[kind] + ("" if language == BASE_LANGUAGE else f", {language}"))
+        for kind in PROMPT_KINDS
+        for language in (languages if kind in TRANSLATED_KINDS else (BASE_LANGUAGE,))
+    ]
+
+
 def _last_two(
-    rows: Sequence[EvaluationRow], *, relation: str, kind: str
+    rows: Sequence[EvaluationRow], *, relation: str, kind: str, language: str
 ) -> tuple[float, float] | None:
     """Accuracy at the last two stages; None where it was not measured at two."""
     found = [
         row.value
         for row in rows
-        if (row.relation, row.metric, row.epoch) == (relation, "multiple_choice", None)
-        and (row.split, row.prompts) == ("held_out", kind)
+        if (row.suite, row.relation) == (CORE, relation)
+        and (row.metric, row.epoch) == ("multiple_choice", None)
+        and (row.split, row.prompts, row.language) == ("held_out", kind, language)
     ]
     return (found[-2], found[-1]) if len(found) > 1 else None
 
@@ -136,18 +230,23 @@ def differences_table(run_dir: RunDir, stages: Sequence[str], *, seed: int) -> T
     pairs = list(pairwise(stages))
     for before, after in pairs:
         table.add_column(f"{before} to {after}", justify="right")
-    for kind in PROMPT_KINDS:
+    every_language = languages_of(o for of_stage in outcomes.values() for o in of_stage)
+    for kind, language, heading in _lines(every_language):
+        group = ("held_out", kind, language)
         cells = [
-            _difference(outcomes[before], outcomes[after], kind=kind, seed=seed)
+            _difference(outcomes[before], outcomes[after], group=group, seed=seed)
             for before, after in pairs
         ]
-        table.add_row(HEADINGS[kind], *cells)
+        table.add_row(heading, *cells)
     return table
 
 
-def _difference(before: list[Outcome], after: list[Outcome], *, kind: str, seed: int) -> str:
+def _difference(
+    before: list[Outcome], after: list[Outcome], *, group: tuple[str, str, str], seed: int
+) -> str:
+    """The change in a group (split, kind of prompts, language)."""
     a, b = (
-        [o for o in outcomes if (o.split, o.prompts) == ("held_out", kind)]
+        [o for o in outcomes if o.suite == CORE and (o.split, o.prompts, o.language) == group]
         for outcomes in (before, after)
     )
     if not a:

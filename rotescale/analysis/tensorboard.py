@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from rotescale.records import EvaluationRow, Records, StepRow
+from rotescale.spec import BASE_LANGUAGE
 from rotescale.storage import writing
 
 
@@ -47,8 +48,12 @@ class TensorBoardWriter:
 
     def _add_evaluation(self, row: EvaluationRow) -> None:
         tag = f"{row.metric}/{row.relation}/{row.split}/{row.prompts}/{row.stage}"
+        if row.language != BASE_LANGUAGE:
+            tag += f"/{row.language}"
         if row.layer is not None:
             tag += f"/layer-{row.layer:03d}"
+        if row.suite != "core":
+            tag = f"{row.suite}/{tag}"
         self._writer.add_scalar(tag, row.value, row.epoch or 0)
 
     def close(self) -> None:

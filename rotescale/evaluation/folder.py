@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from rotescale.data.examples import memorized_facts, trained_facts
 from rotescale.errors import DataError, SpecError
-from rotescale.evaluation.items import Item, build_items
+from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import summarise
 from rotescale.evaluation.runner import evaluate
 from rotescale.evaluation.scoring import forward_of
+from rotescale.evaluation.suites import all_items
 from rotescale.facts import FactSet, Wording, load_files, load_shipped
 from rotescale.facts.saved import load_saved
 from rotescale.local_copy import local_model
@@ -25,7 +26,7 @@ from rotescale.model.prepare import EXPORT_FILE, exported_wording
 from rotescale.records import EvaluationRow
 from rotescale.run_dir import RunDir
 from rotescale.spec import EvaluationSpec, ExperimentSpec, KeyTokenSpec, full_sample
-from rotescale.spec_file import load_spec
+from rotescale.spec_file import load_spec, parse_spec
 from rotescale.storage import StoragePath
 
 STAGE = "model"
@@ -109,6 +110,13 @@ def choose_questions(
     )
 
 
+def with_languages(questions: Questions, languages: Sequence[str]) -> Questions:
+    """The same questions in more languages; SpecError for what is no language code."""
+    together = list(dict.fromkeys([*questions.spec.languages, *languages]))
+    raw = {**questions.spec.model_dump(), "languages": together}
+    return replace(questions, spec=parse_spec(EvaluationSpec, raw, where="--language"))
+
+
 def _trained_in(run_dir: RunDir, fact_set: FactSet) -> frozenset[int]:
     """The places of those facts that the run told with prompts, whatever set they come in."""
     spec = load_spec(ExperimentSpec, run_dir.spec_json)
@@ -136,13 +144,14 @@ def exported_folder(place: StoragePath) -> Path:
 def folder_items(folder: Path, questions: Questions) -> tuple[Item, ...]:
     """The questions for a model folder; those with a key token only where it is known."""
     fact_set = questions.fact_set
-    return build_items(
+    return all_items(
         fact_set,
         trained=questions.trained,
         asked=questions.asked,
         wording=folder_wording(folder, fact_set, key_token=questions.key_token),
         spec=questions.spec,
         seed=questions.seed,
+        tokenizer=load_tokenizer(folder),
     )
 
 
@@ -182,7 +191,6 @@ def evaluate_folder(
         stage=STAGE,
         epoch=None,
         seed=seed,
-        suite="core",
         bootstrap_samples=spec.bootstrap_samples,
     )
     return tuple(EvaluationRow(attempt=0, **asdict(row)) for row in rows)

@@ -7,21 +7,37 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rotescale.errors import DataError
+from rotescale.errors import DataError, SpecError
 from rotescale.facts import Fact, FactSet, Relation, Wording, load_shipped, normalise
-from rotescale.spec import EvaluationSpec
+from rotescale.spec import BASE_LANGUAGE, EvaluationSpec
 
 Split = Literal["trained", "held_out"]
 """Whether any phase told the fact with a meaningful prompt; never mixed."""
 
-Prompts = Literal["key_token", "train", "test", "unrelated", "wrong_relation", "reversed"]
-"""Kinds of prompts; the last two are the automatic controls."""
+Prompts = Literal[
+    "key_token",
+    "train",
+    "test",
+    "unrelated",
+    "wrong_relation",
+    "reversed",
+    "two_hop",
+    "text",
+]
+"""Kinds of prompts; ``wrong_relation`` and ``reversed`` are the automatic controls."""
+
+CORE = "core"
+"""The suite of what is asked of every run."""
 
 SPLITS: tuple[Split, ...] = ("trained", "held_out")
 PROMPT_KINDS: tuple[Prompts, ...] = (
     *("key_token", "train", "test", "unrelated"),
     *("wrong_relation", "reversed"),
 )
+KINDS: tuple[Prompts, ...] = (*PROMPT_KINDS, "two_hop", "text")
+TRANSLATED_KINDS: tuple[Prompts, ...] = ("train", "test", "unrelated")
+"""Kinds that are asked in every language of the spec; the others are asked in English."""
+
 MAX_REVERSED_OPTIONS = 100
 
 
@@ -37,6 +53,7 @@ class Item:
     prompt_index: int
     """Place of the prompt among those of its kind."""
     language: str
+    """Code of the language that the prompt is in."""
     text: str
     """The filled prompt; an option follows after one space, or at once where it ends with one."""
     options: tuple[str, ...]
@@ -44,6 +61,10 @@ class Item:
     """Place of the right option."""
     generate: bool
     """Whether the model also answers freely."""
+    suite: str = CORE
+    """What it is part of; rows of different suites are never mixed."""
+    tokens: tuple[int, ...] = ()
+    """A piece of text whose loss is measured, in place of a prompt with options."""
 
 
 def build_items(
@@ -61,33 +82,54 @@ def build_items(
     without a key prompt no questions with it are asked.
 
     All samples of a relation are the first facts of one order, drawn from (seed, relation): a
-    smaller sample is part of a larger one, and generation, controls and choice share facts.
+    smaller sample is part of a larger one, and generation, controls and choice share facts. Every
+    language asks about the same facts with the same prompts. Raises SpecError where a relation has
+    no prompts in one of the spec's languages.
     """
+    check_languages(fact_set, spec)
     known = frozenset(trained)
     items: list[Item] = []
     for relation in fact_set.relations:
-        places = [
-            i
-            for i, fact in enumerate(fact_set.facts)
-            if fact.relation == relation.name and (asked is None or i in asked)
-        ]
-        random.Random(f"{seed}/evaluation/{relation.name}").shuffle(places)
-        facts = fact_set.of(relation.name)
+        places = drawn_places(fact_set, relation.name, asked=asked, seed=seed)
         questions = _Questions(
             fact_set=fact_set,
             relation=relation,
             wrong=_other_relation(fact_set, relation),
             wording=wording,
+            spec=spec,
             seed=seed,
-            pairs=tuple((fact.subject, normalise(fact.object)) for fact in facts),
+            pairs=relation_pairs(fact_set, relation.name),
         )
         asked_with_key = frozenset(places[: spec.key_token_facts])
         for split in SPLITS:
             of_split = [i for i in places if (i in known) == (split == "trained")]
-            items += _of_split(
-                questions, split=split, places=of_split, with_key=asked_with_key, spec=spec
-            )
+            items += _of_split(questions, split=split, places=of_split, with_key=asked_with_key)
     return tuple(items)
+
+
+def drawn_places(
+    fact_set: FactSet, relation: str, *, asked: Collection[int] | None, seed: int
+) -> list[int]:
+    """The places of a relation's facts that are asked about, in the drawn order."""
+    places = [
+        i
+        for i, fact in enumerate(fact_set.facts)
+        if fact.relation == relation and (asked is None or i in asked)
+    ]
+    random.Random(f"{seed}/evaluation/{relation}").shuffle(places)
+    return places
+
+
+def check_languages(fact_set: FactSet, spec: EvaluationSpec) -> None:
+    """Raise SpecError where a relation has no prompts in a language that is to be asked."""
+    for relation in fact_set.relations:
+        for language in spec.languages:
+            if language not in relation.languages:
+                raise SpecError(
+                    f"evaluation.languages: {language!r} asked for, but relation "
+                    f"{relation.name!r} has prompts in {', '.join(relation.languages)} only; "
+                    "leave it out, or give the relation translations in a relations file"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +140,14 @@ class _Questions:
     relation: Relation
     wrong: Relation
     wording: Wording
+    spec: EvaluationSpec
     seed: int
     pairs: tuple[tuple[str, str], ...]
     """Subject and normalised object of each of the relation's facts."""
 
-    def texts(self, kind: Prompts, fact: Fact, *, spec: EvaluationSpec) -> tuple[str, ...]:
-        """The filled prompts of one kind."""
+    def texts(self, kind: Prompts, fact: Fact, *, language: str) -> tuple[str, ...]:
+        """The filled prompts of one kind in one language."""
+        prompts = self.relation.in_language(language)
         match kind:
             case "key_token":
                 if self.relation.name not in self.wording.key_prompts:
@@ -114,47 +158,25 @@ class _Questions:
             case "reversed":
                 return (self._asked(self.relation.train_prompts[0], fact.object),)
             case "train":
-                chosen = self.relation.train_prompts[: spec.train_prompts]
+                chosen = prompts.train_prompts[: self.spec.train_prompts]
             case "test":
-                chosen = self.relation.test_prompts[: spec.test_prompts]
+                chosen = prompts.test_prompts[: self.spec.test_prompts]
             case "unrelated":
-                chosen = self.relation.unrelated_prompts[: spec.unrelated_prompts]
+                chosen = prompts.unrelated_prompts[: self.spec.unrelated_prompts]
         return tuple(self._asked(prompt, fact.subject) for prompt in chosen)
 
     def _asked(self, prompt: str, subject: str) -> str:
         """A meaningful prompt about the subject, as the model is shown it."""
         return Relation.fill(self.wording.prompt(prompt), subject)
 
-    def options(self, kind: Prompts, place: int) -> tuple[tuple[str, ...], int]:
-        """The options in a seeded order that tells nothing about the gold, and the gold's place."""
-        fact = self.fact_set.facts[place]
-        asked = "subjects" if kind == "reversed" else "objects"
-        draw = random.Random(f"{self.seed}/{asked}/{self.relation.name}/{fact.subject}")
-        if kind == "reversed":
-            gold = fact.subject
-            others = self._other_subjects(fact)
-            if len(others) >= MAX_REVERSED_OPTIONS:
-                others = draw.sample(others, MAX_REVERSED_OPTIONS - 1)
-        else:
-            gold = fact.object
-            others = list(fact.distractors)
-        options = [gold, *others]
-        draw.shuffle(options)
-        return tuple(options), options.index(gold)
-
-    def _other_subjects(self, fact: Fact) -> list[str]:
-        """Subjects of the relation that are wrong answers: those of the same object are right."""
-        right = normalise(fact.object)
-        subjects = dict.fromkeys(subject for subject, object_ in self.pairs if object_ != right)
-        subjects.pop(fact.subject, None)
-        return list(subjects)
-
     def items(
-        self, kind: Prompts, place: int, *, split: Split, generate: bool, spec: EvaluationSpec
+        self, kind: Prompts, place: int, *, language: str, split: Split, generate: bool
     ) -> Iterator[Item]:
-        """The items of one fact and one kind; a sample generates from the first prompt."""
-        options, gold = self.options(kind, place)
-        texts = self.texts(kind, self.fact_set.facts[place], spec=spec)
+        """The items of one fact, kind and language; a sample generates from the first prompt."""
+        options, gold = shuffled_options(
+            self.fact_set, place, kind=kind, seed=self.seed, pairs=self.pairs
+        )
+        texts = self.texts(kind, self.fact_set.facts[place], language=language)
         for index, text in enumerate(texts):
             yield Item(
                 fact=place,
@@ -162,12 +184,54 @@ class _Questions:
                 split=split,
                 prompts=kind,
                 prompt_index=index,
-                language="en",
+                language=language,
                 text=text,
                 options=options,
                 gold=gold,
-                generate=generate and (index == 0 or spec.generation_facts is None),
+                generate=generate and (index == 0 or self.spec.generation_facts is None),
             )
+
+
+def shuffled_options(
+    fact_set: FactSet,
+    place: int,
+    *,
+    kind: Prompts,
+    seed: int,
+    pairs: Sequence[tuple[str, str]] | None = None,
+) -> tuple[tuple[str, ...], int]:
+    """The options in a seeded order that tells nothing about the gold, and the gold's place.
+
+    Objects; for ``reversed`` subjects. ``pairs``, where there are many to ask, are those of
+    ``relation_pairs``.
+    """
+    fact = fact_set.facts[place]
+    asked = "subjects" if kind == "reversed" else "objects"
+    draw = random.Random(f"{seed}/{asked}/{fact.relation}/{fact.subject}")
+    if kind == "reversed":
+        gold = fact.subject
+        others = _other_subjects(fact, pairs or relation_pairs(fact_set, fact.relation))
+        if len(others) >= MAX_REVERSED_OPTIONS:
+            others = draw.sample(others, MAX_REVERSED_OPTIONS - 1)
+    else:
+        gold = fact.object
+        others = list(fact.distractors)
+    options = [gold, *others]
+    draw.shuffle(options)
+    return tuple(options), options.index(gold)
+
+
+def relation_pairs(fact_set: FactSet, relation: str) -> tuple[tuple[str, str], ...]:
+    """Subject and normalised object of each of the relation's facts."""
+    return tuple((fact.subject, normalise(fact.object)) for fact in fact_set.of(relation))
+
+
+def _other_subjects(fact: Fact, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Subjects of the relation that are wrong answers: those of the same object are right."""
+    right = normalise(fact.object)
+    subjects = dict.fromkeys(subject for subject, object_ in pairs if object_ != right)
+    subjects.pop(fact.subject, None)
+    return list(subjects)
 
 
 def _of_split(
@@ -176,15 +240,17 @@ def _of_split(
     split: Split,
     places: Sequence[int],
     with_key: Collection[int],
-    spec: EvaluationSpec,
 ) -> Iterator[Item]:
     """The items of one relation and split; ``places`` are the split's facts in the drawn order."""
+    spec = questions.spec
     generated = frozenset(places[: spec.generation_facts])
     for kind in PROMPT_KINDS:
-        for place in _sample(kind, places, split=split, with_key=with_key, spec=spec):
-            yield from questions.items(
-                kind, place, split=split, generate=place in generated, spec=spec
-            )
+        sample = _sample(kind, places, split=split, with_key=with_key, spec=spec)
+        for language in spec.languages if kind in TRANSLATED_KINDS else (BASE_LANGUAGE,):
+            for place in sample:
+                yield from questions.items(
+                    kind, place, language=language, split=split, generate=place in generated
+                )
 
 
 def _sample(
@@ -221,6 +287,7 @@ def _other_relation(fact_set: FactSet, relation: Relation) -> Relation:
 class SampleRow:
     """How much is asked of one split with one kind of prompts, over all relations."""
 
+    suite: str
     split: Split
     prompts: Prompts
     num_facts: int
@@ -230,28 +297,37 @@ class SampleRow:
 
 def sample_rows(items: Sequence[Item]) -> tuple[SampleRow, ...]:
     """The sample, counted by split and kind of prompts; combinations without items are left out."""
-    rows = []
-    for split in SPLITS:
-        for kind in PROMPT_KINDS:
-            group = [item for item in items if (item.split, item.prompts) == (split, kind)]
-            if group:
-                num_facts = len({item.fact for item in group})
-                num_generated = sum(item.generate for item in group)
-                rows.append(SampleRow(split, kind, num_facts, len(group), num_generated))
-    return tuple(rows)
+    groups: dict[tuple[str, Split, Prompts], list[Item]] = {}
+    for item in items:
+        groups.setdefault((item.suite, item.split, item.prompts), []).append(item)
+    ordered = sorted(
+        groups, key=lambda key: (key[0] != CORE, key[0], SPLITS.index(key[1]), KINDS.index(key[2]))
+    )
+    return tuple(
+        SampleRow(
+            *key,
+            num_facts=len({(item.relation, item.fact) for item in groups[key]}),
+            num_items=len(groups[key]),
+            num_generated=sum(item.generate for item in groups[key]),
+        )
+        for key in ordered
+    )
 
 
 def describe_sample(items: Sequence[Item]) -> str:
     """A table that says what is scored at each stage, for the output of a run."""
-    relations = ", ".join(dict.fromkeys(item.relation for item in items)) or "none"
+    about = [item for item in items if not item.tokens]
+    relations = ", ".join(dict.fromkeys(item.relation for item in about)) or "none"
+    languages = list(dict.fromkeys(item.language for item in items))
     lines = [
         f"Scored at each stage: {len(items)} questions about "
-        f"{len({item.fact for item in items})} facts of: {relations}",
+        f"{len({item.fact for item in about})} facts of: {relations}",
+        *([f"  in the languages {', '.join(languages)}"] if len(languages) > 1 else []),
         f"  {'split':<10}{'prompts':<16}{'facts':>7}{'questions':>11}{'generated':>11}",
     ]
     lines += [
         f"  {row.split:<10}{row.prompts:<16}{row.num_facts:>7}{row.num_items:>11}"
-        f"{row.num_generated:>11}"
+        f"{row.num_generated:>11}" + ("" if row.suite == CORE else f"  {row.suite}")
         for row in sample_rows(items)
     ]
     return "\n".join(lines)

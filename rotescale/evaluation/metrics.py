@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rotescale.errors import DataError
 from rotescale.evaluation.answers import generation_contains, generation_exact
 from rotescale.evaluation.intervals import bootstrap_interval, crossed_interval
-from rotescale.evaluation.items import PROMPT_KINDS, SPLITS, Item
+from rotescale.evaluation.items import CORE, KINDS, SPLITS, Item
 from rotescale.records import ALL_RELATIONS
 
 Floats = npt.NDArray[np.float64]
@@ -21,7 +21,14 @@ METRICS = (
     *("multiple_choice", "multiple_choice_normalized", "object_probability", "object_share"),
     *("generation_exact", "generation_contains"),
 )
-"""Every metric, in the order of the rows."""
+"""Every metric of a question, 0 to 1, in the order of the rows."""
+
+TEXT_LOSS = "text_loss"
+"""The metric of a piece of text, in nats per token."""
+
+_MOST_NATS = 20.0
+"""Above what any text costs a model that was ever trained."""
+_BOUNDS = {TEXT_LOSS: (0.0, _MOST_NATS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +47,14 @@ class Outcome:
     values: Mapping[str, float]
     """Metric to value; the generation metrics only where the model answered freely."""
     generated: str | None = None
+    suite: str = CORE
 
     @property
-    def key(self) -> tuple[int, str, str, str, int, str]:
+    def key(self) -> tuple[int, str, str, str, int, str, str]:
         """Which item this is, the same at every stage."""
         return (
             *(self.fact, self.relation, self.split),
-            *(self.prompts, self.prompt_index, self.language),
+            *(self.prompts, self.prompt_index, self.language, self.suite),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -85,7 +93,13 @@ def outcome_of(
     num_option_tokens: npt.NDArray[np.int64],
     generated: str | None,
 ) -> Outcome:
-    """The metrics of one item from its options' log-probabilities, both (num_options,)."""
+    """The metrics of one item from its options' log-probabilities, both (num_options,).
+
+    A piece of text has one option: its own tokens but the first.
+    """
+    if item.tokens:
+        loss = -float(log_probabilities[0]) / float(num_option_tokens[0])
+        return _outcome(item, values={TEXT_LOSS: min(loss, _MOST_NATS)})
     normalised = log_probabilities / num_option_tokens
     gold = item.options[item.gold]
     # Relative to the greatest, so that no exponential overflows.
@@ -99,12 +113,25 @@ def outcome_of(
     if generated is not None:
         values["generation_exact"] = float(generation_exact(generated, gold))
         values["generation_contains"] = float(generation_contains(generated, gold))
+    chosen = item.options[int(log_probabilities.argmax())]
+    return _outcome(item, values=values, gold=gold, chosen=chosen, generated=generated)
+
+
+def _outcome(
+    item: Item,
+    *,
+    values: Mapping[str, float],
+    gold: str = "",
+    chosen: str = "",
+    generated: str | None = None,
+) -> Outcome:
     return Outcome(
         *(item.fact, item.relation, item.split, item.prompts, item.prompt_index, item.language),
         gold=gold,
-        chosen=item.options[int(log_probabilities.argmax())],
+        chosen=chosen,
         values=values,
         generated=generated,
+        suite=item.suite,
     )
 
 
@@ -119,18 +146,26 @@ def summarise(
     stage: str,
     epoch: int | None,
     seed: int,
-    suite: str = "core",
     bootstrap_samples: int = 10_000,
 ) -> tuple[ResultRow, ...]:
-    """A row per relation (and for all, where there are several), split, prompts and metric."""
+    """A row per suite, relation (and for all, where there are several), split, prompts, metric."""
     rows = []
-    for relation, split, prompts, language, group in _groups(outcomes):
-        for metric in METRICS:
+    suites = dict.fromkeys(outcome.suite for outcome in outcomes)
+    for suite, (relation, split, prompts, language, group) in (
+        (suite, group)
+        for suite in suites
+        for group in _groups([outcome for outcome in outcomes if outcome.suite == suite])
+    ):
+        for metric in (*METRICS, TEXT_LOSS):
             if not any(metric in outcome.values for outcome in group):
                 continue
             values, facts = _measured(group, metric)
             low, high = bootstrap_interval(
-                values, facts=facts, num_samples=bootstrap_samples, seed=seed
+                values,
+                facts=facts,
+                num_samples=bootstrap_samples,
+                seed=seed,
+                bounds=_BOUNDS.get(metric, (0.0, 1.0)),
             )
             rows.append(
                 ResultRow(
@@ -158,8 +193,9 @@ def paired_difference(
     hold the same items, or none that has the metric.
     """
     differences, facts = _differences(outcomes_a, outcomes_b, metric=metric)
+    _, most = _BOUNDS.get(metric, (0.0, 1.0))
     low, high = bootstrap_interval(
-        differences, facts=facts, num_samples=bootstrap_samples, seed=seed, bounds=(-1.0, 1.0)
+        differences, facts=facts, num_samples=bootstrap_samples, seed=seed, bounds=(-most, most)
     )
     return float(differences.mean()), low, high
 
@@ -275,7 +311,7 @@ def _groups(outcomes: Sequence[Outcome]) -> Iterator[_Group]:
     for name, wanted in chosen:
         of_relation = [outcome for outcome in outcomes if wanted(outcome.relation)]
         for split in SPLITS:
-            for prompts in PROMPT_KINDS:
+            for prompts in KINDS:
                 for language in languages:
                     key = (split, prompts, language)
                     group = [o for o in of_relation if (o.split, o.prompts, o.language) == key]

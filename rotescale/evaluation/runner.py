@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rotescale.evaluation.generation import generate
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import Outcome, outcome_of
 from rotescale.evaluation.scoring import Forward, OptionScores, score_tree
-from rotescale.evaluation.tree import TokenTree, attention_window, build_tree
+from rotescale.evaluation.tree import TokenTree, attention_window, build_tree, text_tree
 
 
 def evaluate(
@@ -47,12 +48,7 @@ def evaluate(
             model_forward,
             items,
             share=share,
-            build=lambda item: build_tree(
-                item.text,
-                item.options,
-                tokenizer=tokenizer,
-                window=attention_window(model.config),
-            ),
+            build=partial(_tree, tokenizer=tokenizer, window=attention_window(model.config)),
             num_tokens=num_tokens,
             progress=progress,
         )
@@ -73,6 +69,13 @@ def evaluate(
     finally:
         model.train(was_training)
     return _join(items, answers=gather([scores, texts]))
+
+
+def _tree(item: Item, *, tokenizer: Any, window: int | None) -> TokenTree:
+    """The options behind the prompt, or a piece of text as the one branch that it is."""
+    if item.tokens:
+        return text_tree(item.tokens, window=window)
+    return build_tree(item.text, item.options, tokenizer=tokenizer, window=window)
 
 
 @dataclass(frozen=True, slots=True)

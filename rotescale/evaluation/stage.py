@@ -86,7 +86,6 @@ class RunEvaluator:
             stage=stage,
             epoch=epoch,
             seed=self.seed,
-            suite="core",
             bootstrap_samples=self.spec.bootstrap_samples,
         )
         for row in rows:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from rotescale.errors import SpecError, TrainingError
-from rotescale.evaluation.items import Item, build_items
+from rotescale.evaluation.items import build_items, drawn_places
 from rotescale.evaluation.tree import encode
 from rotescale.facts import FactSet, Wording
 from rotescale.spec import EvaluationSpec
@@ -22,8 +22,8 @@ States = npt.NDArray[np.floating[Any]]
 As transformers has it in ``output_hidden_states``, the last one is after the final norm too.
 """
 
-_NOT_ASKED: dict[str, int | None] = {
-    **{"trained_facts": 0, "held_out_facts": 0, "key_token_facts": 0},
+_ALL_BUT_CONTROLS: dict[str, int | None] = {
+    **{"trained_facts": None, "held_out_facts": None, "key_token_facts": None},
     **{"control_facts": 0, "generation_facts": 0},
 }
 _MOST_TEXTS = 32
@@ -61,20 +61,21 @@ def build_texts(
     ``spec.representation_facts`` of each relation, over both splits: the first ones in the order
     from which the evaluation draws its samples too. The arguments are ``build_items``'.
     """
-
-    def items(
-        wording: Wording, asked: Collection[int] | None, num_facts: dict[str, int | None]
-    ) -> tuple[Item, ...]:
-        changed = spec.model_copy(update=_NOT_ASKED | num_facts)
-        return build_items(
-            fact_set, trained=trained, asked=asked, wording=wording, spec=changed, seed=seed
-        )
-
-    # Every relation has a key prompt in this wording, so each gives its sample.
-    placeholder = Wording.placeholder(relation.name for relation in fact_set.relations)
-    sampled = items(placeholder, asked, {"key_token_facts": spec.representation_facts})
-    facts = frozenset(item.fact for item in sampled)
-    every = dict.fromkeys(("trained_facts", "held_out_facts", "key_token_facts"))
+    facts = frozenset(
+        place
+        for relation in fact_set.relations
+        for place in drawn_places(fact_set, relation.name, asked=asked, seed=seed)[
+            : spec.representation_facts
+        ]
+    )
+    items = build_items(
+        fact_set,
+        trained=trained,
+        asked=facts,
+        wording=wording,
+        spec=spec.model_copy(update=_ALL_BUT_CONTROLS),
+        seed=seed,
+    )
     return tuple(
         StateText(
             fact=item.fact,
@@ -85,7 +86,7 @@ def build_texts(
             language=item.language,
             text=item.text,
         )
-        for item in items(wording, facts, every)
+        for item in items
     )
 
 

@@ -58,6 +58,11 @@ def build_tree(
     return _grow(sequences, start=start, window=window)
 
 
+def text_tree(tokens: Sequence[int], *, window: int | None = None) -> TokenTree:
+    """A text as a tree of one branch: every token but the first is predicted."""
+    return _grow([tokens], start=1, window=window)
+
+
 def _grow(sequences: Sequence[Sequence[int]], *, start: int, window: int | None) -> TokenTree:
     """The tree of sequences that share their first ``start`` tokens."""
     tokens, depths = list(sequences[0][:start]), list(range(start))

@@ -11,6 +11,7 @@ from rotescale.facts.types import (
     SUBJECT_FIELD,
     Fact,
     FactSet,
+    PromptSet,
     Relation,
     combine,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "SUBJECT_FIELD",
     "Fact",
     "FactSet",
+    "PromptSet",
     "Relation",
     "Wording",
     "before_object",

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from rotescale.errors import DataError
-from rotescale.facts.types import Fact, FactSet, Relation
+from rotescale.facts.types import Fact, FactSet, PromptSet, Relation
 from rotescale.storage import write_atomic
 
 RELATIONS_FILE = "relations.yaml"
@@ -44,6 +44,15 @@ def _table(facts: tuple[Fact, ...]) -> str:
     return text.getvalue()
 
 
+def _prompts(prompts: PromptSet) -> dict[str, list[str]]:
+    values = {
+        "train_prompts": list(prompts.train_prompts),
+        "test_prompts": list(prompts.test_prompts),
+        "unrelated_prompts": list(prompts.unrelated_prompts),
+    }
+    return {field: value for field, value in values.items() if value}
+
+
 def _entry(relation: Relation) -> dict[str, object]:
     """The relation as a relations file has it, without what is empty."""
     values = {
@@ -53,5 +62,8 @@ def _entry(relation: Relation) -> dict[str, object]:
         "train_prompts": list(relation.train_prompts),
         "test_prompts": list(relation.test_prompts),
         "unrelated_prompts": list(relation.unrelated_prompts),
+        "translations": {
+            translation.language: _prompts(translation) for translation in relation.translations
+        },
     }
     return {field: value for field, value in values.items() if value}

@@ -15,10 +15,12 @@ from rotescale.facts.vocabulary import (
     BANDS,
     BOOKS,
     CITIES,
+    CLASSES,
     COUNTRIES,
     GENRES,
     PEOPLE,
     SCHOOLS,
+    THINGS,
     WOMEN,
     NameSpace,
 )
@@ -54,6 +56,7 @@ _ROLES: dict[str, tuple[_Share, _Share]] = {
     "educated_at": (_Share(PEOPLE, stride=3, offset=1), _Share(SCHOOLS)),
     "genre": (_Share(BANDS), _Share(GENRES)),
     "mother": (_Share(PEOPLE, stride=3, offset=2), _Share(WOMEN)),
+    "instance_of": (_Share(THINGS), _Share(CLASSES)),
 }
 
 

@@ -50,8 +50,10 @@ class Reading:
         )
 
 
-def load_shipped(relations: Sequence[str] | None = None) -> FactSet:
-    """The shipped fictional facts of those relations, in that order; default: all five.
+def load_shipped(relations: Sequence[str] | None = None, *, chains: bool = False) -> FactSet:
+    """The shipped fictional facts of those relations, in that order; default: all six.
+
+    ``chains`` adds the facts that go on from an object: educated_at of the mothers.
 
     The distractors of a fact are the relation's 99 other objects, the hardest there are: the
     model memorized every one of them as an answer.
@@ -61,7 +63,10 @@ def load_shipped(relations: Sequence[str] | None = None) -> FactSet:
         shipped_relation(name)
         if names.count(name) > 1:
             raise DataError(f"relation {name!r} is asked for twice in {names}; name it once")
-    return load_files([SHIPPED_DIR / f"{name}.csv" for name in names])
+    paths = [SHIPPED_DIR / f"{name}.csv" for name in names]
+    if chains:
+        paths.append(SHIPPED_DIR / "chains" / "educated_at.csv")
+    return load_files(paths)
 
 
 def load_files(

@@ -52,8 +52,9 @@ def read_rows(
             f"facts file {path} ends in {path.suffix!r}; give a .csv or .jsonl file, "
             "or a .tsv or .parquet file"
         )
-    # In a JSON line a list is a list; only other tools' files hold it as a text.
-    lists = None if suffix == ".jsonl" and layout is OWN else layout.lists
+    if suffix == ".jsonl" and not layout.named:
+        # In a JSON line a list is a list; only other tools' files hold it as a text.
+        layout = replace(layout, lists=None)
     is_empty = True
 
     def told(problem: Problem) -> None:
@@ -64,13 +65,8 @@ def read_rows(
     try:
         for line, record in _records(path, suffix, layout=layout, report=told):
             is_empty = False
-            row = row_of(
-                record,
-                relation=relation,
-                layout=replace(layout, lists=lists),
-                place=Place(str(path), line),
-                report=report,
-            )
+            place = Place(str(path), line)
+            row = row_of(record, relation=relation, layout=layout, place=place, report=report)
             if row is not None:
                 yield row
     except OSError as error:

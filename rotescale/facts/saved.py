@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rotescale.errors import DataError
-from rotescale.facts.types import Fact, FactSet, Relation
+from rotescale.facts.types import Fact, FactSet, PromptSet, Relation
 from rotescale.storage import StoragePath, write_atomic
 
 
@@ -21,11 +21,16 @@ def load_saved(path: StoragePath) -> FactSet:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return FactSet(
-            relations=tuple(Relation(**_tuples(entry)) for entry in raw["relations"]),
+            relations=tuple(_relation(entry) for entry in raw["relations"]),
             facts=tuple(Fact(**_tuples(entry)) for entry in raw["facts"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: no saved facts ({error}); start the run again") from error
+
+
+def _relation(entry: dict[str, Any]) -> Relation:
+    translations = tuple(PromptSet(**_tuples(one)) for one in entry.get("translations", ()))
+    return Relation(**{**_tuples(entry), "translations": translations})
 
 
 def _tuples(entry: dict[str, Any]) -> dict[str, Any]:

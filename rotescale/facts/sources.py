@@ -30,8 +30,8 @@ Note = Callable[[str], object]
 def load_source(facts: Facts, *, note: Note = lambda _: None) -> FactSet:
     """The facts of one source, checked. Raises DataError for the first that is at fault."""
     match facts:
-        case ShippedFacts(relations=relations):
-            return load_shipped(relations)
+        case ShippedFacts():
+            return load_shipped(facts.relations, chains=facts.chains)
         case GeneratedFacts():
             return combine(
                 generate(relation, num_facts=facts.num_facts, seed=facts.seed)

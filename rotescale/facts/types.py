@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 from rotescale.errors import DataError
+from rotescale.spec import BASE_LANGUAGE
 
 SUBJECT_FIELD = "{subject}"
 """Where a prompt names the subject."""
@@ -27,8 +28,27 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptSet:
+    """The prompts of a relation in one language, each of which holds ``{subject}`` exactly once."""
+
+    language: str
+    train_prompts: tuple[str, ...]
+    test_prompts: tuple[str, ...]
+    unrelated_prompts: tuple[str, ...]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All of them: train, test, unrelated."""
+        return (*self.train_prompts, *self.test_prompts, *self.unrelated_prompts)
+
+
+@dataclass(frozen=True, slots=True)
 class Relation:
-    """A relation and its prompts, each of which holds ``{subject}`` exactly once."""
+    """A relation and its prompts, each of which holds ``{subject}`` exactly once.
+
+    The prompts of the relation itself are English; a translation has as many of each kind, and
+    its prompt number i means what the English prompt number i means.
+    """
 
     name: str
     wikidata_id: str
@@ -37,6 +57,26 @@ class Relation:
     train_prompts: tuple[str, ...]
     test_prompts: tuple[str, ...]
     unrelated_prompts: tuple[str, ...]
+    translations: tuple[PromptSet, ...] = ()
+    """Other languages, by code."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The codes of the languages that there are prompts in; English first."""
+        return (BASE_LANGUAGE, *(translation.language for translation in self.translations))
+
+    def in_language(self, code: str) -> PromptSet:
+        """The prompts in one language; DataError where there are none."""
+        if code == BASE_LANGUAGE:
+            return PromptSet(code, self.train_prompts, self.test_prompts, self.unrelated_prompts)
+        for translation in self.translations:
+            if translation.language == code:
+                return translation
+        raise DataError(
+            f"relation {self.name!r} has no prompts in language {code!r}, only in: "
+            f"{', '.join(self.languages)}; name one of them, or give the relation translations "
+            "in a relations file"
+        )
 
     @staticmethod
     def fill(prompt: str, subject: str) -> str:
@@ -81,7 +121,7 @@ class FactSet:
         entries: tuple[Relation | Fact, ...] = (*self.relations, *self.facts)
         for entry in entries:
             values = {field.name: getattr(entry, field.name) for field in fields(entry)}
-            line = json.dumps(values, sort_keys=True, separators=(",", ":"))
+            line = json.dumps(values, sort_keys=True, separators=(",", ":"), default=asdict)
             sha.update(line.encode("ascii") + b"\n")
         return sha.hexdigest()
 

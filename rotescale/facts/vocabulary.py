@@ -77,6 +77,20 @@ _GENRE_NOUNS = _words(
     metal opera polka punk rap reggae rock samba ska soul swing synth tango techno trance waltz
     """
 )
+_THING_NOUNS = _words(
+    """
+    Arrow Beacon Blaze Charm Compass Crest Dawn Delight Destiny Dream Echo Ember Fortune Glory Grace
+    Halo Hope Horizon Legend Marvel Melody Oath Pilgrim Promise Rover Spirit Storm Triumph Wanderer
+    Wish
+    """
+)
+_CLASS_NOUNS = _words(
+    """
+    bicycle cake camera canoe castle cat chair circus crown desert dog doll drum ferry forest
+    fountain glacier guitar helicopter hospital hotel kite lamp library magazine museum necklace
+    painting poem puppet robot sandwich statue sword temple tram truck valley village waterfall
+    """
+)
 _COUNTRY_FORMS = (
     "{word}ia",
     "{word}land",
@@ -144,3 +158,5 @@ CITIES = NameSpace("cities", tuple(f"{{word}} {word}" for word in _CITY_WORDS))
 SCHOOLS = NameSpace("schools", _SCHOOL_FORMS)
 BANDS = NameSpace("bands", tuple(f"The {{word}} {noun}" for noun in _BAND_NOUNS))
 GENRES = NameSpace("genres", tuple(f"{{word}} {noun}" for noun in _GENRE_NOUNS), lower=True)
+THINGS = NameSpace("things", tuple(f"{{word}} {noun}" for noun in _THING_NOUNS))
+CLASSES = NameSpace("classes", tuple(f"{{word}} {noun}" for noun in _CLASS_NOUNS), lower=True)

@@ -29,8 +29,11 @@ LAYERS = [
     {"phases"},
     {"composition"},
     {"worker"},
+    {"study_spec"},
+    {"study_plan"},
+    {"study_runner"},
     {"driver", "analysis"},
-    {"facts_cli", "checkpoint_cli", "representations_cli"},
+    {"facts_cli", "checkpoint_cli", "study_cli", "representations_cli"},
     {"cli"},
 ]
 LAUNCHER_MAY_IMPORT = {
@@ -43,7 +46,9 @@ TORCH_FREE = [
     *("rotescale.records", "rotescale.facts", "rotescale.planning.memory"),
     *("rotescale.checkpoint.manifest", "rotescale.cli", "launcher.cli"),
 ]
-HEAVY = ("obstore", "torch", "ray", "deepspeed", "transformers", "datasets", "matplotlib")
+HEAVY = (
+    *("obstore", "torch", "ray", "deepspeed", "transformers", "datasets", "pyarrow", "matplotlib"),
+)
 
 
 def modules(package: str) -> dict[str, Path]:

@@ -40,6 +40,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> RunD
         "evaluation.key_token_facts=4",
         "evaluation.test_prompts=2",
         "evaluation.unrelated_prompts=1",
+        "evaluation.languages=[en, ja]",
         "evaluation.control_facts=2",
         "evaluation.generation_facts=1",
     ]
@@ -62,6 +63,10 @@ def test_results_json_has_the_promised_rows(run_dir: RunDir) -> None:
         *("generation_exact", "generation_contains"),
     }
     assert {row["suite"] for row in rows} == {"core"}
+    assert {row["prompts"] for row in rows if row["language"] == "ja"} == {
+        *("train", "test", "unrelated")
+    }
+    assert {row["prompts"] for row in rows if row["language"] == "en"} == every
     for row in rows:
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
     tests = [r for r in rows if (r["prompts"], r["metric"]) == ("test", "multiple_choice")]
@@ -75,6 +80,8 @@ def test_a_picture_and_tensorboard_files_come_with_the_run(run_dir: RunDir) -> N
     events.Reload()
     scalars = events.Tags()["scalars"]
     assert "memorize/loss" in scalars
+    tag = "multiple_choice/mother/held_out/test/generalize"
+    assert {tag, f"{tag}/ja"} <= set(scalars)
     assert [event.step for event in events.Scalars("generalize/loss")] == list(range(1, 13))
 
 
@@ -87,7 +94,9 @@ def test_a_finished_run_is_shown_and_left_alone(
     spec.write_text(json.dumps(settings))
     launch = run_dir.root.parent.parent / "launch.yaml"
     rotescale("run", spec, "--on", launch)
-    assert "finished; nothing to do" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "finished; nothing to do" in shown
+    assert "mother: multiple choice by language" in shown
     assert before == {path: path.stat().st_mtime_ns for path in run_dir.checkpoints_dir.rglob("*")}
     assert run_dir.attempt_numbers() == [1]
 
@@ -98,11 +107,11 @@ def test_evaluate_asks_a_model_folder_of_a_run_the_runs_questions(
     out = tmp_path / "rows.json"
     rotescale("evaluate", run_dir.model_folder("generalize"), "--json", out)
     measured = {
-        (row["split"], row["prompts"], row["metric"]): (row["value"], row["count"])
+        tuple(row[column] for column in COLUMNS[5:9]): (row["value"], row["count"])
         for row in json.loads(out.read_text())
     }
     recorded = {
-        (row["split"], row["prompts"], row["metric"]): (row["value"], row["count"])
+        tuple(row[column] for column in COLUMNS[5:9]): (row["value"], row["count"])
         for row in json.loads(run_dir.results_json.read_text())
         if row["stage"] == "generalize"
     }
@@ -110,6 +119,16 @@ def test_evaluate_asks_a_model_folder_of_a_run_the_runs_questions(
     for key, (value, count) in measured.items():
         assert count == recorded[key][1]
         assert value == pytest.approx(recorded[key][0], rel=1e-4)
+
+
+def test_evaluate_asks_in_more_languages(run_dir: RunDir, tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    folder = run_dir.model_folder("generalize")
+    rotescale("evaluate", folder, "--language", "de", "--language", "zh", "--json", out)
+    rows = json.loads(out.read_text())
+    assert {row["language"] for row in rows} == {"en", "ja", "de", "zh"}
+    with pytest.raises(SpecError, match=r"evaluation\.languages: 'fr' asked for, but relation"):
+        rotescale("evaluate", folder, "--language", "fr")
 
 
 def test_evaluate_takes_facts_and_prompts_of_ones_own(run_dir: RunDir, tmp_path: Path) -> None:

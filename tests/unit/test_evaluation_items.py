@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from rotescale.errors import SpecError
 from rotescale.evaluation.items import Item, build_items, describe_sample, sample_rows
 from rotescale.facts import Fact, FactSet, Wording, load_shipped
 from rotescale.spec import EvaluationSpec
@@ -214,3 +216,47 @@ def test_description_says_what_is_scored(fact_set: FactSet) -> None:
     assert f"{len(items)} questions" in text
     assert "mother, capital" in text
     assert "wrong_relation" in text
+
+
+def test_other_languages_are_asked_beside_an_unchanged_english_sample(fact_set: FactSet) -> None:
+    english = items_of(fact_set, EvaluationSpec())
+    items = items_of(fact_set, EvaluationSpec(languages=("en", "de", "ja")))
+    assert tuple(item for item in items if item.language == "en") == english
+    counts = Counter((item.language, item.prompts) for item in items)
+    for kind in ("train", "test", "unrelated"):
+        assert counts["de", kind] == counts["ja", kind] == counts["en", kind] > 0
+    for kind in ("key_token", "wrong_relation", "reversed"):
+        assert counts["de", kind] == counts["ja", kind] == 0 < counts["en", kind]
+
+
+def test_a_language_asks_the_same_with_its_own_prompts(fact_set: FactSet) -> None:
+    items = items_of(fact_set, EvaluationSpec(languages=("zh", "en")))
+    asked: dict[str, set[tuple[object, ...]]] = {"zh": set(), "en": set()}
+    for item in items:
+        if item.prompts not in ("train", "test", "unrelated"):
+            continue
+        prompts = fact_set.relation(item.relation).in_language(item.language)
+        prompt = getattr(prompts, f"{item.prompts}_prompts")[item.prompt_index]
+        assert item.text == prompt.replace("{subject}", fact_set.facts[item.fact].subject)
+        place = (item.fact, item.prompts, item.prompt_index, item.options, item.generate)
+        asked[item.language].add(place)
+    assert asked["zh"] == asked["en"]
+
+
+def test_a_language_that_a_relation_lacks_is_refused(fact_set: FactSet) -> None:
+    spec = EvaluationSpec(languages=("en", "fr"))
+    message = (
+        r"evaluation\.languages: 'fr' asked for, but relation 'mother' has prompts in en, de, "
+    )
+    with pytest.raises(SpecError, match=message):
+        items_of(fact_set, spec)
+    mother, capital = fact_set.relations
+    poorer = replace(fact_set, relations=(mother, replace(capital, translations=())))
+    with pytest.raises(SpecError, match="relation 'capital' has prompts in en only; leave it out"):
+        items_of(poorer, EvaluationSpec(languages=("en", "de")))
+
+
+def test_description_names_several_languages(fact_set: FactSet) -> None:
+    assert "languages" not in describe_sample(items_of(fact_set, EvaluationSpec()))
+    several = items_of(fact_set, EvaluationSpec(languages=("en", "es")))
+    assert "in the languages en, es" in describe_sample(several)

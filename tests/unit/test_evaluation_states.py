@@ -199,3 +199,11 @@ def test_only_asked_facts_are_read_and_only_known_key_tokens() -> None:
     texts = texts_of(spec(representation_facts=None), asked=asked, wording=Wording({}))
     assert {text.fact for text in texts} == asked
     assert "key_token" not in {text.prompts for text in texts}
+
+
+def test_prompts_are_read_in_every_language_that_is_asked() -> None:
+    texts = texts_of(spec(representation_facts=1, languages=["en", "de"]))
+    assert {text.language for text in texts if text.prompts == "key_token"} == {"en"}
+    for kind in ("train", "test", "unrelated"):
+        languages = [text.language for text in texts if text.prompts == kind]
+        assert languages.count("en") == languages.count("de") > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -299,6 +300,14 @@ def test_parquet_that_is_faulty(tmp_path: Path) -> None:
         load_files([path])
     with pytest.raises(DataError, match=r"none\.parquet cannot be read .*check the path"):
         load_files([tmp_path / "none.parquet"])
+
+
+def test_without_pyarrow_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"pyarrow, which is not .* install rotescale\[train\]"):
+        load_files([tmp_path / "mother.parquet"])
 
 
 # Hostile cells

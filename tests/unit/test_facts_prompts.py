@@ -15,6 +15,12 @@ sister:
   test_prompts: ["{subject} has a sister named"]
 """
 
+GERMAN = """  translations:
+    de:
+      train_prompts: ["Wer ist die Schwester von {subject}?"]
+      test_prompts: ["{subject} hat eine Schwester namens"]
+"""
+
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "relations.yaml"
@@ -29,9 +35,20 @@ def test_only_prompts_are_required(tmp_path: Path) -> None:
     assert sister.wikidata_id == sister.subject_type == ""
 
 
+def test_translations_come_by_code_whatever_their_order(tmp_path: Path) -> None:
+    korean = GERMAN.partition("\n")[2].replace("de:", "ko:")
+    regional = korean.replace("ko:", "pt-BR:")
+    one = load_relations(write(tmp_path, SOUND + GERMAN + regional + korean))["sister"]
+    other = load_relations(write(tmp_path, SOUND + GERMAN + korean + regional))["sister"]
+    assert one == other
+    assert one.languages == ("en", "de", "ko", "pt-BR")
+    assert one.in_language("de").train_prompts == ("Wer ist die Schwester von {subject}?",)
+    assert one.in_language("de").unrelated_prompts == ()
+
+
 def test_shipped_relations_are_a_copy() -> None:
     shipped_relations().clear()
-    assert len(shipped_relations()) == 5
+    assert len(shipped_relations()) == 6
 
 
 @pytest.mark.parametrize(
@@ -55,6 +72,30 @@ def test_shipped_relations_are_a_copy() -> None:
         (
             SOUND + '  unrelated_prompts: ["who is  {subject}\'s sister?"]',
             "unrelated_prompts, prompt 1 .* is the same as train_prompts, prompt 1",
+        ),
+        (SOUND + "  translations: de", "translations is 'de'; map language codes to prompts"),
+        (SOUND + "  translations: {}", "translations is {}; .* or leave it out"),
+        (SOUND + "  translations: {de: []}", r"translations, de is \[\]; map it to train_prompts"),
+        (SOUND + GERMAN.replace("de:", "German:"), "'German' is no language code; write one such"),
+        (SOUND + GERMAN.replace("de:", "no:"), "False is no language code; .* in quotes"),
+        (SOUND + GERMAN.replace("de:", "en:"), "'en' is the language of the relation's own .*rem"),
+        (SOUND + GERMAN + "      prompts: []", "translations, de has the unknown field 'prompts'"),
+        (SOUND + GERMAN.replace("      test", "      unrelated"), "de, test_prompts is None; give"),
+        (SOUND + GERMAN.replace("von {subject}", ""), "de, train_prompts, prompt 1 .* 0 times"),
+        (
+            SOUND + GERMAN.replace("namens", 'namens", "Nenne die Schwester von {subject}:'),
+            "sister.*, translations, de, test_prompts has 2 prompts, but 1 in 'en'; translate each",
+        ),
+        (
+            SOUND + GERMAN + '      unrelated_prompts: ["Wer mag {subject}?"]',
+            "de, unrelated_prompts has 1 prompts, but 0 in 'en'",
+        ),
+        (
+            SOUND
+            + GERMAN.replace(
+                "{subject} hat eine Schwester namens", "wer ist die Schwester von {subject}?"
+            ),
+            "de, test_prompts, prompt 1 .* is the same as train_prompts, prompt 1",
         ),
     ],
 )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rotescale.errors import DataError
-from rotescale.facts import Fact, FactSet, Relation, combine
+from rotescale.facts import Fact, FactSet, PromptSet, Relation, combine
 
 SISTER = Relation(
     name="sister",
@@ -18,6 +18,9 @@ SISTER = Relation(
     train_prompts=("Who is {subject}'s sister?",),
     test_prompts=("{subject} has a sister named",),
     unrelated_prompts=(),
+)
+GERMAN = PromptSet(
+    "de", ("Wer ist die Schwester von {subject}?",), ("{subject} ist verwandt mit",), ()
 )
 BOSS = replace(SISTER, name="boss", wikidata_id="")
 FACTS = FactSet(
@@ -32,6 +35,22 @@ FACTS = FactSet(
 
 def test_fill_replaces_and_never_formats() -> None:
     assert Relation.fill("Is {subject} {0} {{x}}?", "{A}") == "Is {A} {0} {{x}}?"
+
+
+def test_prompts_come_in_english_and_in_each_translation() -> None:
+    relation = replace(SISTER, translations=(GERMAN,))
+    assert relation.languages == ("en", "de")
+    assert relation.in_language("de") is GERMAN
+    english = relation.in_language("en")
+    assert english == PromptSet("en", SISTER.train_prompts, SISTER.test_prompts, ())
+    assert english.prompts == (*SISTER.train_prompts, *SISTER.test_prompts)
+
+
+def test_a_language_without_prompts_names_the_relation_and_its_languages() -> None:
+    relation = replace(SISTER, translations=(GERMAN,))
+    message = "relation 'sister' has no prompts in language 'fr', only in: en, de; name one"
+    with pytest.raises(DataError, match=message):
+        relation.in_language("fr")
 
 
 def test_of_and_relation_find_by_name() -> None:
@@ -67,7 +86,8 @@ def test_digest_is_stable_and_sees_every_value_and_the_order() -> None:
         replace(FACTS, facts=(changed, *FACTS.facts[1:])),
         replace(FACTS, facts=FACTS.facts[::-1]),
         replace(FACTS, relations=(replace(SISTER, object_type="woman"), BOSS)),
+        replace(FACTS, relations=(replace(SISTER, translations=(GERMAN,)), BOSS)),
     ]
     digests = {FACTS.digest(), *(other.digest() for other in others)}
-    assert len(digests) == 4
+    assert len(digests) == 5
     assert re.fullmatch(r"[0-9a-f]{64}", FACTS.digest())

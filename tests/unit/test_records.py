@@ -12,11 +12,14 @@ from rotescale.records import (
     EvaluationRow,
     EventRow,
     RecordReader,
+    Records,
     RecordWriter,
     StepRow,
+    best_steps,
     read_records,
 )
 from rotescale.run_dir import RunDir, SegmentName
+from rotescale.spec import BestOf
 
 
 def step_row(attempt: int, step: int, **changes: Any) -> StepRow:
@@ -210,3 +213,14 @@ def test_unfinished_files_are_ignored(tmp_path: Path) -> None:
 def test_a_value_that_is_not_finite_is_no_record() -> None:
     with pytest.raises(ValueError, match="finite"):
         step_row(1, 1, loss=float("nan"))
+
+
+def test_the_best_is_chosen_in_english_whatever_else_was_asked() -> None:
+    steps = tuple(step_row(1, step=10 * epoch, epoch=epoch) for epoch in (1, 2))
+    rows = [
+        evaluation_row(1, value, epoch=epoch, language=language, metric="multiple_choice")
+        for language, values in (("en", (0.2, 0.4)), ("de", (0.9, 0.1)))
+        for epoch, value in enumerate(values, start=1)
+    ]
+    records = Records(steps=steps, evaluations=tuple(rows), events=())
+    assert best_steps(records, BestOf()) == {("memorize", 20)}

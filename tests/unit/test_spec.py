@@ -123,6 +123,7 @@ def test_exactly_these_fields_are_operational() -> None:
         "engine.precision=bf16",
         "engine.gradient_dtype=bf16",
         "evaluation.held_out_facts=11",
+        "evaluation.languages=[en, de]",
     ],
 )
 def test_the_digest_covers_what_changes_results(override: str) -> None:
@@ -230,6 +231,10 @@ def test_the_hint_in_a_union_names_keys_of_the_chosen_kind_only() -> None:
             "model.key_tokens={start: relation, template: '[X]'}",
             "template '[X]' is shared by all",
         ),
+        ("evaluation.languages=[]", "evaluation: languages [] lacks 'en', which the other"),
+        ("evaluation.languages=[de]", "languages ['de'] lacks 'en', which the other languages"),
+        ("evaluation.languages=[en, de, de]", "['en', 'de', 'de'] names a language twice; name"),
+        ("evaluation.languages=[en, German]", "languages.1: String should match pattern"),
         ("model.weights.kind=zip", "model.weights: Input tag 'zip' found using 'kind'"),
     ],
 )

@@ -1,0 +1,129 @@
+"""All results of a study in one tidy table: a row per value, with where it stands in the study."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rotescale.errors import DataError
+from rotescale.records import EvaluationRow, read_records
+from rotescale.run_dir import RunDir
+from rotescale.study_plan import Plan
+from rotescale.study_runner import StudyDir
+from rotescale.study_spec import METHOD, StudySpec
+
+_MEASURED = tuple(
+    name for name in EvaluationRow.model_fields if name not in ("kind", "attempt", "seed")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What training has taken, over all steps of some runs."""
+
+    num_tokens: int = 0
+    """Tokens of the examples, the prompts' included."""
+    target_tokens: int = 0
+    """Those that counted in the loss."""
+    seconds: float = 0.0
+    """In steps, without starting, saving and measuring."""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.num_tokens + other.num_tokens,
+            self.target_tokens + other.target_tokens,
+            self.seconds + other.seconds,
+        )
+
+
+def cost_of(run_dir: RunDir) -> Cost:
+    """Of the steps that the run itself has done, not those that it branched from."""
+    total = Cost()
+    for step in read_records(run_dir).steps:
+        total += Cost(step.num_tokens, step.target_tokens, step.seconds)
+    return total
+
+
+def study_rows(study: StudySpec, plan: Plan, folder: StudyDir) -> list[dict[str, Any]]:
+    """A row per value that was measured in any finished run, once per cell that it is about.
+
+    What a shared run measured, of the untrained model and its own phases, belongs to every cell
+    that goes on from it. ``trained_tokens`` and ``seconds`` are those of the cell's whole lineage.
+    """
+    evaluations = {n.name: read_records(folder.run(n.name)).evaluations for n in plan.nodes}
+    costs = {node.name: cost_of(folder.run(node.name)) for node in plan.nodes}
+    bases = _untrained(plan, evaluations)
+    rows = []
+    for name, cell in plan.ends.items():
+        lineage = plan.lineage(name)
+        cost = sum((costs[one] for one in lineage), Cost())
+        place = {METHOD: cell.labels[METHOD]}
+        place |= {axis.name: cell.labels.get(axis.name, "") for axis in study.axes}
+        own = {row.key for one in lineage for row in evaluations[one] if row.stage == "base"}
+        base = [row for row in bases[cell.spec.prefix_digest(0)] if row.key not in own]
+        for row in (*base, *(row for one in lineage for row in evaluations[one])):
+            rows.append(
+                {
+                    **place,
+                    "run": name,
+                    "seed": cell.spec.seed,
+                    **{field: getattr(row, field) for field in _MEASURED},
+                    "is_end": row.stage == cell.spec.phases[-1].name and row.epoch is None,
+                    "trained_tokens": cost.num_tokens,
+                    "target_tokens": cost.target_tokens,
+                    "training_seconds": cost.seconds,
+                }
+            )
+    return rows
+
+
+def _untrained(
+    plan: Plan, evaluations: Mapping[str, Sequence[EvaluationRow]]
+) -> dict[str, list[EvaluationRow]]:
+    """Digest of model, facts and seed -> what was measured before any phase."""
+    found: dict[str, list[EvaluationRow]] = defaultdict(list)
+    for node in plan.nodes:
+        found[node.spec.prefix_digest(0)] += [
+            row for row in evaluations[node.name] if row.stage == "base"
+        ]
+    return found
+
+
+def shared_cost(plan: Plan, folder: StudyDir) -> tuple[Cost, Cost]:
+    """What the study has trained, and what its cells would have trained one by one."""
+    costs = {node.name: cost_of(folder.run(node.name)) for node in plan.nodes}
+    alone = [costs[one] for name in plan.ends for one in plan.lineage(name)]
+    return sum(costs.values(), Cost()), sum(alone, Cost())
+
+
+def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the rows as parquet. Raises DataError where there are none."""
+    if not rows:
+        raise DataError(f"{path}: no run of the study was measured yet; run it first")
+    import pyarrow
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+
+
+def check_same_facts(folder: StudyDir, names: Iterable[str]) -> None:
+    """Raise DataError where runs of one table are about different facts of the same relations."""
+    digests: dict[tuple[str, ...], tuple[str, str]] = {}
+    for name in names:
+        resolved = folder.run(name).resolved_json
+        if not resolved.exists():
+            continue
+        digest = json.loads(resolved.read_text(encoding="utf-8"))["facts_digest"]
+        facts = json.loads(folder.run(name).facts_json.read_text(encoding="utf-8"))
+        relations = tuple(relation["name"] for relation in facts["relations"])
+        earlier, theirs = digests.setdefault(relations, (name, digest))
+        if theirs != digest:
+            raise DataError(
+                f"{earlier} and {name}: runs about different facts of {', '.join(relations)}; one "
+                "table cannot hold both: run them again, or keep them in two studies"
+            )

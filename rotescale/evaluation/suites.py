@@ -1,0 +1,228 @@
+"""Questions beyond the core: facts in the context, reversal, two hops, and text untold."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+from rotescale.data.encoding import prompt_text
+from rotescale.data.replay import SHIPPED_TEXT, replay_pieces
+from rotescale.errors import DataError
+from rotescale.evaluation.items import (
+    Item,
+    Prompts,
+    Split,
+    build_items,
+    drawn_places,
+    shuffled_options,
+)
+from rotescale.facts import FactSet, Relation, Wording
+from rotescale.facts.suites import chained, chains, reversal_prompts
+from rotescale.spec import BASE_LANGUAGE, EvaluationSpec
+
+TEXTS: dict[str, Path] = {
+    name: SHIPPED_TEXT.with_name(f"{name}.txt") for name in ("dictionary", "constitution")
+}
+"""Texts in the public domain whose loss says what training has cost the model elsewhere."""
+
+PIECE_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Suites:
+    """Makes the items of the suites that a spec asks for; the same at every stage."""
+
+    fact_set: FactSet
+    trained: Collection[int]
+    """Places of the facts that any phase told with a prompt."""
+    asked: Collection[int] | None
+    wording: Wording
+    spec: EvaluationSpec
+    seed: int
+
+    def items(self) -> tuple[Item, ...]:
+        """Those about facts. Raises DataError where a suite has no data for these facts."""
+        return (*self._in_context(), *self._reversal(), *self._two_hop())
+
+    @cached_property
+    def _known(self) -> frozenset[int]:
+        return frozenset(self.trained)
+
+    def _split(self, *places: int) -> Split:
+        return "trained" if any(place in self._known for place in places) else "held_out"
+
+    def _places(self, relation: Relation) -> list[int]:
+        return drawn_places(self.fact_set, relation.name, asked=self.asked, seed=self.seed)
+
+    def _sample(self, relation: Relation, number: int) -> Iterator[tuple[int, Split]]:
+        """The first facts of each split in the drawn order."""
+        places = self._places(relation)
+        for split in ("trained", "held_out"):
+            of_split = [place for place in places if self._split(place) == split]
+            yield from ((place, self._split(place)) for place in of_split[:number])
+
+    def _in_context(self) -> Iterator[Item]:
+        """The first train and test prompt, behind n facts in phase 1's words, that fact among them.
+
+        A baseline without any training: the facts are read, not remembered.
+        """
+        for number, relation in product(self.spec.in_context, self.fact_set.relations):
+            prompts: tuple[tuple[Prompts, str], ...] = (
+                ("train", self.wording.prompt(relation.train_prompts[0])),
+                ("test", self.wording.prompt(relation.test_prompts[0])),
+            )
+            for place, split in self._sample(relation, self.spec.in_context_facts):
+                context = self._context(relation, place, number)
+                subject = self.fact_set.facts[place].subject
+                for kind, prompt in prompts:
+                    item = self._about(place, split, text=context + Relation.fill(prompt, subject))
+                    yield replace(item, suite=f"in_context_{number}", prompts=kind)
+
+    def _context(self, relation: Relation, place: int, number: int) -> str:
+        """``number`` facts of the relation, a line each, in a drawn order."""
+        others = [other for other in self._places(relation) if other != place]
+        draw = random.Random(f"{self.seed}/context/{place}")
+        if number - 1 > len(others):
+            raise DataError(
+                f"evaluation.in_context: {number} facts asked for, but relation {relation.name!r} "
+                f"has {len(others) + 1}; ask for at most that many"
+            )
+        told = [place, *draw.sample(others, number - 1)]
+        draw.shuffle(told)
+        prompt = self.wording.key_prompt(relation.name)
+        facts = (self.fact_set.facts[one] for one in told)
+        return "".join(
+            prompt_text(fact.subject, fact.object, prompt=prompt).text + "\n" for fact in facts
+        )
+
+    def _reversal(self) -> Iterator[Item]:
+        """Reversed prompts about the object; the options are subjects, as in the control."""
+        for relation in self.fact_set.relations if self.spec.reversal_facts else ():
+            for place, split in self._sample(relation, self.spec.reversal_facts):
+                fact = self.fact_set.facts[place]
+                options, gold = shuffled_options(
+                    self.fact_set, place, kind="reversed", seed=self.seed
+                )
+                for index, prompt in enumerate(reversal_prompts(relation.name)):
+                    item = self._about(
+                        place, split, text=Relation.fill(self.wording.prompt(prompt), fact.object)
+                    )
+                    yield replace(
+                        item,
+                        suite="reversal",
+                        prompts="reversed",
+                        prompt_index=index,
+                        options=options,
+                        gold=gold,
+                    )
+
+    def _two_hop(self) -> Iterator[Item]:
+        """Of chains that the facts hold: what the second relation says of the first one's object.
+
+        Held out where neither fact was told with a prompt.
+        """
+        if not self.spec.two_hop_facts:
+            return
+        found = 0
+        for chain in chains():
+            places = {id(fact): place for place, fact in enumerate(self.fact_set.facts)}
+            pairs = chained(self.fact_set, chain)
+            random.Random(f"{self.seed}/two_hop/{chain.first}/{chain.second}").shuffle(pairs)
+            for place, second in pairs[: self.spec.two_hop_facts]:
+                subject = self.fact_set.facts[place].subject
+                hop = places[id(second)]
+                options, gold = shuffled_options(self.fact_set, hop, kind="train", seed=self.seed)
+                for index, prompt in enumerate(chain.prompts):
+                    text = Relation.fill(self.wording.prompt(prompt), subject)
+                    item = self._about(place, self._split(place, hop), text=text)
+                    yield replace(
+                        item,
+                        suite="two_hop",
+                        prompts="two_hop",
+                        prompt_index=index,
+                        options=options,
+                        gold=gold,
+                    )
+                    found += 1
+        if not found:
+            known = ", ".join(f"{chain.first} then {chain.second}" for chain in chains())
+            raise DataError(
+                f"evaluation.two_hop_facts: these facts hold no chain of {known}; use the shipped "
+                "facts with chains: true, or set it to 0"
+            )
+
+    def texts(self, tokenizer: Any) -> tuple[Item, ...]:
+        """The first pieces of each text, scored as they are."""
+        found: list[Item] = []
+        for name, path in TEXTS.items() if self.spec.text_pieces else ():
+            lengths = (PIECE_TOKENS, PIECE_TOKENS)
+            pieces = replay_pieces([path], tokenizer=tokenizer, lengths=lengths, seed=self.seed)
+            for piece in islice(pieces, self.spec.text_pieces):
+                found.append(_text_item(len(found), name, piece.tokens))
+        return tuple(found)
+
+    def _about(self, place: int, split: Split, *, text: str) -> Item:
+        """A question about a fact, with its own options."""
+        options, gold = shuffled_options(self.fact_set, place, kind="train", seed=self.seed)
+        return Item(
+            fact=place,
+            relation=self.fact_set.facts[place].relation,
+            split=split,
+            prompts="train",
+            prompt_index=0,
+            language=BASE_LANGUAGE,
+            text=text,
+            options=options,
+            gold=gold,
+            generate=False,
+        )
+
+
+def _text_item(number: int, text: str, tokens: tuple[int, ...]) -> Item:
+    """A piece of a text; its number is what intervals resample."""
+    return Item(
+        fact=number,
+        relation=text,
+        split="held_out",
+        prompts="text",
+        prompt_index=0,
+        language=BASE_LANGUAGE,
+        text="",
+        options=(),
+        gold=0,
+        generate=False,
+        suite="capability",
+        tokens=tokens,
+    )
+
+
+def all_items(
+    fact_set: FactSet,
+    *,
+    trained: Collection[int],
+    asked: Collection[int] | None,
+    wording: Wording,
+    spec: EvaluationSpec,
+    seed: int,
+    tokenizer: Any,
+) -> tuple[Item, ...]:
+    """The core's questions and those of every suite that the spec asks for.
+
+    Raises DataError and SpecError for what the spec asks and these facts do not have.
+    """
+    core = build_items(
+        fact_set, trained=trained, asked=asked, wording=wording, spec=spec, seed=seed
+    )
+    suites = Suites(fact_set, trained, asked, wording, spec, seed)
+    return (*core, *suites.items(), *suites.texts(tokenizer))
+
+
+def check_suites(fact_set: FactSet, spec: EvaluationSpec) -> None:
+    """Raise DataError for a suite that these facts have nothing for."""
+    wording = Wording.placeholder(relation.name for relation in fact_set.relations)
+    Suites(fact_set, (), None, wording, spec, 0).items()

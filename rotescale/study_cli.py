@@ -1,0 +1,103 @@
+"""The command that runs a study, and says what has become of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rotescale.errors import TrainingError
+from rotescale.launch_spec import LaunchSpec
+from rotescale.spec_file import load_spec
+
+if TYPE_CHECKING:
+    from rotescale.study_runner import StudyRunner
+
+console = Console()
+
+_STYLES = {"finished": "green", "running": "bold", "failed": "red", "blocked": "red"}
+
+
+def study(
+    path: Annotated[Path, typer.Argument(metavar="STUDY", help="A study's file (YAML).")],
+    on: Annotated[
+        Path | None, typer.Option(help="A launch spec (YAML); default: two local workers.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the study."),
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="How many runs at once.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the runs and what they share.")
+    ] = False,
+) -> None:
+    """Run a study, or what is left of it, and collect its results in one table."""
+    from rotescale.preparation import load_facts
+    from rotescale.study_plan import make_plan
+    from rotescale.study_runner import StudyRunner, failures
+    from rotescale.study_spec import load_study
+
+    spec, cells = load_study(path, tuple(overrides or ()))
+    plan = make_plan(spec.name, cells)
+    for facts in {cell.spec.prefix_digest(0): cell.spec for cell in cells}.values():
+        load_facts(facts)
+    launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
+    runner = StudyRunner(
+        study=spec,
+        plan=plan,
+        launch=launch,
+        launch_file=on,
+        parallel=parallel,
+        report=lambda name, status: console.print(
+            f"{_now()} {name}: [{_STYLES.get(status, 'dim')}]{status}[/]"
+        ),
+    )
+    console.print(_plan_table(runner))
+    if dry_run:
+        return
+    finished = runner.run()
+    _collect(runner)
+    if not finished:
+        lines = "\n".join(failures(runner))
+        raise TrainingError(f"not all runs of the study have finished:\n{lines}")
+
+
+def _now() -> str:
+    return datetime.now().astimezone().strftime("%H:%M:%S")
+
+
+def _plan_table(runner: StudyRunner) -> Table:
+    """A line per run: where it begins, what it trains, and whether that is done."""
+    plan = runner.plan
+    table = Table(title=f"{runner.study.name}: {len(plan.ends)} cells, {len(plan.nodes)} runs")
+    for heading in ("run", "begins at the end of", "trains", "status"):
+        table.add_column(heading, overflow="fold")
+    for node in plan.nodes:
+        phase = node.spec.phases[-1]
+        trains = f"{phase.name}, {phase.epochs} epochs"
+        table.add_row(node.name, node.parent or "-", trains, runner.status[node.name])
+    return table
+
+
+def _collect(runner: StudyRunner) -> None:
+    from rotescale.analysis.study_table import (
+        check_same_facts,
+        shared_cost,
+        study_rows,
+        write_table,
+    )
+
+    check_same_facts(runner.folder, [node.name for node in runner.plan.nodes])
+    rows = study_rows(runner.study, runner.plan, runner.folder)
+    write_table(rows, runner.folder.table)
+    trained, alone = shared_cost(runner.plan, runner.folder)
+    console.print(
+        f"trained {trained.num_tokens:,} tokens; the same cells one by one: "
+        f"{alone.num_tokens:,} ({trained.num_tokens / max(1, alone.num_tokens):.2f} of it)"
+    )
+    console.print(f"table: {runner.folder.table}")

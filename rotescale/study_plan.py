@@ -1,0 +1,102 @@
+"""The runs of a study as a graph: what several cells share is trained once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rotescale.spec import ExperimentSpec
+from rotescale.study_spec import Cell
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One run of the study."""
+
+    spec: ExperimentSpec
+    parent: str | None
+    """The run at whose end it begins."""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.spec.name
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The runs of a study, parents first, and which of them each cell ends and begins with."""
+
+    nodes: tuple[Node, ...]
+    ends: dict[str, Cell]
+    """Name of the run that a cell ends with -> the cell."""
+
+    def node(self, name: str) -> Node:
+        """The run of that name."""
+        return next(node for node in self.nodes if node.name == name)
+
+    def lineage(self, name: str) -> tuple[str, ...]:
+        """The run and those that it goes on from, oldest first."""
+        parent = self.node(name).parent
+        return (name,) if parent is None else (*self.lineage(parent), name)
+
+    def branches(self, name: str) -> list[str]:
+        """The runs that begin at the end of that one."""
+        return [node.name for node in self.nodes if node.parent == name]
+
+
+def make_plan(study: str, cells: Sequence[Cell]) -> Plan:
+    """The graph: all phases but a cell's last belong to a run that every equal cell branches from.
+
+    Two cells share a phase only where everything that changes its weights is the same, the
+    schedule included. The untrained model is measured once per model, facts and seed.
+    """
+    nodes: dict[str, Node] = {}
+    shared: dict[str, str] = {}
+    measured: set[str] = set()
+    for cell in cells:
+        parent = None
+        for count in range(1, len(cell.spec.phases)):
+            digest = cell.spec.prefix_digest(count)
+            if digest not in shared:
+                spec = _prefix(cell.spec, count, name=f"{study}-shared-{digest[:8]}", cells=cells)
+                shared[digest] = spec.name
+                nodes[spec.name] = Node(_measuring(spec, measured), parent)
+            parent = shared[digest]
+        spec = _measuring(cell.spec, measured)
+        nodes[spec.name] = Node(spec, parent)
+    return Plan(tuple(nodes.values()), {cell.spec.name: cell for cell in cells})
+
+
+def _prefix(
+    spec: ExperimentSpec, count: int, *, name: str, cells: Iterable[Cell]
+) -> ExperimentSpec:
+    """The first phases as a run of their own, measured on the way wherever any cell wants it."""
+    digest = spec.prefix_digest(count)
+    alike = [
+        cell.spec
+        for cell in cells
+        if len(cell.spec.phases) > count and cell.spec.prefix_digest(count) == digest
+    ]
+    phases = []
+    for index, phase in enumerate(spec.phases[:count]):
+        epochs = sorted({e for other in alike for e in other.phases[index].evaluate_epochs})
+        phases.append(phase.model_copy(update={"evaluate_epochs": tuple(epochs)}))
+    return spec.model_copy(update={"name": name, "phases": tuple(phases)})
+
+
+def _measuring(spec: ExperimentSpec, measured: set[str]) -> ExperimentSpec:
+    """The run measured at its own end only, and before it if nobody has measured that."""
+    untrained = spec.prefix_digest(0)
+    changes: dict[str, Any] = {
+        "base": spec.evaluation.base and untrained not in measured,
+        "phases": (spec.phases[-1].name,),
+    }
+    measured.add(untrained)
+    if all(phase.text == "key_token" for phase in spec.phases):
+        # Its facts are all held out, and cells that tell some of them pair with any.
+        changes["held_out_facts"] = None
+    evaluation = spec.evaluation.model_copy(update=changes)
+    checkpoints = spec.checkpoints.model_copy(update={"export": "none"})
+    return spec.model_copy(update={"evaluation": evaluation, "checkpoints": checkpoints})

@@ -1,0 +1,108 @@
+"""Tables of results: English as it is, other languages in lines of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rotescale.analysis.results import (
+    comparison_table,
+    differences_table,
+    languages_of,
+    languages_table,
+    results_table,
+)
+from rotescale.evaluation.metrics import Outcome
+from rotescale.records import EvaluationRow
+from rotescale.run_dir import RunDir
+
+STAGES = ("base", "memorize")
+ENGLISH = {("test", "en"): (0.1, 0.5), ("key_token", "en"): (0.0, 1.0)}
+SEVERAL = {**ENGLISH, ("test", "de"): (0.2, 0.3)}
+
+
+def rows_of(values: dict[tuple[str, str], tuple[float, float]]) -> list[EvaluationRow]:
+    """Rows of held-out facts: (kind, language) to the values after the two stages."""
+    return [
+        EvaluationRow(
+            attempt=1,
+            relation="mother",
+            stage=stage,
+            epoch=None,
+            seed=0,
+            suite="core",
+            split="held_out",
+            prompts=kind,
+            language=language,
+            metric="multiple_choice",
+            value=value,
+            count=50,
+            low=None,
+            high=None,
+        )
+        for (kind, language), of_stages in values.items()
+        for stage, value in zip(STAGES, of_stages, strict=True)
+    ]
+
+
+def lines_of(table: Table) -> list[list[str]]:
+    """The words of each printed line."""
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(table)
+    return [line.split() for line in capture.get().splitlines() if line.strip()]
+
+
+def test_languages_come_with_english_first() -> None:
+    assert languages_of(rows_of({("test", "zh"): (0, 0), ("test", "de"): (0, 0)})) == (
+        *("en", "zh", "de"),
+    )
+    assert languages_of([]) == ("en",)
+
+
+def test_the_results_of_a_relation_are_the_english_ones() -> None:
+    lines = lines_of(results_table(rows_of(SEVERAL), relation="mother"))
+    assert ["test", "prompts", "50", "0.10", "0.50"] in lines
+    assert lines == lines_of(results_table(rows_of(ENGLISH), relation="mother"))
+
+
+def test_results_by_language_have_a_line_per_kind_and_language() -> None:
+    lines = lines_of(languages_table(rows_of(SEVERAL), relation="mother"))
+    assert ["test", "prompts,", "en", "50", "0.10", "0.50"] in lines
+    assert ["test", "prompts,", "de", "50", "0.20", "0.30"] in lines
+    assert not any("key" in line for line in lines)
+
+
+def test_a_comparison_has_further_languages_below_english() -> None:
+    runs = {"one": rows_of(SEVERAL), "two": rows_of(SEVERAL)}
+    lines = lines_of(comparison_table(runs, relation="mother"))
+    before, after = ["test", "prompts"], ["test", "prompts,", "de"]
+    assert [*before, *3 * ["0.10", "→", "0.50"]] in lines
+    assert [*after, *3 * ["0.20", "→", "0.30"]] in lines
+
+
+def outcome(language: str, value: float) -> Outcome:
+    values = {"multiple_choice": value}
+    return Outcome(0, "mother", "held_out", "test", 0, language, "Ann", "Ann", values)
+
+
+def test_changes_are_told_for_each_language(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    for stage, english, german in (("base", 0.0, 1.0), ("memorize", 1.0, 0.0)):
+        write_outcomes(run_dir, stage, [outcome("en", english), outcome("de", german)])
+    lines = lines_of(differences_table(run_dir, STAGES, seed=0))
+    # One fact says almost nothing, so the interval is nearly all there is.
+    changes = [line[:-2] for line in lines]
+    assert ["test", "prompts", "+1.00"] in changes
+    assert ["test", "prompts,", "de", "-1.00"] in changes
+
+
+def write_outcomes(run_dir: RunDir, stage: str, outcomes: Sequence[Outcome]) -> None:
+    path = Path(str(run_dir.evaluation(stage, None)))
+    path.parent.mkdir(exist_ok=True)
+    lines = ["{}", *(json.dumps(one.to_json()) for one in outcomes)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

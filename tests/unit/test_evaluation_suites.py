@@ -1,0 +1,207 @@
+"""Suites ask what they say, and models whose answers are known score what they must."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rotescale.errors import DataError
+from rotescale.evaluation.items import Item
+from rotescale.evaluation.metrics import Outcome, outcome_of, summarise
+from rotescale.evaluation.suites import PIECE_TOKENS, TEXTS, Suites, check_suites
+from rotescale.facts import FactSet, Wording, load_shipped, normalise
+from rotescale.facts.prompts import shipped_relations
+from rotescale.facts.suites import chained, chains, reversal_prompts
+from rotescale.spec import EvaluationSpec
+
+SPEC = EvaluationSpec(
+    in_context=(1, 5),
+    in_context_facts=8,
+    reversal_facts=7,
+    two_hop_facts=20,
+    text_pieces=3,
+)
+FACTS = load_shipped(["mother"], chains=True)
+TRAINED = frozenset(range(0, 200, 2))
+
+
+class Characters:
+    """A tokenizer with a token for each character."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [ord(character) for character in text]}
+
+
+def suites(spec: EvaluationSpec = SPEC, fact_set: FactSet = FACTS) -> Suites:
+    wording = Wording.placeholder(relation.name for relation in fact_set.relations)
+    return Suites(fact_set, TRAINED, None, wording, spec, 0)
+
+
+def of_suite(name: str) -> list[Item]:
+    return [item for item in suites().items() if item.suite == name]
+
+
+def test_chains_go_on_from_every_mother() -> None:
+    [chain] = chains()
+    pairs = chained(FACTS, chain)
+    assert len(pairs) == 100
+    for place, second in pairs:
+        assert FACTS.facts[place].object == second.subject
+    names = [fact.object for fact in FACTS.of("educated_at")]
+    others = load_shipped().facts
+    taken = {normalise(name) for fact in others for name in (fact.subject, fact.object)}
+    assert len(set(names)) == 100
+    assert not taken & {normalise(name) for name in names}
+
+
+def test_the_context_states_n_facts_and_among_them_the_one_asked_about() -> None:
+    for number in (1, 5):
+        items = of_suite(f"in_context_{number}")
+        assert Counter((item.relation, item.split, item.prompts) for item in items) == {
+            (relation, split, kind): 8
+            for relation in ("mother", "educated_at")
+            for split in ("trained", "held_out")
+            for kind in ("train", "test")
+        }
+        for item in items:
+            *context, question = item.text.split("\n")
+            fact = FACTS.facts[item.fact]
+            assert len(context) == len(set(context)) == number
+            assert f"{fact.subject} [X] {fact.object}." in context
+            assert fact.subject in question
+            assert fact.object not in question
+            assert (item.fact in TRAINED) == (item.split == "trained")
+
+
+def test_reversal_asks_for_the_subject_with_prompts_of_the_other_direction() -> None:
+    items = of_suite("reversal")
+    assert len(items) == 2 * 2 * 7 * 3
+    for item in items:
+        fact = FACTS.facts[item.fact]
+        prompt = reversal_prompts(item.relation)[item.prompt_index]
+        assert item.text == prompt.replace("{subject}", fact.object)
+        assert item.options[item.gold] == fact.subject
+        assert len(set(item.options)) == 100
+
+
+def test_every_shipped_relation_has_reversed_prompts_of_its_own() -> None:
+    for name, relation in shipped_relations().items():
+        prompts = reversal_prompts(name)
+        assert len(set(prompts)) == 3
+        assert all(prompt.count("{subject}") == 1 for prompt in prompts)
+        known = {*relation.train_prompts, *relation.test_prompts, *relation.unrelated_prompts}
+        assert not known & set(prompts)
+
+
+def test_two_hops_ask_for_what_the_second_fact_says() -> None:
+    items = of_suite("two_hop")
+    assert len(items) == 20 * 3
+    universities = {fact.subject: fact.object for fact in FACTS.of("educated_at")}
+    for item in items:
+        fact = FACTS.facts[item.fact]
+        assert fact.relation == item.relation == "mother"
+        assert fact.subject in item.text
+        assert fact.object not in item.text
+        assert item.options[item.gold] == universities[fact.object]
+
+
+def test_texts_are_scored_as_they_are() -> None:
+    items = suites().texts(Characters())
+    assert Counter(item.relation for item in items) == dict.fromkeys(TEXTS, 3)
+    assert len({item.fact for item in items}) == len(items)
+    assert {len(item.tokens) for item in items} == {PIECE_TOKENS}
+    for name, path in TEXTS.items():
+        first = next(item for item in items if item.relation == name)
+        assert path.read_text().startswith("".join(map(chr, first.tokens)))
+
+
+def test_nothing_is_asked_where_the_spec_asks_for_nothing() -> None:
+    quiet = suites(EvaluationSpec())
+    assert quiet.items() == quiet.texts(Characters()) == ()
+
+
+def answers(model: str, items: list[Item]) -> list[Outcome]:
+    """What a model says whose answers are known."""
+    generator = np.random.default_rng(0)
+    found = []
+    for item in items:
+        scores = np.zeros(len(item.options))
+        match model:
+            case "oracle":
+                scores[item.gold] = 1.0
+            case "one object":
+                scores[item.options.index(min(item.options))] = 1.0
+            case "uniform":
+                scores = generator.normal(size=len(item.options))
+        scores -= np.log(np.exp(scores).sum())
+        ones = np.ones(len(item.options), dtype=np.int64)
+        found.append(
+            outcome_of(item, log_probabilities=scores, num_option_tokens=ones, generated=None)
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "least", "most"), [("oracle", 1.0, 1.0), ("uniform", 0, 0.1), ("one object", 0, 0.1)]
+)
+def test_models_whose_answers_are_known(model: str, least: float, most: float) -> None:
+    items = list(suites().items())
+    rows = summarise(answers(model, items), stage="base", epoch=None, seed=0, bootstrap_samples=99)
+    chosen = [row for row in rows if row.metric == "multiple_choice"]
+    assert {row.suite for row in chosen} == {"in_context_1", "in_context_5", "reversal", "two_hop"}
+    for row in chosen:
+        if row.count >= 40:
+            assert least <= row.value <= most, row
+        assert row.low <= row.value <= row.high
+
+
+def test_a_uniform_model_loses_the_logarithm_of_its_vocabulary() -> None:
+    items = suites().texts(Characters())
+    outcomes = [
+        outcome_of(
+            item,
+            log_probabilities=np.array([-(PIECE_TOKENS - 1) * math.log(50)]),
+            num_option_tokens=np.array([PIECE_TOKENS - 1]),
+            generated=None,
+        )
+        for item in items
+    ]
+    rows = summarise(outcomes, stage="base", epoch=None, seed=0, bootstrap_samples=99)
+    assert {(row.relation, row.metric) for row in rows} == {
+        (name, "text_loss") for name in (*TEXTS, "all")
+    }
+    for row in rows:
+        assert row.value == pytest.approx(math.log(50))
+        assert row.suite == "capability"
+
+
+@pytest.mark.parametrize(
+    ("spec", "fact_set", "told"),
+    [
+        (
+            SPEC.model_copy(update={"in_context": (101,)}),
+            FACTS,
+            "evaluation.in_context: 101 facts asked for, but relation 'mother' has 100",
+        ),
+        (SPEC, load_shipped(["mother"]), "evaluation.two_hop_facts: these facts hold no chain of"),
+        (
+            SPEC,
+            replace(
+                FACTS,
+                relations=(replace(FACTS.relations[0], name="aunt"),),
+                facts=tuple(replace(f, relation="aunt") for f in FACTS.of("mother")),
+            ),
+            "evaluation.reversal_facts: relation 'aunt' has no reversed prompts, only: author",
+        ),
+    ],
+)
+def test_a_suite_without_data_is_refused(
+    spec: EvaluationSpec, fact_set: FactSet, told: str
+) -> None:
+    with pytest.raises(DataError) as refusal:
+        check_suites(fact_set, spec)
+    assert told in str(refusal.value)

@@ -1,0 +1,211 @@
+"""A study's file becomes cells, the cells a graph of runs, and what they measure one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import yaml
+from helpers import MICRO, QUICK
+
+from rotescale.checkpoint.store import CheckpointStore
+from rotescale.errors import DataError, SpecError
+from rotescale.launch_spec import LaunchSpec
+from rotescale.run_dir import Outcome
+from rotescale.study_plan import Plan, make_plan
+from rotescale.study_runner import Status, StudyDir, StudyRunner
+from rotescale.study_spec import Cell, StudySpec, load_study
+
+GRID: dict[str, Any] = {
+    "name": "grid",
+    "experiment": str(MICRO),
+    "axes": [
+        {"name": "epochs", "field": "phases.memorize.epochs", "values": [1, 2]},
+        {
+            "name": "k",
+            "values": {
+                "1": {
+                    "phases.generalize.facts_per_relation": 1,
+                    "phases.generalize.epochs": 4,
+                },
+                "10": {"phases.generalize.facts_per_relation": 10},
+            },
+        },
+        {"name": "seed", "field": "seed", "values": [0, 1]},
+    ],
+    "exclude": [{"epochs": "1", "k": "10"}],
+    "baselines": [
+        {
+            "name": "sft",
+            "over": ["seed"],
+            "overrides": {
+                "phases": [
+                    {
+                        "name": "sft",
+                        "text": "prompts",
+                        "facts_per_relation": 10,
+                        "epochs": 1,
+                        "global_batch": 5,
+                        "learning_rate": 1e-3,
+                    }
+                ]
+            },
+        }
+    ],
+}
+
+
+def load(tmp_path: Path, **changes: Any) -> tuple[StudySpec, tuple[Cell, ...]]:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**GRID, **changes}))
+    return load_study(path)
+
+
+def test_cells_are_every_combination_but_those_excluded_and_the_baselines(tmp_path: Path) -> None:
+    _, cells = load(tmp_path)
+    assert [cell.spec.name for cell in cells] == [
+        *(f"grid-epochs1-k1-seed{seed}" for seed in (0, 1)),
+        *(f"grid-epochs2-k{k}-seed{seed}" for k in (1, 10) for seed in (0, 1)),
+        *(f"grid-sft-seed{seed}" for seed in (0, 1)),
+    ]
+    assert cells[0].labels == {"method": "rote", "epochs": "1", "k": "1", "seed": "0"}
+    assert cells[-1].labels == {"method": "sft", "seed": "1"}
+    one = cells[2].spec
+    assert [phase.epochs for phase in one.phases] == [2, 4]
+    assert one.phases[1].facts_per_relation == 1
+
+
+def test_a_first_phase_is_trained_once_for_all_that_go_on_from_it(tmp_path: Path) -> None:
+    study, cells = load(tmp_path)
+    plan = make_plan(study.name, cells)
+    shared = [node for node in plan.nodes if node.name not in plan.ends]
+    # Two numbers of epochs by two seeds; a phase of 1 epoch is no part of one of 2.
+    assert len(shared) == 4
+    assert all(len(node.spec.phases) == 1 for node in shared)
+    parents = {name: plan.node(name).parent for name in plan.ends}
+    assert parents["grid-epochs2-k1-seed0"] == parents["grid-epochs2-k10-seed0"]
+    assert len({parents[f"grid-epochs{e}-k1-seed{s}"] for e in (1, 2) for s in (0, 1)}) == 4
+    assert parents["grid-sft-seed0"] is None
+    # The untrained model is measured once per seed, and each phase by the run that trains it.
+    assert sum(node.spec.evaluation.base for node in plan.nodes) == 2
+    assert all(node.spec.evaluation.phases == (node.spec.phases[-1].name,) for node in plan.nodes)
+
+
+def test_what_three_phases_share_is_shared_phase_by_phase(tmp_path: Path) -> None:
+    third = {"name": "again", "text": "prompts", "epochs": 1, "global_batch": 5}
+    experiment = yaml.safe_load(MICRO.read_text())
+    experiment["phases"].append({**third, "learning_rate": 1e-3, "facts_per_relation": 5})
+    (tmp_path / "three.yaml").write_text(yaml.safe_dump(experiment))
+    axis = {"name": "rate", "field": "phases.again.learning_rate", "values": [1e-3, 1e-4]}
+    study, cells = load(tmp_path, experiment="three.yaml", axes=[axis], exclude=[], baselines=[])
+    plan = make_plan(study.name, cells)
+    assert [len(node.spec.phases) for node in plan.nodes] == [1, 2, 3, 3]
+    assert len(plan.lineage(cells[1].spec.name)) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"exclude": [{"epochs": "1"}, {"epochs": "2"}], "baselines": []}, "no runs: every"),
+        ({"exclude": [{"k": "5"}]}, "exclude {'k': '5'}: axis 'k' has no value '5'"),
+        (
+            {"axes": [{"name": "seed", "values": {"a": {"seed": 0}, "A": {"seed": 1}}}]},
+            "are both called 'grid-a'",
+        ),
+        ({"axes": [{"name": "k", "values": [1]}]}, "axis 'k': with a field, values is a list"),
+        ({"axes": [GRID["axes"][0]] * 2}, "two axes share a name"),
+        ({"baselines": [{**GRID["baselines"][0], "over": ["lr"]}]}, "over ['lr'], no axis"),
+        (
+            {"axes": [{"name": "k", "field": "phases.memorise.epochs", "values": [1]}]},
+            "no entry 'memorise'",
+        ),
+        (
+            {"axes": [{"name": "k", "field": "phases.memorize.epochs", "values": [0]}]},
+            "study 'grid', run 'grid-k0'",
+        ),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    without = {"exclude": [], "baselines": []} if "axes" in changes else {}
+    with pytest.raises(SpecError) as refusal:
+        load(tmp_path, **{**without, **changes})
+    assert told in str(refusal.value)
+
+
+def quick(tmp_path: Path, model_cache: Path) -> tuple[StudySpec, Plan, LaunchSpec, Path]:
+    """A study of three runs of seconds each: one shared phase, two that branch from it."""
+    overrides = dict(override.split("=", 1) for override in QUICK)
+    values = {field: yaml.safe_load(text) for field, text in overrides.items()}
+    values |= {"engine.kind": "eager", "evaluation.base": True, "evaluation.trained_facts": 1}
+    study, cells = load(
+        tmp_path,
+        overrides=values,
+        axes=[{"name": "k", "field": "phases.generalize.facts_per_relation", "values": [2, 6]}],
+        exclude=[],
+        baselines=[],
+        keep="results",
+    )
+    launch = LaunchSpec(
+        storage=str(tmp_path / "runs"), model_cache=str(model_cache), num_workers=(1, 1)
+    )
+    launch_file = tmp_path / "launch.yaml"
+    launch_file.write_text(launch.model_dump_json())
+    return study, make_plan(study.name, cells), launch, launch_file
+
+
+def test_a_study_runs_goes_on_and_is_collected(tmp_path: Path, model_cache: Path) -> None:
+    from rotescale.analysis.study_table import shared_cost, study_rows, write_table
+
+    study, plan, launch, launch_file = quick(tmp_path, model_cache)
+    told: list[tuple[str, Status]] = []
+
+    def runner() -> StudyRunner:
+        return StudyRunner(
+            study, plan, launch, launch_file, 2, lambda name, status: told.append((name, status))
+        )
+
+    assert runner().run(), (tmp_path / "runs" / "grid").rglob("*.log")
+    parent, *cells = [node.name for node in plan.nodes]
+    assert told[:2] == [(parent, "running"), (parent, "finished")]
+    assert sorted(told[2:]) == sorted(
+        (name, status) for name in cells for status in ("running", "finished")
+    )
+    # Nothing is done twice, and nothing is left of what only training needs.
+    told.clear()
+    assert runner().run()
+    assert told == []
+    folder = StudyDir(launch.storage, study.name)
+    assert CheckpointStore(folder.run(cells[0]), 1).newest() is None
+    rows = study_rows(study, plan, folder)
+    assert {(row["k"], row["stage"]) for row in rows} == {
+        (k, stage) for k in ("2", "6") for stage in ("base", "memorize", "generalize")
+    }
+    assert {row["method"] for row in rows} == {"rote"}
+    trained, alone = shared_cost(plan, folder)
+    assert trained.num_tokens < alone.num_tokens
+    write_table(rows, folder.table)
+    assert pyarrow.parquet.read_table(folder.table).num_rows == len(rows)
+
+
+def test_what_goes_on_from_a_failed_run_is_not_started(tmp_path: Path, model_cache: Path) -> None:
+    study, plan, launch, launch_file = quick(tmp_path, model_cache)
+    parent = plan.nodes[0].name
+    storage = tmp_path / "runs"
+    storage.mkdir()
+    # A file where the run's folder must go.
+    (storage / parent).write_text("")
+    runner = StudyRunner(study, plan, launch, launch_file, 1, lambda *_: None)
+    assert not runner.run()
+    assert list(runner.status.values()) == ["failed", "blocked", "blocked"]
+    assert Outcome.read(runner.folder.run(plan.nodes[1].name)) is None
+
+
+def test_a_table_without_results_is_refused(tmp_path: Path) -> None:
+    from rotescale.analysis.study_table import write_table
+
+    with pytest.raises(DataError, match="no run of the study was measured yet"):
+        write_table([], tmp_path / "results.parquet")
