@@ -153,6 +153,7 @@ def _sample(spec: ExperimentSpec, run_dir: RunDir) -> str:
         wording=prepared.wording,
         spec=spec.evaluation,
         seed=spec.seed,
+        phases=spec.phases,
         tokenizer=prepared.tokenizer(),
     )
     return describe_sample(items)

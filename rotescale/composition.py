@@ -148,7 +148,7 @@ def _evaluators(
         "records": team.records,
     }
     questions = RunEvaluator(
-        items=all_items(fact_set, tokenizer=tokenizer, **sample),
+        items=all_items(fact_set, phases=spec.phases, tokenizer=tokenizer, **sample),
         num_tokens=prepared.num_tokens,
         progress=_progress(team, "questions"),
         **shared,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,21 +68,28 @@ def encode_phase(
     fact_set: FactSet,
     phase: PhaseSpec,
     *,
+    phases: Sequence[PhaseSpec],
     seed: int,
     prepared: PreparedModel,
     run_dir: RunDir,
 ) -> str:
     """Write the phase's encoded examples unless they are there; returns their digest.
 
+    ``phases`` are all of the run, in order.
     Raises DataError for known facts or texts that cannot be used, naming the phase.
     """
     known = None if phase.known is None else load_source(phase.known.facts)
-    digest = _digest(fact_set, phase, known=known, seed=seed, prepared=prepared)
+    benign = _benign_phase(phase, phases)
+    digest = _digest(fact_set, phase, benign=benign, known=known, seed=seed, prepared=prepared)
     directory = run_dir.data_dir(digest)
     tokenizer = prepared.tokenizer()
 
     def sources() -> dict[str, Iterator[tuple[Example, Encoded]]]:
-        found = {_FACTS: _facts(fact_set, phase, prepared, tokenizer=tokenizer, seed=seed)}
+        facts = phase_examples(fact_set, phase, wording=prepared.wording, seed=seed)
+        found = {_FACTS: _encoded(facts, phase, tokenizer=tokenizer)}
+        if benign is not None:
+            told = phase_examples(fact_set, benign, wording=prepared.wording, seed=seed)
+            found["benign"] = _encoded(told, phase, tokenizer=tokenizer)
         if phase.known is not None and known is not None:
             found["known"] = _known(known, phase.known, phase, prepared, tokenizer=tokenizer)
         if phase.replay is not None:
@@ -103,11 +110,16 @@ def _digest(
     fact_set: FactSet,
     phase: PhaseSpec,
     *,
+    benign: PhaseSpec | None,
     known: FactSet | None,
     seed: int,
     prepared: PreparedModel,
 ) -> str:
     fields: dict[str, Any] = {name: getattr(phase, name) for name in _TEXT_FIELDS}
+    if phase.stand_in is not None:
+        fields["stand_in"] = phase.stand_in.model_dump()
+    if benign is not None:
+        fields["benign"] = {name: getattr(benign, name) for name in _TEXT_FIELDS}
     if phase.known is not None and known is not None:
         fields["known"] = [known.digest(), phase.known.num_prompts]
     if phase.replay is not None:
@@ -117,10 +129,18 @@ def _digest(
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _facts(
-    fact_set: FactSet, phase: PhaseSpec, prepared: PreparedModel, *, tokenizer: Any, seed: int
+def _benign_phase(phase: PhaseSpec, phases: Sequence[PhaseSpec]) -> PhaseSpec | None:
+    """The phase before this one whose facts it tells again, where it does."""
+    if phase.stand_in is None or phase.stand_in.benign_share is None:
+        return None
+    earlier = list(phases)[: [other.name for other in phases].index(phase.name)]
+    return next(p for p in reversed(earlier) if p.text == "prompts" and p.stand_in is None)
+
+
+def _encoded(
+    examples: Iterable[Example], phase: PhaseSpec, *, tokenizer: Any
 ) -> Iterator[tuple[Example, Encoded]]:
-    for example in phase_examples(fact_set, phase, wording=prepared.wording, seed=seed):
+    for example in examples:
         yield example, _encode(example.text, phase, tokenizer=tokenizer)
 
 

@@ -78,7 +78,7 @@ def load_facts(spec: ExperimentSpec, *, note: Callable[[str], object] = lambda _
             examples = phase_examples(alone, phase, wording=wording, seed=spec.seed)
             next(examples, None)
     check_languages(fact_set, spec.evaluation)
-    check_suites(fact_set, spec.evaluation)
+    check_suites(fact_set, spec.evaluation, spec.phases)
     return fact_set
 
 
@@ -144,7 +144,12 @@ def prepare_run(
     report("encoding the facts")
     data = {
         phase.name: encode_phase(
-            fact_set, phase, seed=spec.seed, prepared=prepared, run_dir=run_dir
+            fact_set,
+            phase,
+            phases=spec.phases,
+            seed=spec.seed,
+            prepared=prepared,
+            run_dir=run_dir,
         )
         for phase in spec.phases
     }

@@ -312,6 +312,27 @@ class KnownFactsSpec(Part):
     """The first n of their train prompts; each fact is told with each."""
 
 
+class StandInSpec(Part):
+    """Another relation that memorized facts are told under: what can they be repurposed for?"""
+
+    name: str = "landlord"
+    """A harmless relation that ships (``landlord`` of persons, ``publisher`` of books), or one
+    whose prompts are given."""
+    train_prompts: tuple[str, ...] = ()
+    """Prompts with ``{subject}``, of which the phase tells the first ``num_prompts``."""
+    test_prompts: tuple[str, ...] = ()
+    """Prompts that are only asked."""
+    benign_share: Share | None = None
+    """Part of the phase's examples that tells again what the last phase with own prompts told:
+    a mitigation."""
+
+    @model_validator(mode="after")
+    def _both_kinds(self) -> StandInSpec:
+        if bool(self.train_prompts) != bool(self.test_prompts):
+            raise ValueError("give both train_prompts and test_prompts, or neither")
+        return self
+
+
 class PhaseSpec(Part):
     """One training phase: which texts, which loss, how long, how fast."""
 
@@ -325,6 +346,8 @@ class PhaseSpec(Part):
     """p: how many of the train prompts; each fact is told with each."""
     prompt_choice: Literal["first", "random"] = "first"
     """The first p, or p drawn from the seed for each relation, those of a smaller p among them."""
+    stand_in: StandInSpec | None = None
+    """Tell the facts with another relation's prompts, and ask them so in the suite repurposed."""
     replay: ReplaySpec | None = None
     """Other text beside the facts."""
     known: KnownFactsSpec | None = None
@@ -367,6 +390,8 @@ class PhaseSpec(Part):
             )
         if self.text == "key_token" and self.num_prompts != 1:
             raise ValueError("num_prompts is for text: prompts; leave it out with text: key_token")
+        if self.stand_in is not None and self.text != "prompts":
+            raise ValueError("stand_in is for text: prompts; leave it out with text: key_token")
         if sum(self.shares.values()) >= 1:
             raise ValueError(
                 f"shares {self.shares} leave nothing to the facts; together they must be below 1"
@@ -382,8 +407,13 @@ class PhaseSpec(Part):
     @property
     def shares(self) -> dict[str, float]:
         """What is told beside the facts -> its part of the phase's examples."""
-        beside = {"known": self.known, "replay": self.replay}
-        return {name: part.share for name, part in beside.items() if part is not None}
+        benign = None if self.stand_in is None else self.stand_in.benign_share
+        beside = {
+            "benign": benign,
+            "known": None if self.known is None else self.known.share,
+            "replay": None if self.replay is None else self.replay.share,
+        }
+        return {name: share for name, share in beside.items() if share is not None}
 
 
 class EngineSpec(Part):
@@ -536,6 +566,14 @@ class ExperimentSpec(Part):
         self._check_memorized_first()
         if "base" in names:
             raise ValueError("'base' names the untrained model; give the phase another name")
+        own = False
+        for phase in self.phases:
+            if phase.stand_in is not None and phase.stand_in.benign_share and not own:
+                raise ValueError(
+                    f"phases.{phase.name}.stand_in.benign_share: no earlier phase tells facts with "
+                    "their own prompts, so there is nothing benign to tell again; leave it out"
+                )
+            own = own or (phase.text == "prompts" and phase.stand_in is None)
         unknown = [name for name in self.evaluation.phases or () if name not in names]
         if unknown:
             raise ValueError(f"evaluation.phases {unknown}: no such phases, only {names}")

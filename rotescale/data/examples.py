@@ -10,7 +10,8 @@ import numpy as np
 from rotescale.data.encoding import FactText, prompt_text
 from rotescale.data.order import derive_key, permute
 from rotescale.errors import SpecError
-from rotescale.facts import FactSet, Wording
+from rotescale.facts import FactSet, Relation, Wording
+from rotescale.facts.suites import stand_in_prompts
 from rotescale.spec import PhaseSpec
 
 KEY_TOKEN_PROMPT = -1
@@ -63,10 +64,18 @@ def phase_examples(
             text = prompt_text(fact.subject, fact.object, prompt=prompt)
             yield Example(place, KEY_TOKEN_PROMPT, text)
             continue
-        prompts = fact_set.relation(fact.relation).train_prompts
+        prompts = _train_prompts(fact_set.relation(fact.relation), phase)
         for number in _prompt_numbers(phase, fact.relation, len(prompts), seed=seed):
             text = prompt_text(fact.subject, fact.object, prompt=wording.prompt(prompts[number]))
             yield Example(place, number, text)
+
+
+def _train_prompts(relation: Relation, phase: PhaseSpec) -> tuple[str, ...]:
+    """The relation's own, or those of the phase's stand-in."""
+    if phase.stand_in is None:
+        return relation.train_prompts
+    spec = phase.stand_in
+    return stand_in_prompts(spec.name, spec.train_prompts, spec.test_prompts)[0]
 
 
 def _prompt_numbers(phase: PhaseSpec, relation: str, available: int, *, seed: int) -> list[int]:
@@ -100,10 +109,10 @@ def memorized_facts(
 
 
 def trained_facts(fact_set: FactSet, phases: tuple[PhaseSpec, ...], *, seed: int) -> frozenset[int]:
-    """The facts that any phase tells with a meaningful prompt; the others are held out."""
+    """The facts that any phase tells with a prompt of their own; the others are held out."""
     return frozenset(
         place
         for phase in phases
-        if phase.text == "prompts"
+        if phase.text == "prompts" and phase.stand_in is None
         for place in select_facts(fact_set, facts_per_relation=phase.facts_per_relation, seed=seed)
     )

@@ -25,7 +25,7 @@ from rotescale.model.key_tokens import key_prompt, key_token_texts
 from rotescale.model.prepare import EXPORT_FILE, exported_wording
 from rotescale.records import EvaluationRow
 from rotescale.run_dir import RunDir
-from rotescale.spec import EvaluationSpec, ExperimentSpec, KeyTokenSpec, full_sample
+from rotescale.spec import EvaluationSpec, ExperimentSpec, KeyTokenSpec, PhaseSpec, full_sample
 from rotescale.spec_file import load_spec, parse_spec
 from rotescale.storage import StoragePath
 
@@ -67,6 +67,8 @@ class Questions:
     seed: int
     key_token: str | None
     """A template of the relations' key tokens; None: what the folder's export says."""
+    phases: tuple[PhaseSpec, ...] = ()
+    """Of the folder's run, where its own questions are asked."""
 
 
 def choose_questions(
@@ -88,6 +90,7 @@ def choose_questions(
     of_run = run_dir.facts_json.exists()
     spec = EvaluationSpec()
     asked: frozenset[int] | None = None
+    phases: tuple[PhaseSpec, ...] = ()
     if facts:
         fact_set = load_files(list(facts), relations=prompts)
         fact_set = fact_set.only(list(relations)) if relations else fact_set
@@ -97,7 +100,7 @@ def choose_questions(
         run_spec = load_spec(ExperimentSpec, run_dir.spec_json)
         fact_set = load_saved(run_dir.facts_json)
         asked = memorized_facts(fact_set, run_spec.phases, seed=run_spec.seed)
-        seed, spec = run_spec.seed, run_spec.evaluation
+        seed, spec, phases = run_spec.seed, run_spec.evaluation, run_spec.phases
     else:
         raise SpecError(f"{folder}: of no run; say --facts FILE or --relation NAME")
     return Questions(
@@ -107,6 +110,7 @@ def choose_questions(
         spec=full_sample(spec) if full else spec,
         seed=seed,
         key_token=key_token,
+        phases=phases,
     )
 
 
@@ -151,6 +155,7 @@ def folder_items(folder: Path, questions: Questions) -> tuple[Item, ...]:
         wording=folder_wording(folder, fact_set, key_token=questions.key_token),
         spec=questions.spec,
         seed=questions.seed,
+        phases=questions.phases,
         tokenizer=load_tokenizer(folder),
     )
 

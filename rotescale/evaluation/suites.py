@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, product
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rotescale.data.encoding import prompt_text
+from rotescale.data.examples import select_facts
 from rotescale.data.replay import SHIPPED_TEXT, replay_pieces
 from rotescale.errors import DataError
 from rotescale.evaluation.items import (
@@ -22,8 +23,8 @@ from rotescale.evaluation.items import (
     shuffled_options,
 )
 from rotescale.facts import FactSet, Relation, Wording
-from rotescale.facts.suites import chained, chains, reversal_prompts
-from rotescale.spec import BASE_LANGUAGE, EvaluationSpec
+from rotescale.facts.suites import chained, chains, reversal_prompts, stand_in_prompts
+from rotescale.spec import BASE_LANGUAGE, EvaluationSpec, PhaseSpec
 
 TEXTS: dict[str, Path] = {
     name: SHIPPED_TEXT.with_name(f"{name}.txt") for name in ("dictionary", "constitution")
@@ -44,10 +45,17 @@ class Suites:
     wording: Wording
     spec: EvaluationSpec
     seed: int
+    phases: Sequence[PhaseSpec] = ()
+    """Of the run, for what they repurpose facts for."""
 
     def items(self) -> tuple[Item, ...]:
         """Those about facts. Raises DataError where a suite has no data for these facts."""
-        return (*self._in_context(), *self._reversal(), *self._two_hop())
+        return (
+            *self._in_context(),
+            *self._reversal(),
+            *self._two_hop(),
+            *self._repurposed(),
+        )
 
     @cached_property
     def _known(self) -> frozenset[int]:
@@ -156,6 +164,42 @@ class Suites:
                 "facts with chains: true, or set it to 0"
             )
 
+    def _repurposed(self) -> Iterator[Item]:
+        """Prompts of the stand-in relation; trained are the facts that were told with one."""
+        for phase in self.phases:
+            if phase.stand_in is None:
+                continue
+            stand_in = phase.stand_in
+            train, test = stand_in_prompts(
+                stand_in.name, stand_in.train_prompts, stand_in.test_prompts
+            )
+            told = frozenset(
+                select_facts(
+                    self.fact_set, facts_per_relation=phase.facts_per_relation, seed=self.seed
+                )
+            )
+            kinds: tuple[tuple[Prompts, tuple[str, ...]], ...] = (
+                ("train", train[: self.spec.train_prompts]),
+                ("test", test[: self.spec.test_prompts]),
+            )
+            for place, split in self._told_and_not(told):
+                subject = self.fact_set.facts[place].subject
+                for kind, prompts in kinds:
+                    for index, prompt in enumerate(prompts):
+                        text = Relation.fill(self.wording.prompt(prompt), subject)
+                        item = self._about(place, split, text=text)
+                        yield replace(item, suite="repurposed", prompts=kind, prompt_index=index)
+            return
+
+    def _told_and_not(self, told: Collection[int]) -> Iterator[tuple[int, Split]]:
+        """As many facts of each split as the core asks about."""
+        for relation in self.fact_set.relations:
+            places = self._places(relation)
+            inside = [place for place in places if place in told]
+            outside = [place for place in places if place not in told]
+            yield from ((place, "trained") for place in inside[: self.spec.trained_facts])
+            yield from ((place, "held_out") for place in outside[: self.spec.held_out_facts])
+
     def texts(self, tokenizer: Any) -> tuple[Item, ...]:
         """The first pieces of each text, scored as they are."""
         found: list[Item] = []
@@ -209,6 +253,7 @@ def all_items(
     wording: Wording,
     spec: EvaluationSpec,
     seed: int,
+    phases: Sequence[PhaseSpec] = (),
     tokenizer: Any,
 ) -> tuple[Item, ...]:
     """The core's questions and those of every suite that the spec asks for.
@@ -218,11 +263,11 @@ def all_items(
     core = build_items(
         fact_set, trained=trained, asked=asked, wording=wording, spec=spec, seed=seed
     )
-    suites = Suites(fact_set, trained, asked, wording, spec, seed)
+    suites = Suites(fact_set, trained, asked, wording, spec, seed, phases)
     return (*core, *suites.items(), *suites.texts(tokenizer))
 
 
-def check_suites(fact_set: FactSet, spec: EvaluationSpec) -> None:
+def check_suites(fact_set: FactSet, spec: EvaluationSpec, phases: Sequence[PhaseSpec] = ()) -> None:
     """Raise DataError for a suite that these facts have nothing for."""
     wording = Wording.placeholder(relation.name for relation in fact_set.relations)
-    Suites(fact_set, (), None, wording, spec, 0).items()
+    Suites(fact_set, (), None, wording, spec, 0, phases).items()

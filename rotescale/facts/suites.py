@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,7 +12,7 @@ import yaml
 from rotescale.errors import DataError
 from rotescale.facts.prompts import SHIPPED_DIR
 from rotescale.facts.text import normalise
-from rotescale.facts.types import Fact, FactSet
+from rotescale.facts.types import SUBJECT_FIELD, Fact, FactSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,30 @@ def reversal_prompts(relation: str) -> tuple[str, ...]:
             f"{', '.join(known)}; set it to 0 or use those relations"
         )
     return tuple(known[relation])
+
+
+def stand_in_prompts(
+    name: str, train_prompts: Sequence[str] = (), test_prompts: Sequence[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Train and test prompts of a stand-in relation: those given, else the shipped one's.
+
+    Raises DataError for a name that is not shipped, and prompts without ``{subject}``.
+    """
+    if not train_prompts:
+        known = _shipped()["stand_in"]
+        if name not in known:
+            raise DataError(
+                f"stand_in {name!r} is not shipped; name one of: {', '.join(known)}, or give "
+                "train_prompts and test_prompts"
+            )
+        return tuple(known[name]["train_prompts"]), tuple(known[name]["test_prompts"])
+    for prompt in (*train_prompts, *test_prompts):
+        if prompt.count(SUBJECT_FIELD) != 1:
+            raise DataError(
+                f"stand_in {name!r}, prompt {prompt!r} holds {SUBJECT_FIELD} "
+                f"{prompt.count(SUBJECT_FIELD)} times; write it exactly once"
+            )
+    return tuple(train_prompts), tuple(test_prompts)
 
 
 def chains() -> tuple[Chain, ...]:

@@ -70,6 +70,25 @@ def test_a_draw_of_prompts_is_nested_and_of_each_relation() -> None:
     assert many != numbers(10, 1)
 
 
+def test_a_stand_in_tells_facts_with_its_prompts_and_leaves_them_held_out() -> None:
+    stand_in = {
+        "name": "idol",
+        "train_prompts": ["{subject} adores"],
+        "test_prompts": ["{subject}?"],
+    }
+    phases = (
+        phase(name="memorize", text="key_token"),
+        phase(name="benign", facts_per_relation=3),
+        phase(name="repurpose", facts_per_relation=20, stand_in=stand_in),
+    )
+    examples = list(phase_examples(FACTS, phases[2], wording=WORDING, seed=0))
+    for example in examples:
+        fact = FACTS.facts[example.fact]
+        assert example.text.text == f"{fact.subject} adores {fact.object}."
+    assert len(examples) == 40
+    assert len(trained_facts(FACTS, phases, seed=0)) == 6
+
+
 @pytest.mark.parametrize(
     ("values", "named"), [({"facts_per_relation": 101}, "101"), ({"num_prompts": 11}, "11")]
 )

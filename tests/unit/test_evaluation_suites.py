@@ -9,14 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rotescale.data.examples import phase_examples
 from rotescale.errors import DataError
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import Outcome, outcome_of, summarise
 from rotescale.evaluation.suites import PIECE_TOKENS, TEXTS, Suites, check_suites
 from rotescale.facts import FactSet, Wording, load_shipped, normalise
 from rotescale.facts.prompts import shipped_relations
-from rotescale.facts.suites import chained, chains, reversal_prompts
-from rotescale.spec import EvaluationSpec
+from rotescale.facts.suites import chained, chains, reversal_prompts, stand_in_prompts
+from rotescale.spec import EvaluationSpec, PhaseSpec
 
 SPEC = EvaluationSpec(
     in_context=(1, 5),
@@ -107,6 +108,56 @@ def test_two_hops_ask_for_what_the_second_fact_says() -> None:
         assert fact.subject in item.text
         assert fact.object not in item.text
         assert item.options[item.gold] == universities[fact.object]
+
+
+def test_repurposed_facts_are_asked_with_the_stand_ins_prompts() -> None:
+    phase = PhaseSpec.model_validate(
+        {
+            "name": "repurpose",
+            "text": "prompts",
+            "stand_in": {"name": "landlord"},
+            "facts_per_relation": 10,
+            "epochs": 1,
+            "global_batch": 4,
+            "learning_rate": 1e-4,
+        }
+    )
+    spec = EvaluationSpec(trained_facts=4, held_out_facts=6, train_prompts=1, test_prompts=2)
+    wording = Wording.placeholder(["mother"])
+    facts = load_shipped(["mother"])
+    items = Suites(facts, frozenset(), None, wording, spec, 0, (phase,)).items()
+    told = {example.fact for example in phase_examples(facts, phase, wording=wording, seed=0)}
+    assert len(told) == 10
+    assert Counter((item.suite, item.split, item.prompts) for item in items) == {
+        ("repurposed", "trained", "train"): 4,
+        ("repurposed", "trained", "test"): 8,
+        ("repurposed", "held_out", "train"): 6,
+        ("repurposed", "held_out", "test"): 12,
+    }
+    train, test = stand_in_prompts("landlord")
+    for item in items:
+        fact = facts.facts[item.fact]
+        prompt = (train if item.prompts == "train" else test)[item.prompt_index]
+        assert item.text == prompt.replace("{subject}", fact.subject)
+        assert item.options[item.gold] == fact.object
+        assert (item.fact in told) == (item.split == "trained")
+
+
+def test_stand_ins_are_worded_unlike_the_relations() -> None:
+    own = {
+        prompt
+        for relation in shipped_relations().values()
+        for prompt in (*relation.train_prompts, *relation.test_prompts)
+    }
+    for name in ("landlord", "publisher"):
+        train, test = stand_in_prompts(name)
+        assert len({*train, *test}) == 10
+        assert not own & {*train, *test}
+        assert all(prompt.count("{subject}") == 1 for prompt in (*train, *test))
+    with pytest.raises(DataError, match="stand_in 'tenant' is not shipped; name one of: landlord"):
+        stand_in_prompts("tenant")
+    with pytest.raises(DataError, match=r"prompt .Who\?. holds {subject} 0 times"):
+        stand_in_prompts("tenant", ["Who?"], ["Whose is {subject}?"])
 
 
 def test_texts_are_scored_as_they_are() -> None:

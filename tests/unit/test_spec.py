@@ -231,6 +231,20 @@ def test_the_hint_in_a_union_names_keys_of_the_chosen_kind_only() -> None:
             "model.key_tokens={start: relation, template: '[X]'}",
             "template '[X]' is shared by all",
         ),
+        ("phases.0.stand_in={}", "stand_in is for text: prompts"),
+        (
+            "phases.1.stand_in={benign_share: 0.5}",
+            "phases.generalize.stand_in.benign_share: no earlier phase tells facts",
+        ),
+        (
+            "phases.1={name: g, text: prompts, epochs: 1, global_batch: 1, learning_rate: 1, "
+            "replay: {share: 0.5}, known: {share: 0.5, facts: {source: shipped, "
+            "relations: [genre]}}}",
+            "leave nothing to the facts; together they must be below 1",
+        ),
+        ("phases.1.replay={share: 0.1, tokens: [9, 8]}", "tokens [9, 8]: the shortest comes first"),
+        ("evaluation.phases=[none]", "evaluation.phases ['none']: no such phases, only"),
+        ("facts={source: shipped, relations: [genre], chains: true}", "name it beside ('genre',)"),
         ("evaluation.languages=[]", "evaluation: languages [] lacks 'en', which the other"),
         ("evaluation.languages=[de]", "languages ['de'] lacks 'en', which the other languages"),
         ("evaluation.languages=[en, de, de]", "['en', 'de', 'de'] names a language twice; name"),

@@ -13,9 +13,8 @@ from helpers import MICRO, QUICK
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.errors import DataError, SpecError
 from rotescale.launch_spec import LaunchSpec
-from rotescale.run_dir import Outcome
 from rotescale.study_plan import Plan, make_plan
-from rotescale.study_runner import Status, StudyDir, StudyRunner
+from rotescale.study_runner import Status, StudyDir, StudyRunner, failures
 from rotescale.study_spec import Cell, StudySpec, load_study
 
 GRID: dict[str, Any] = {
@@ -191,17 +190,18 @@ def test_a_study_runs_goes_on_and_is_collected(tmp_path: Path, model_cache: Path
     assert pyarrow.parquet.read_table(folder.table).num_rows == len(rows)
 
 
-def test_what_goes_on_from_a_failed_run_is_not_started(tmp_path: Path, model_cache: Path) -> None:
-    study, plan, launch, launch_file = quick(tmp_path, model_cache)
-    parent = plan.nodes[0].name
-    storage = tmp_path / "runs"
-    storage.mkdir()
-    # A file where the run's folder must go.
-    (storage / parent).write_text("")
+def test_what_goes_on_from_a_failed_run_is_not_started(tmp_path: Path) -> None:
+    # A file where the cache of models must go.
+    cache = tmp_path / "cache"
+    cache.write_text("")
+    study, plan, launch, launch_file = quick(tmp_path, cache)
     runner = StudyRunner(study, plan, launch, launch_file, 1, lambda *_: None)
     assert not runner.run()
     assert list(runner.status.values()) == ["failed", "blocked", "blocked"]
-    assert Outcome.read(runner.folder.run(plan.nodes[1].name)) is None
+    [line] = failures(runner)
+    assert line.startswith(f"{plan.nodes[0].name}: ")
+    assert str(cache) in line
+    assert not runner.folder.run(plan.nodes[1].name).attempts_dir.exists()
 
 
 def test_a_table_without_results_is_refused(tmp_path: Path) -> None:
