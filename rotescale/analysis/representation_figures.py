@@ -43,9 +43,9 @@ def stages_figure(
     chosen = [row for row in _english(rows, split) if row.layer == layer]
     stages = stages_of(chosen)
     metrics = [metric for metric in _METRICS if any(row.metric == metric for row in chosen)]
-    figure = _figure(width=1.2 + max(4.6, 1.3 * len(stages)) * len(metrics), height=4.4)
+    figure = _figure(width=max(7.5, 1.5 + 1.2 * len(stages)), height=0.8 + 3.4 * len(metrics))
     for number, metric in enumerate(metrics, start=1):
-        axes = figure.add_subplot(1, len(metrics), number)
+        axes = figure.add_subplot(len(metrics), 1, number)
         for kind, (colour, marker) in _KINDS.items():
             points = {
                 (row.stage, row.epoch): row

@@ -130,7 +130,7 @@ def layer_table(rows: Sequence[EvaluationRow], *, layer: int) -> Table:
 def range_table(rows: Sequence[EvaluationRow]) -> Table:
     """The least and the greatest value over the layers, each with its layer."""
     stages = stages_of(rows)
-    table = _table(f"least to greatest over layers 0 to {last_layer(rows)} (in brackets)", stages)
+    table = _table(f"least and greatest value (layer) of layers 0 to {last_layer(rows)}", stages)
     for split, name, line in _lines(rows):
         cells = []
         for stage in stages:
@@ -180,7 +180,7 @@ def _cell(row: EvaluationRow | None) -> str:
 
 def _range(rows: Sequence[EvaluationRow]) -> str:
     least, greatest = (choose(rows, key=lambda row: row.value) for choose in (min, max))
-    return f"{least.value:.3f} ({least.layer}) to {greatest.value:.3f} ({greatest.layer})"
+    return f"{least.value:.2f} ({least.layer}) {greatest.value:.2f} ({greatest.layer})"
 
 
 def principal_components(
