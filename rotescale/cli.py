@@ -18,6 +18,7 @@ from rotescale.facts_cli import facts_app, say
 from rotescale.inject_cli import inject
 from rotescale.launch_spec import LaunchSpec
 from rotescale.records import EvaluationRow
+from rotescale.representations_cli import representations
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json, load_spec
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(facts_app, name="facts")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.command()(representations)
 app.command()(study)
 app.command()(inject)
 console = Console()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,9 @@ from rotescale.data.order import Batches, Order, mixed_sources
 from rotescale.data.shards import ExampleShards
 from rotescale.data.stream import Stream
 from rotescale.engine.base import Engine, OptimizerSettings
+from rotescale.evaluation.representations import RunRepresentations
 from rotescale.evaluation.stage import RunEvaluator
+from rotescale.evaluation.states import build_texts
 from rotescale.evaluation.suites import all_items
 from rotescale.facts.saved import load_saved
 from rotescale.launch_spec import StageLimits
@@ -28,7 +31,7 @@ from rotescale.model.prepare import PreparedModel
 from rotescale.notices import Notices, Preemption
 from rotescale.persistence import Persistence
 from rotescale.phase_plan import PhasePlan
-from rotescale.phases import Training
+from rotescale.phases import StageEvaluator, Training
 from rotescale.preparation import Resolved, versions
 from rotescale.records import RecordWriter
 from rotescale.run_dir import RunDir
@@ -98,7 +101,7 @@ def make_training(
         checkpoints=checkpoints,
         persistence=Persistence(spec, team, checkpoints, saver, versions()),
         plans=_plans(spec, resolved, run_dir),
-        evaluator=_evaluator(spec, resolved, run_dir, prepared, team=team),
+        evaluators=_evaluators(spec, resolved, run_dir, prepared, team=team),
         watchdog=watchdog,
         notices=Notices(
             run_dir,
@@ -116,39 +119,45 @@ def _record_hang(team: Team, run_dir: RunDir, log: Path, message: str) -> None:
     run_dir.upload_log(log)
 
 
-def _evaluator(
+def _evaluators(
     spec: ExperimentSpec,
     resolved: Resolved,
     run_dir: RunDir,
     prepared: PreparedModel,
     *,
     team: Team,
-) -> RunEvaluator:
+) -> tuple[StageEvaluator, ...]:
+    """Questions, and hidden states where the spec wants them, of the same facts."""
     fact_set = load_saved(run_dir.facts_json)
     tokenizer = prepared.tokenizer()
-    items = all_items(
-        fact_set,
-        trained=trained_facts(fact_set, spec.phases, seed=spec.seed),
-        asked=memorized_facts(fact_set, spec.phases, seed=spec.seed),
-        wording=prepared.wording,
-        spec=spec.evaluation,
-        seed=spec.seed,
-        phases=spec.phases,
-        tokenizer=tokenizer,
-    )
-    return RunEvaluator(
-        engine=team.engine,
-        items=items,
-        tokenizer=tokenizer,
+    sample: dict[str, Any] = {
+        "trained": trained_facts(fact_set, spec.phases, seed=spec.seed),
+        "asked": memorized_facts(fact_set, spec.phases, seed=spec.seed),
+        "wording": prepared.wording,
+        "spec": spec.evaluation,
+        "seed": spec.seed,
+    }
+    shared: dict[str, Any] = {
+        "engine": team.engine,
+        "tokenizer": tokenizer,
+        "mode": resolved.evaluation_mode,
+        "spec": spec.evaluation,
+        "seed": spec.seed,
+        "run_dir": run_dir,
+        "attempt": team.attempt,
+        "records": team.records,
+    }
+    questions = RunEvaluator(
+        items=all_items(fact_set, phases=spec.phases, tokenizer=tokenizer, **sample),
         num_tokens=prepared.num_tokens,
-        mode=resolved.evaluation_mode,
-        spec=spec.evaluation,
-        seed=spec.seed,
-        run_dir=run_dir,
-        attempt=team.attempt,
-        records=team.records,
-        progress=_progress(team),
+        progress=_progress(team, "questions"),
+        **shared,
     )
+    if spec.evaluation.representation_facts == 0:
+        return (questions,)
+    texts = build_texts(fact_set, **sample)
+    states = RunRepresentations(texts=texts, progress=_progress(team, "hidden states"), **shared)
+    return questions, states
 
 
 def _plans(spec: ExperimentSpec, resolved: Resolved, run_dir: RunDir) -> tuple[PhasePlan, ...]:
@@ -164,7 +173,7 @@ def _plans(spec: ExperimentSpec, resolved: Resolved, run_dir: RunDir) -> tuple[P
     return tuple(plans)
 
 
-def _progress(team: Team) -> Callable[[str, int, int], None]:
+def _progress(team: Team, what: str) -> Callable[[str, int, int], None]:
     """Records how far an evaluation is, on rank 0, every few seconds and at its end."""
     last = 0.0
 
@@ -174,7 +183,7 @@ def _progress(team: Team) -> Callable[[str, int, int], None]:
         if now - last < _PROGRESS_SECONDS and done < total:
             return
         last = now
-        message = f"{stage}: {done} of {total} questions"
-        team.event("evaluation", message, stage=stage, done=done, total=total)
+        message = f"{stage}: {done} of {total} {what}"
+        team.event("evaluation", message, stage=stage, done=done, total=total, what=what)
 
     return progress

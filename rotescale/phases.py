@@ -45,7 +45,8 @@ class Training:
     checkpoints: TeamCheckpoints
     persistence: Persistence
     plans: tuple[PhasePlan, ...]
-    evaluator: StageEvaluator
+    evaluators: tuple[StageEvaluator, ...]
+    """In the order in which they measure a stage."""
     watchdog: Watchdog
     notices: Notices
 
@@ -201,19 +202,24 @@ class Training:
         return step
 
     def _evaluate(self, stage: str, epoch: int | None, end: Found | None = None) -> None:
-        """Collective: every rank calls this. Measure what the engine holds."""
+        """Collective: every rank calls this. Measure what the engine holds, as far as it is not."""
         self.watchdog.arm("save")
         # A whole copy of the model may need the memory that the next save needs again.
         self.persistence.saver.release()
         self.notices.rest(True)
         self.watchdog.arm("evaluation")
         fault_point("evaluation", phase=stage, epoch=epoch, **self.team.where)
-        self.evaluator.evaluate(stage, epoch, None if end is None else end.name)
+        name = None if end is None else end.name
+        for evaluator in self.evaluators:
+            if not self.team.agreed(evaluator.is_done, stage, epoch, name):
+                self.watchdog.arm("evaluation")
+                evaluator.evaluate(stage, epoch, name)
 
     def _is_measured(self, stage: str, epoch: int | None, end: Found | None = None) -> bool:
         """Collective: every rank calls this. Whether that is done, of the checkpoint ``end``."""
-        return self.team.agreed(
-            self.evaluator.is_done, stage, epoch, None if end is None else end.name
+        name = None if end is None else end.name
+        return all(
+            self.team.agreed(evaluator.is_done, stage, epoch, name) for evaluator in self.evaluators
         )
 
 

@@ -68,13 +68,15 @@ class EvaluationRow(_Row):
     low: float | None
     high: float | None
     """The 95 % interval; None where there is none."""
+    layer: int | None = None
+    """Of which layer's hidden states, 0 for the embeddings; None where it is about no layer."""
 
     @property
     def key(self) -> tuple[str | int | None, ...]:
         """What is measured; a later attempt's row of the same key replaces an earlier one's."""
         return (
             *(self.relation, self.stage, self.epoch, self.seed, self.suite),
-            *(self.split, self.prompts, self.language, self.metric),
+            *(self.split, self.prompts, self.language, self.metric, self.layer),
         )
 
 

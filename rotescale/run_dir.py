@@ -193,6 +193,16 @@ class RunDir:
         suffix = "" if epoch is None else f"-epoch-{epoch:04d}"
         return self.root / "evaluations" / f"{stage}{suffix}.jsonl"
 
+    @property
+    def representations_dir(self) -> StoragePath:
+        """Hidden states of each stage, and pictures of them."""
+        return self.root / "representations"
+
+    def representations(self, stage: str, epoch: int | None) -> StoragePath:
+        """The hidden states of a stage, in the safetensors format."""
+        suffix = "" if epoch is None else f"-epoch-{epoch:04d}"
+        return self.representations_dir / f"{stage}{suffix}.safetensors"
+
     def attempt(self, number: int) -> StoragePath:
         """The file that makes attempt ``number`` exist."""
         return self.attempts_dir / f"{number:04d}.json"

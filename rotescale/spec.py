@@ -492,6 +492,11 @@ class EvaluationSpec(Part):
     """Length limit of greedy generation."""
     bootstrap_samples: PositiveInt = 10_000
     """Resamplings behind a 95 % interval."""
+    representation_facts: NonNegativeInt | None = 0
+    """Facts per relation, over both splits, whose hidden states are kept, with the key token and
+    with the prompts above; 0: none."""
+    representation_dtype: Literal["float32", "float16"] = "float32"
+    """The dtype in which hidden states are kept."""
 
     @model_validator(mode="after")
     def _compares_languages(self) -> EvaluationSpec:
@@ -626,12 +631,14 @@ class ExperimentSpec(Part):
 
 
 def full_sample(spec: EvaluationSpec) -> EvaluationSpec:
-    """The same evaluation with nothing sampled."""
+    """The same evaluation with nothing sampled; hidden states stay off where they are off."""
     sampled = {
         name: None
         for name, field in EvaluationSpec.model_fields.items()
         if type(None) in get_args(field.annotation) and name != "phases"
     }
+    if spec.representation_facts == 0:
+        del sampled["representation_facts"]
     return spec.model_copy(update=sampled)
 
 

@@ -79,7 +79,8 @@ class RunProgress:
     def _show_event(self, event: EventRow) -> None:
         if event.name == "evaluation":
             details = event.details
-            task = self._task(f"evaluate {details['stage']}", total=details["total"])
+            verb = "states" if details.get("what") == "hidden states" else "evaluate"
+            task = self._task(f"{verb} {details['stage']}", total=details["total"])
             self._progress.update(task, completed=details["done"])
         elif event.name in ("attempt", "resumed", "checkpoint", "export"):
             self._progress.console.print(f"  {event.name}: {event.message}", style="dim")

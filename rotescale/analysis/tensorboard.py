@@ -50,6 +50,8 @@ class TensorBoardWriter:
         tag = f"{row.metric}/{row.relation}/{row.split}/{row.prompts}/{row.stage}"
         if row.language != BASE_LANGUAGE:
             tag += f"/{row.language}"
+        if row.layer is not None:
+            tag += f"/layer-{row.layer:03d}"
         if row.suite != "core":
             tag = f"{row.suite}/{tag}"
         self._writer.add_scalar(tag, row.value, row.epoch or 0)

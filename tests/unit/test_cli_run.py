@@ -15,7 +15,7 @@ from rotescale.run_dir import RunDir
 
 COLUMNS = [
     *("relation", "stage", "epoch", "seed", "suite", "split", "prompts", "language", "metric"),
-    *("value", "count", "low", "high"),
+    *("value", "count", "low", "high", "layer"),
 ]
 
 

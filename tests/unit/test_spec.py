@@ -18,6 +18,7 @@ from rotescale.spec import (
     ModelSpec,
     Part,
     RandomWeights,
+    full_sample,
     results_fields,
 )
 from rotescale.spec_file import dump_json, load_spec, parse_spec
@@ -178,6 +179,9 @@ def test_full_evaluation_samples_nothing() -> None:
     assert full.train_prompts is full.test_prompts is full.unrelated_prompts is None
     assert full.control_facts is full.generation_facts is None
     assert (full.base, full.max_new_tokens) == (True, 8), "they sample nothing"
+    assert full.representation_facts == 0, "off is no sample"
+    some = EvaluationSpec(representation_facts=5)
+    assert full_sample(some).representation_facts is None
     assert parse_spec(EvaluationSpec, full.model_dump(), where="here") == full
 
 
