@@ -43,7 +43,7 @@ TORCH_FREE = [
     *("rotescale.records", "rotescale.facts", "rotescale.planning.memory"),
     *("rotescale.checkpoint.manifest", "rotescale.cli", "launcher.cli"),
 ]
-HEAVY = ("obstore", "torch", "ray", "deepspeed", "transformers", "datasets", "matplotlib")
+HEAVY = ("obstore", "torch", "ray", "deepspeed", "transformers", "datasets", "matplotlib", "peft")
 
 
 def modules(package: str) -> dict[str, Path]:
@@ -115,7 +115,8 @@ def test_the_launcher_imports_only_what_is_torch_free(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "owner"), [("deepspeed", "engine/zero3.py"), ("ray", "driver.py")]
+    ("library", "owner"),
+    [("deepspeed", "engine/zero3.py"), ("ray", "driver.py"), ("peft", "model/adapters.py")],
 )
 def test_each_framework_has_one_owner(library: str, owner: str) -> None:
     users = {
