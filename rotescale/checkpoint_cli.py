@@ -119,15 +119,15 @@ def checkpoint_export(
     """Write a Hugging Face folder out of a checkpoint, verifying what is read."""
     from rotescale.checkpoint.slices import CheckpointReader
     from rotescale.model.export import MAX_SHARD_BYTES, finish_export, plan_shards, write_shard
-    from rotescale.model.frozen import WholeReader
     from rotescale.model.prepare import load_prepared
+    from rotescale.model.trained import whole_reader
 
     run_dir = _open(run_folder)
     target = RunDir.at(out).root
     if target.exists() or (isinstance(target, RemotePath) and target.below()):
         raise SpecError(f"{out}: exists already; name a folder that does not")
     found = _chosen_or_newest(run_dir, chosen)
-    frozen = load_spec(ExperimentSpec, run_dir.spec_json).model.frozen
+    model = load_spec(ExperimentSpec, run_dir.spec_json).model
     prepared = load_prepared(run_dir.prepared_model)
     check_base(found.directory, found.manifest, digest=prepared.digest, prepared=prepared.folder)
 
@@ -136,7 +136,7 @@ def checkpoint_export(
     def build(folder: StoragePath) -> None:
         trained = CheckpointReader(found.directory, found.manifest)
         with (
-            WholeReader(trained, prepared=prepared, frozen=frozen) as reader,
+            whole_reader(trained, model, prepared) as reader,
             Progress(console=console) as bar,
         ):
             shards = plan_shards(reader.shapes, dtype=dtype, max_shard_bytes=MAX_SHARD_BYTES)

@@ -25,9 +25,9 @@ from rotescale.evaluation.suites import all_items
 from rotescale.facts.saved import load_saved
 from rotescale.launch_spec import StageLimits
 from rotescale.local_copy import local_copy
-from rotescale.model.build import build_model, model_layout
-from rotescale.model.frozen import freeze, frozen_names
+from rotescale.model.build import build_model
 from rotescale.model.prepare import PreparedModel
+from rotescale.model.trained import trainable_part
 from rotescale.notices import Notices, Preemption
 from rotescale.persistence import Persistence
 from rotescale.phase_plan import PhasePlan
@@ -48,7 +48,7 @@ def make_engine(spec: ExperimentSpec, prepared: PreparedModel) -> Engine:
     """Collective: every rank calls this."""
     # Also imports the architecture's code, which ZeRO's context would disturb.
     config = prepared.config()
-    frozen = frozen_names(spec.model.frozen, model_layout(config))
+    only_trainable = trainable_part(spec.model, config)
 
     def build() -> nn.Module:
         model = build_model(
@@ -57,7 +57,7 @@ def make_engine(spec: ExperimentSpec, prepared: PreparedModel) -> Engine:
             dtype=_DTYPES[spec.engine.precision],
             activation_checkpointing=spec.model.activation_checkpointing,
         )
-        return freeze(model, frozen)
+        return only_trainable(model)
 
     first = spec.phases[0]
     settings = OptimizerSettings(
@@ -90,7 +90,7 @@ def make_training(
     team = Team(engine, RecordWriter(run_dir, attempt=attempt, rank=engine.rank), attempt)
     store = CheckpointStore(run_dir, attempt)
     resolved = Resolved.read(run_dir)
-    checkpoints = TeamCheckpoints(run_dir, team, store, prepared, spec.model.frozen)
+    checkpoints = TeamCheckpoints(run_dir, team, store, prepared, spec.model)
     saver = CheckpointSaver(
         rank=engine.rank, world_size=engine.world_size, publish_seconds=limits.save_seconds
     )

@@ -20,6 +20,7 @@ from rotescale.model.export import (
     plan_shards,
     write_shard,
 )
+from rotescale.model.trained import start_reader
 from rotescale.phase_plan import PhasePlan
 from rotescale.records import RecordReader, best_steps
 from rotescale.run_dir import CheckpointKind
@@ -94,7 +95,7 @@ class Persistence:
 
     def load_base(self) -> None:
         """Collective: every rank calls this. The prepared model, with a new optimizer."""
-        with self.checkpoints.prepared.reader() as reader:
+        with start_reader(self.spec.model, self.checkpoints.prepared) as reader:
             self._load(reader, optimizer_step=None)
 
     def load_checkpoint(self, directory: StoragePath, *, optimizer_step: int | None) -> None:

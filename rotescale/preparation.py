@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +33,7 @@ from rotescale.spec_file import dump_json
 from rotescale.storage import write_atomic
 
 OUTCOME_RESERVE_BYTES = 64 << 10
-PACKAGES = ("torch", "deepspeed", "transformers", "ray", "datasets", "safetensors")
+PACKAGES = ("torch", "deepspeed", "transformers", "ray", "datasets", "safetensors", "peft")
 
 
 class Resolved(BaseModel):
@@ -45,6 +44,7 @@ class Resolved(BaseModel):
     model: ModelSpec
     """The model with what may move pinned: the hub's commit, an absolute path."""
     num_parameters: int
+    """Of the model that is trained, adapters included."""
     evaluation_mode: EvaluationMode
     data: dict[str, str]
     """Phase -> digest of its encoded examples."""
@@ -111,11 +111,10 @@ def prepare_run(
     # transformers imports DeepSpeed, which complains of a machine without a GPU unless told.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if launch.gpus_per_worker else "cpu")
     # transformers takes seconds to import, and a refused spec should not wait for it.
-    from rotescale.model.build import model_layout
     from rotescale.model.folder import check_folder, load_config
-    from rotescale.model.frozen import frozen_names
     from rotescale.model.prepare import prepare
     from rotescale.model.sources import fetch, resolved
+    from rotescale.model.trained import check_trainable, count_parameters
 
     fact_set = load_facts(spec)
     _check_devices(launch)
@@ -128,7 +127,7 @@ def prepare_run(
     report("fetching the model")
     base = fetch(weights, cache=Path(launch.model_cache), texts=_texts(fact_set, spec))
     check_folder(base)
-    frozen_names(spec.model.frozen, model_layout(load_config(base)))
+    check_trainable(spec.model, load_config(base))
     _check_texts(fact_set, spec, base=base)
     run_dir = open_run(root, spec_json=dump_json(spec), digest=spec.digest())
     write_atomic(run_dir.launch_json, dump_json(launch).encode())
@@ -153,10 +152,7 @@ def prepare_run(
         )
         for phase in spec.phases
     }
-    layout = model_layout(prepared.config())
-    sizes = {name: math.prod(shape) for name, shape in layout.shapes.items()}
-    num_parameters = sum(sizes.values())
-    num_frozen = sum(sizes[name] for name in frozen_names(spec.model.frozen, layout))
+    num_parameters, num_trainable = count_parameters(spec.model, prepared.config())
     trained = trained_facts(fact_set, spec.phases, seed=spec.seed)
     found = Resolved(
         model=spec.model.model_copy(update={"weights": resolved(weights, folder=base)}),
@@ -165,7 +161,7 @@ def prepare_run(
             spec,
             launch,
             num_parameters=num_parameters,
-            num_trainable=num_parameters - num_frozen,
+            num_trainable=num_trainable,
         ),
         data=data,
         num_examples={p.name: count_examples(fact_set, p) for p in spec.phases},

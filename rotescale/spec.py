@@ -145,6 +145,26 @@ class KeyTokenSpec(Part):
         return tuple(named.replace("{number}", str(n + 1)) for n in range(self.count))
 
 
+class LoraSpec(Part):
+    """Low-rank adapters beside linear layers, in place of full fine-tuning; without dropout.
+
+    A layer computes ``W x + (alpha / r) B A x``. ``W`` keeps the base's values, as do norms and
+    biases; ``A`` starts at seeded uniform noise and ``B`` at zero.
+    """
+
+    r: PositiveInt = 16
+    """Rows of each ``A`` and columns of each ``B``."""
+    alpha: PositiveFloat = 32.0
+    """The adapters' outputs are scaled by ``alpha / r``."""
+    target_modules: tuple[str, ...] = ()
+    """Which linear layers: ends of their names such as ``q_proj``, or patterns such as
+    ``model.layers.0.*``; ``*`` also stands for dots. Default: all but the output embedding."""
+    train_embeddings: bool = True
+    """Train the embedding matrices whole, beside the adapters. Where false, they keep the base's
+    values and the rows of key tokens stay as they were initialised: what a key token means is then
+    learnt by the layers alone."""
+
+
 class ModelSpec(Part):
     """The model that is trained."""
 
@@ -163,11 +183,25 @@ class ModelSpec(Part):
     frozen: tuple[str, ...] = ()
     """Patterns of the names of parameters that keep the base's values, such as
     ``model.embed_tokens.*`` or ``*.mlp.*``; ``*`` also stands for dots. They are in no checkpoint.
-    Where embeddings are frozen, the rows of key tokens stay as they were initialised."""
+    Where embeddings are frozen, the rows of key tokens stay as they were initialised. Not together
+    with ``lora``."""
+    lora: LoraSpec | None = None
+    """Train low-rank adapters instead of the model's own parameters; exports are merged. Default:
+    full fine-tuning."""
     activation_checkpointing: Annotated[bool, OPERATIONAL] = False
     """Compute activations again in the backward pass instead of keeping them."""
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype of the exported Hugging Face folders; only float32 is the masters, bit for bit."""
+
+    @model_validator(mode="after")
+    def _frozen_or_lora(self) -> ModelSpec:
+        if self.lora is not None and self.frozen:
+            raise ValueError(
+                f"frozen {list(self.frozen)} is for full fine-tuning; with lora, "
+                "lora.target_modules and lora.train_embeddings say what is trained, and all else "
+                "keeps the base's values: drop frozen"
+            )
+        return self
 
 
 class ShippedFacts(Part):

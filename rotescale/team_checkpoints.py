@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
@@ -20,8 +20,11 @@ from rotescale.checkpoint.slices import CheckpointReader
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.errors import CheckpointError
 from rotescale.model.frozen import WholeReader
+from rotescale.model.lora import LoraReader
 from rotescale.model.prepare import PreparedModel
+from rotescale.model.trained import whole_reader
 from rotescale.run_dir import RunDir
+from rotescale.spec import ModelSpec
 from rotescale.storage import StoragePath, relative
 from rotescale.team import Team
 
@@ -68,8 +71,8 @@ class TeamCheckpoints:
     team: Team
     store: CheckpointStore
     prepared: PreparedModel
-    frozen: Sequence[str]
-    """The spec's patterns: what they name is in no checkpoint."""
+    model: ModelSpec
+    """What it does not train is in no checkpoint."""
 
     def newest(self) -> Found | None:
         """Collective: every rank calls this. The checkpoint to go on from; None: the start."""
@@ -106,7 +109,7 @@ class TeamCheckpoints:
         return "none" if newest is None else Found.of(newest, root=self.run_dir.root).name
 
     @contextmanager
-    def reader(self, directory: StoragePath) -> Iterator[WholeReader]:
+    def reader(self, directory: StoragePath) -> Iterator[WholeReader | LoraReader]:
         """Collective: every rank calls this. Reads the whole model, to the end whatever it meets.
 
         Damage that it has met is agreed on when it is closed.
@@ -122,7 +125,7 @@ class TeamCheckpoints:
         prepared = self.prepared
         check_base(directory, manifest, digest=prepared.digest, prepared=prepared.folder)
         trained = CheckpointReader(directory, manifest, on_damage=damage.append)
-        with WholeReader(trained, prepared=prepared, frozen=self.frozen) as reader:
+        with whole_reader(trained, self.model, prepared) as reader:
             yield reader
         self._refuse_damage(directory, damage, block=trained.damaged)
 

@@ -43,6 +43,8 @@ class ModelLayout:
     """Buffers that a checkpoint of the model contains; none in the usual architectures."""
     base_prefix: str
     """Prefix of the parameters in this class; checkpoints of the bare base model omit it."""
+    linear_layers: tuple[str, ...]
+    """Names of the linear layers, in the model's order, without the output embedding."""
 
 
 def build_model(
@@ -74,7 +76,7 @@ def build_model(
 
 def model_layout(config: PretrainedConfig) -> ModelLayout:
     """Names and shapes of the model of ``config``, from a model on the meta device."""
-    model = _meta_model(config)
+    model = meta_model(config)
     by_identity: dict[int, str] = {}
     aliases: dict[str, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -96,6 +98,13 @@ def model_layout(config: PretrainedConfig) -> ModelLayout:
         vocabulary=tuple(dict.fromkeys(name for name in candidates if name in shapes)),
         stored_buffers=tuple(name for name in model.state_dict() if name not in parameters),
         base_prefix=f"{model.base_model_prefix}.",
+        linear_layers=tuple(
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+            and name != output_module
+            and f"{name}.weight" in shapes
+        ),
     )
 
 
@@ -110,7 +119,11 @@ def embedding_names(config: PretrainedConfig) -> tuple[str, str | None]:
     return layout.input_embedding, layout.output_embedding
 
 
-def _meta_model(config: PretrainedConfig) -> PreTrainedModel:
+def meta_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of ``config`` without memory for its parameters.
+
+    Raises DataError where transformers knows no such causal language model.
+    """
     config = copy.deepcopy(config)
     try:
         with torch.device("meta"), no_init_weights():

@@ -165,6 +165,11 @@ def _row_statistics(
     return mean.float().view(shape), deviation.float().view(shape)
 
 
-def _noise(shape: tuple[int, ...], key: str) -> torch.Tensor:
+def seeded_generator(key: str) -> torch.Generator:
+    """A generator of its own for every key."""
     number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
-    return torch.randn(shape, generator=torch.Generator().manual_seed(number))
+    return torch.Generator().manual_seed(number)
+
+
+def _noise(shape: tuple[int, ...], key: str) -> torch.Tensor:
+    return torch.randn(shape, generator=seeded_generator(key))

@@ -99,6 +99,31 @@ def test_frozen_and_offloaded_equal_eager(run: Callable[..., RunDir]) -> None:
                 assert torch.equal(tensor.flatten(), values) == (name not in trained)
 
 
+def test_adapters_equal_eager(run: Callable[..., RunDir]) -> None:
+    """LoRA, with the embeddings trained: the same losses, adapters, answers and merged models."""
+    lora = "model.lora={r: 3, alpha: 12, target_modules: [q_proj, o_proj, mlp.down_proj]}"
+    reference = run(*HARD, lora, "engine.kind=eager", world_size=1)
+    sharded = run(*HARD, lora, world_size=2)
+    for one, other in zip(steps(sharded), steps(reference), strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-5)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
+    assert answers(sharded) == answers(reference)
+    ours, theirs = (phase_end_weights(run_dir, "generalize") for run_dir in (sharded, reference))
+    assert len(ours) == 1 + 2 * 3 * 2
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[n] - theirs[n]).abs().max()) for n in ours) < WEIGHT_TOLERANCE
+    ours, theirs = (
+        load_file(run_dir.model_folder("generalize") / "model.safetensors")
+        for run_dir in (sharded, reference)
+    )
+    assert max(float((ours[n] - theirs[n]).abs().max()) for n in ours) < WEIGHT_TOLERANCE
+    with load_prepared(sharded.prepared_model).reader() as base:
+        for name, tensor in ours.items():
+            values = base.read(name, "master", 0, tensor.numel())
+            learns = any(part in name for part in ("embed", "q_proj", "o_proj", "down_proj"))
+            assert torch.equal(tensor.flatten(), values) != learns
+
+
 def answers(run_dir: RunDir) -> list[tuple[object, ...]]:
     """What was chosen for every question of both phases' ends."""
     return [

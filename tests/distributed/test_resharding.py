@@ -23,8 +23,8 @@ from rotescale.checkpoint.writer import publish, write_rank_file
 from rotescale.cli import app
 from rotescale.composition import make_engine
 from rotescale.faults import VARIABLE
-from rotescale.model.frozen import WholeReader
 from rotescale.model.prepare import load_prepared
+from rotescale.model.trained import whole_reader
 from rotescale.records import read_records
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
@@ -60,6 +60,10 @@ HARD = (
     "engine.sub_group_size=5000",
     "engine.persistence_threshold=0",
     "engine.offload_optimizer=cpu",
+)
+LORA = (
+    *(override for override in HARD if "frozen" not in override),
+    "model.lora={r: 3, target_modules: [q_proj, down_proj]}",
 )
 
 Whole = Callable[[Sequence[str], int], RunDir]
@@ -224,6 +228,40 @@ def test_the_command_exports_a_checkpoint_with_what_is_frozen(whole: Whole, tmp_
     assert_export_is_whole(tmp_path / "out", run_dir, saved)
 
 
+@pytest.mark.parametrize("pair", [(2, 1), (1, 2)], ids="{0[0]}-to-{0[1]}".format)
+def test_adapters_are_resumed_by_any_number_of_workers(
+    pair: tuple[int, int], whole: Whole, tmp_path: Path
+) -> None:
+    check_resumed(whole, LORA, pair=pair, phase="memorize", copy=tmp_path / "run")
+
+
+def test_the_command_exports_a_checkpoint_with_merged_adapters(
+    whole: Whole, tmp_path: Path
+) -> None:
+    run_dir = whole(LORA, 2)
+    [saved] = [
+        open_checkpoint(run_dir, name)
+        for name in run_dir.checkpoint_folders(1)
+        if (name.phase, name.kind) == ("generalize", "weights")
+    ]
+    adapters = 2 * 2 * 2
+    assert len({entry.tensor for entry in saved.manifest.slices}) == adapters + 1
+    arguments = ["checkpoint", "export", run_dir.root, tmp_path / "out", "--checkpoint"]
+    done = CliRunner().invoke(app, [*map(str, arguments), saved.directory.name])
+    assert done.exit_code == 0, done.output
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    exported = load_file(tmp_path / "out" / "model.safetensors")
+    by_the_run = load_file(run_dir.model_folder("generalize") / "model.safetensors")
+    assert exported.keys() == by_the_run.keys()
+    with load_prepared(run_dir.prepared_model).reader() as base:
+        assert exported.keys() == base.shapes.keys()
+        for name, tensor in exported.items():
+            assert torch.equal(tensor, by_the_run[name])
+            values = base.read(name, "master", 0, tensor.numel())
+            learns = any(part in name for part in ("embed", "q_proj", "down_proj"))
+            assert torch.equal(tensor.flatten(), values) != learns
+
+
 def restore_and_save(run_folder: Path, directories: Sequence[Path], out: Path) -> None:
     """Collective: load each checkpoint and save it again at once, without a step between."""
     run_dir = RunDir(run_folder)
@@ -233,7 +271,7 @@ def restore_and_save(run_folder: Path, directories: Sequence[Path], out: Path) -
     for directory in directories:
         manifest = load_manifest(directory / MANIFEST)
         trained = CheckpointReader(directory, manifest)
-        with WholeReader(trained, prepared=prepared, frozen=spec.model.frozen) as reader:
+        with whole_reader(trained, spec.model, prepared) as reader:
             engine.load(reader, optimizer_step=manifest.step)
         target = out / directory.name
         state = [(piece, part, tensor.cpu()) for piece, part, tensor in engine.state(PARTS)]

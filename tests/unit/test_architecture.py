@@ -50,6 +50,7 @@ TORCH_FREE = [
 ]
 HEAVY = (
     *("obstore", "torch", "ray", "deepspeed", "transformers", "datasets", "pyarrow", "matplotlib"),
+    "peft",
 )
 
 
@@ -122,7 +123,8 @@ def test_the_launcher_imports_only_what_is_torch_free(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "owner"), [("deepspeed", "engine/zero3.py"), ("ray", "driver.py")]
+    ("library", "owner"),
+    [("deepspeed", "engine/zero3.py"), ("ray", "driver.py"), ("peft", "model/adapters.py")],
 )
 def test_each_framework_has_one_owner(library: str, owner: str) -> None:
     users = {

@@ -289,6 +289,11 @@ def test_frozen_parameters_that_are_none_or_all(
     command.refused(f"model.frozen={patterns}", words=words)
 
 
+def test_adapters_of_layers_that_are_none(command: CommandLine) -> None:
+    words = ("model.lora.target_modules.0", "'q_prj' matches none", "did you mean 'q_proj'")
+    command.refused("model.lora={target_modules: [q_prj]}", words=words)
+
+
 def test_end_tokens_of_a_tokenizer_that_has_none(command: CommandLine, model: Path) -> None:
     change_json(model / "tokenizer_config.json", eos_token=None)
     command.refused(of(model), "phases.1.end_token=true", words=("end_token", "set it to false"))

@@ -32,6 +32,7 @@ LAYOUT = ModelLayout(
     vocabulary=("embed.weight",),
     stored_buffers=(),
     base_prefix="model.",
+    linear_layers=(),
 )
 
 

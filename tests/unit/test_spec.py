@@ -109,6 +109,7 @@ def test_exactly_these_fields_are_operational() -> None:
         "model.key_tokens.noise_scale=0.2",
         "model.export_dtype=bfloat16",
         "model.frozen=['*.mlp.*']",
+        "model.lora={}",
         "facts.relations=[mother, capital]",
         "facts={source: generated, relations: [mother]}",
         "facts={source: files, paths: [mother.csv], columns: {subject: Person, object: Mother}}",
