@@ -11,7 +11,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from rotescale.checkpoint.attempts import Checkpoint, newest, open_checkpoint, visible
-from rotescale.checkpoint.manifest import DamagedManifestError, check_base, is_published
+from rotescale.checkpoint.manifest import (
+    DamagedManifestError,
+    check_alpha,
+    check_base,
+    is_published,
+)
 from rotescale.checkpoint.store import DAMAGED
 from rotescale.errors import CheckpointError, SpecError
 from rotescale.object_store import RemotePath
@@ -130,6 +135,7 @@ def checkpoint_export(
     model = load_spec(ExperimentSpec, run_dir.spec_json).model
     prepared = load_prepared(run_dir.prepared_model)
     check_base(found.directory, found.manifest, digest=prepared.digest, prepared=prepared.folder)
+    check_alpha(found.directory, found.manifest, alpha=model.lora_alpha)
 
     source = relative(found.directory, run_dir.root)
 

@@ -161,6 +161,7 @@ class Persistence:
             attempt=self.team.attempt,
             world_size=self.team.engine.world_size,
             versions=self.versions,
+            lora_alpha=self.spec.model.lora_alpha,
         )
 
     def _after_publish(self, published: Callable[[], None]) -> None:

@@ -203,6 +203,11 @@ class ModelSpec(Part):
             )
         return self
 
+    @property
+    def lora_alpha(self) -> float | None:
+        """The adapters' alpha; None where there are none."""
+        return None if self.lora is None else self.lora.alpha
+
 
 class ShippedFacts(Part):
     """The fictional set that ships with rotescale."""

@@ -13,6 +13,7 @@ from rotescale.checkpoint.manifest import (
     MANIFEST,
     DamagedManifestError,
     Manifest,
+    check_alpha,
     check_base,
     load_manifest,
 )
@@ -124,6 +125,7 @@ class TeamCheckpoints:
         assert manifest is not None
         prepared = self.prepared
         check_base(directory, manifest, digest=prepared.digest, prepared=prepared.folder)
+        check_alpha(directory, manifest, alpha=self.model.lora_alpha)
         trained = CheckpointReader(directory, manifest, on_damage=damage.append)
         with whole_reader(trained, self.model, prepared) as reader:
             yield reader

@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -117,6 +118,8 @@ class ManifestHeader(_Frozen):
     world_size: PositiveInt
     versions: dict[str, str]
     """Of rotescale, torch, deepspeed and transformers."""
+    lora_alpha: PositiveFloat | None = None
+    """What scales the adapters, which no tensor shows; None, and not written, where it has none."""
 
 
 class Manifest(ManifestHeader):
@@ -203,12 +206,24 @@ def check_base(
         )
 
 
+def check_alpha(directory: StoragePath, manifest: Manifest, *, alpha: float | None) -> None:
+    """Refuse the checkpoint in ``directory`` where its adapters were scaled by another alpha.
+
+    Whether there are adapters at all, its tensors say.
+    """
+    if None not in (manifest.lora_alpha, alpha) and manifest.lora_alpha != alpha:
+        raise CheckpointError(
+            f"{directory}: its adapters were trained with model.lora.alpha {manifest.lora_alpha}, "
+            f"not {alpha}; go on with the spec that it was written under"
+        )
+
+
 def manifest_bytes(manifest: Manifest) -> bytes:
     """The file's content, compact: a large model on many workers has a million slices.
 
     The last field, ``digest``, is the xxh3_128 of everything before it, in hex.
     """
-    text = manifest.model_dump_json().encode().removesuffix(b"}")
+    text = manifest.model_dump_json(exclude_none=True).encode().removesuffix(b"}")
     return text + f',"digest":"{xxhash.xxh3_128_hexdigest(text)}"}}\n'.encode()
 
 

@@ -245,6 +245,7 @@ def test_the_command_exports_a_checkpoint_with_merged_adapters(
         if (name.phase, name.kind) == ("generalize", "weights")
     ]
     adapters = 2 * 2 * 2
+    assert saved.manifest.lora_alpha == micro_spec(*LORA).model.lora_alpha
     assert len({entry.tensor for entry in saved.manifest.slices}) == adapters + 1
     arguments = ["checkpoint", "export", run_dir.root, tmp_path / "out", "--checkpoint"]
     done = CliRunner().invoke(app, [*map(str, arguments), saved.directory.name])

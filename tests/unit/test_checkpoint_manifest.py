@@ -16,6 +16,7 @@ from rotescale.checkpoint.manifest import (
     FileEntry,
     Manifest,
     SliceEntry,
+    check_alpha,
     is_published,
     load_manifest,
 )
@@ -80,6 +81,19 @@ def test_load_returns_what_was_saved(tmp_path: Path) -> None:
     manifest = save(tmp_path, head=header())
     assert is_published(tmp_path)
     assert load_manifest(tmp_path / "manifest.json") == manifest
+
+
+def test_adapters_of_another_alpha_are_refused(tmp_path: Path) -> None:
+    plain = save(tmp_path / "plain", head=header())
+    assert "lora_alpha" not in json.loads((tmp_path / "plain" / "manifest.json").read_bytes())
+    save(tmp_path / "lora", head=header(lora_alpha=7.5))
+    adapted = load_manifest(tmp_path / "lora" / "manifest.json")
+    # Whether there are adapters at all, the tensors say.
+    check_alpha(tmp_path, plain, alpha=8.0)
+    check_alpha(tmp_path, adapted, alpha=None)
+    check_alpha(tmp_path, adapted, alpha=7.5)
+    with pytest.raises(CheckpointError, match=r"model\.lora\.alpha 7\.5, not 8\.0; go on with"):
+        check_alpha(tmp_path, adapted, alpha=8.0)
 
 
 def with_fields(text: bytes, *, digest: bool, **changes: Any) -> bytes:
