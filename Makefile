@@ -32,7 +32,8 @@ seeds: demo
 	$(BIN)/rotescale compare runs/smollm2-135m-demo $(foreach seed,$(SEEDS),runs/smollm2-135m-demo-seed-$(seed))
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile tests/unit
+	$(BIN)/python -m pytest -m "not slow" tests/distributed tests/cluster
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

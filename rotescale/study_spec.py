@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -102,7 +103,8 @@ class StudySpec(Part):
         return self
 
 
-class Cell(Part):
+@dataclass(frozen=True, slots=True)
+class Cell:
     """One point of a study: where it stands, and its experiment."""
 
     labels: dict[str, str]

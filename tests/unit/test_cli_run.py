@@ -94,7 +94,7 @@ def test_a_finished_run_is_shown_and_left_alone(
     spec.write_text(json.dumps(settings))
     launch = run_dir.root.parent.parent / "launch.yaml"
     rotescale("run", spec, "--on", launch)
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert "finished; nothing to do" in shown
     assert "mother: multiple choice by language" in shown
     assert before == {path: path.stat().st_mtime_ns for path in run_dir.checkpoints_dir.rglob("*")}

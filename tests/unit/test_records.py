@@ -49,7 +49,7 @@ def evaluation_row(attempt: int, value: float, **changes: Any) -> EvaluationRow:
         "stage": "memorize",
         "epoch": 3,
         "seed": 0,
-        "suite": "facts",
+        "suite": "core",
         "split": "held_out",
         "prompts": "test",
         "language": "en",
