@@ -164,6 +164,11 @@ def _of_folder(
     chosen = check_layer(len(states) - 1 if layer is None else layer, last=len(states) - 1)
     measuring = Measuring(STAGE, None, asked.seed, asked.spec.bootstrap_samples)
     rows = state_rows(states, texts, measuring=measuring)
+    if not rows:
+        raise SpecError(
+            f"{root}: nothing to compare: its tokenizer knows no key token of these relations, and "
+            "ΔCosSim takes two relations; name another --relation, or the --key-token"
+        )
     return _Found(rows, [Points((STAGE, None), states[chosen], texts)], chosen)
 
 

@@ -93,14 +93,19 @@ def _line(
 
 
 def layers_figure(rows: Sequence[EvaluationRow], *, last: int, split: str, title: str) -> Any:
-    """Layer by layer: ΔCosSim at the key token, and the cosines; a line per stage."""
+    """Layer by layer: ΔCosSim at the key token, and the cosines; a line per stage.
+
+    Without a key token, ΔCosSim of each kind of prompts.
+    """
     from matplotlib import colormaps
 
     chosen = _english(rows, split)
     stages = stages_of(chosen)
-    panels = [(DELTA, "key_token"), *((COSINE, kind) for kind in ("train", "test", "unrelated"))]
     present = {(row.metric, row.prompts) for row in chosen}
-    panels = [panel for panel in panels if panel in present]
+    panels = [(COSINE, kind) for kind in _KINDS if (COSINE, kind) in present]
+    of_delta = [(DELTA, kind) for kind in _KINDS if (DELTA, kind) in present]
+    # ΔCosSim of the first kind; of a model that knows no key token, of all, as there is no cosine.
+    panels = of_delta[:1] + panels if panels else of_delta
     num_rows = -(-len(panels) // 2)
     figure = _figure(width=9.5, height=0.9 + 3.2 * num_rows)
     shades = colormaps["viridis"]
@@ -136,7 +141,7 @@ def components_figure(
     """The states of each stage on their own first two components: colour says the relation."""
     num_columns = min(3, len(points))
     num_rows = -(-len(points) // num_columns)
-    figure = _figure(width=2.2 + 3.6 * num_columns, height=1.0 + 3.4 * num_rows)
+    figure = _figure(width=max(7.5, 2.2 + 3.6 * num_columns), height=1.2 + 3.4 * num_rows)
     relations = list(dict.fromkeys(text.relation for text in points[0].texts))
     for number, of_stage in enumerate(points, start=1):
         shown, num_texts = sampled_points(of_stage, split=split, most=_MOST_POINTS)
@@ -167,7 +172,7 @@ def components_figure(
         _tidy(axes)
     _components_legend(figure, relations)
     where = f"{layer_name(layer, last)}; {_facts(split)}"
-    figure.suptitle(f"{title}\nPCA of states of length 1, each stage its own; {where}", fontsize=11)
+    figure.suptitle(f"{title}\nPCA of states of length 1, each stage its own\n{where}", fontsize=11)
     return figure
 
 

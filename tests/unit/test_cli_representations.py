@@ -103,6 +103,15 @@ def test_one_relation_has_no_delta_and_says_so(
     assert "name a folder for them with --out" in shown
 
 
+def test_without_key_tokens_there_is_delta_or_nothing(run_dir: RunDir, tmp_path: Path) -> None:
+    unknown = ("--key-token", "[unknown:{relation}]", "--num-facts", "3")
+    folder = run_dir.model_folder("memorize")
+    with pytest.raises(SpecError, match="nothing to compare"):
+        rotescale("representations", folder, "--relation", "mother", *unknown)
+    rotescale("representations", folder, *unknown, "--out", tmp_path)
+    assert b"unrelated" in (tmp_path / "layers.svg").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
