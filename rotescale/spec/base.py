@@ -1,0 +1,55 @@
+"""What all parts of a spec share: how they are checked, and which fields change results."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
+
+Name = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", max_length=80)
+]
+"""Lower-case letters, digits, dots, dashes and underscores: safe as a folder and a job name."""
+
+BASE_LANGUAGE = "en"
+"""The language of the prompts that every relation has."""
+
+LANGUAGE_PATTERN = r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*"
+"""What a language code looks like (BCP 47): ``de`` or ``pt-BR``."""
+
+Language = Annotated[str, StringConstraints(pattern=f"^{LANGUAGE_PATTERN}$")]
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+"""A part of something, strictly between 0 and 1."""
+
+OPERATIONAL: Any = Field(json_schema_extra={"changes_results": False})
+"""Marks a field that changes speed or storage, not results: the spec's digest leaves it out."""
+
+
+class Part(BaseModel):
+    """Base of every part of a spec: frozen, with no unknown keys, described by its docstrings."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+def results_fields(part: BaseModel) -> dict[str, Any]:
+    """The fields of ``part``, nested, without those that change no result."""
+    fields: dict[str, Any] = {}
+    for name, field in type(part).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("changes_results") is False:
+            continue
+        value = getattr(part, name)
+        if isinstance(value, BaseModel):
+            value = results_fields(value)
+        elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+            value = [results_fields(item) for item in value]
+        fields[name] = value
+    return fields

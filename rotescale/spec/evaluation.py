@@ -1,0 +1,88 @@
+"""What is measured at each stage."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import (
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+
+from rotescale.spec.base import BASE_LANGUAGE, Language, Name, Part
+
+
+class EvaluationSpec(Part):
+    """Which sample is scored at each stage; null means all of it. Draws are seeded."""
+
+    base: bool = True
+    """Evaluate before the first phase."""
+    phases: tuple[Name, ...] | None = None
+    """The phases whose end is evaluated; default: all of them."""
+    trained_facts: NonNegativeInt | None = 25
+    """Facts per relation of the trained split (those with prompts in a phase)."""
+    held_out_facts: NonNegativeInt | None = 50
+    """Facts per relation of the held-out split."""
+    key_token_facts: NonNegativeInt | None = 100
+    """Facts per relation asked with the key token, over both splits."""
+    train_prompts: NonNegativeInt | None = 1
+    """The first n train prompts."""
+    test_prompts: NonNegativeInt | None = 3
+    """The first n test prompts."""
+    unrelated_prompts: NonNegativeInt | None = 3
+    """The first n unrelated prompts."""
+    languages: tuple[Language, ...] = (BASE_LANGUAGE,)
+    """Languages that train, test and unrelated prompts are asked in, the same ones in each; the key
+    token and the controls are asked in English only. English is always among them."""
+    control_facts: NonNegativeInt | None = 25
+    """Facts per relation and split for the wrong-relation and the reversed-direction control."""
+    generation_facts: NonNegativeInt | None = 25
+    """Facts per relation and split for greedy generation, with the first prompt of each kind;
+    null: all facts with every prompt."""
+    in_context: tuple[PositiveInt, ...] = ()
+    """Suite in_context_n: the first train and test prompt behind n facts in phase 1's words, the
+    one asked about among them; for each n."""
+    in_context_facts: NonNegativeInt = 25
+    """Facts per relation and split for in_context."""
+    reversal_facts: NonNegativeInt = 0
+    """Suite reversal: facts per relation and split asked from the object to the subject, with
+    prompts of the reversed direction (the control ``reversed`` uses the forward prompt)."""
+    two_hop_facts: NonNegativeInt = 0
+    """Suite two_hop: facts whose object another of the facts tells something of."""
+    text_pieces: NonNegativeInt = 0
+    """Suite capability: pieces of 256 tokens of each public-domain text whose loss is measured."""
+    max_new_tokens: PositiveInt = 50
+    """Length limit of greedy generation."""
+    bootstrap_samples: PositiveInt = 10_000
+    """Resamplings behind a 95 % interval."""
+    representation_facts: NonNegativeInt | None = 0
+    """Facts per relation, over both splits, whose hidden states are kept, with the key token and
+    with the prompts above; 0: none."""
+    representation_dtype: Literal["float32", "float16"] = "float32"
+    """The dtype in which hidden states are kept."""
+
+    @model_validator(mode="after")
+    def _compares_languages(self) -> EvaluationSpec:
+        if BASE_LANGUAGE not in self.languages:
+            raise ValueError(
+                f"languages {list(self.languages)} lacks {BASE_LANGUAGE!r}, which the other "
+                "languages and the controls are compared with; add it"
+            )
+        if len(set(self.languages)) != len(self.languages):
+            raise ValueError(
+                f"languages {list(self.languages)} names a language twice; name each once"
+            )
+        return self
+
+
+def full_sample(spec: EvaluationSpec) -> EvaluationSpec:
+    """The same evaluation with nothing sampled; hidden states stay off where they are off."""
+    sampled = {
+        name: None
+        for name, field in EvaluationSpec.model_fields.items()
+        if type(None) in get_args(field.annotation) and name != "phases"
+    }
+    if spec.representation_facts == 0:
+        del sampled["representation_facts"]
+    return spec.model_copy(update=sampled)

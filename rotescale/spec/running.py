@@ -1,0 +1,80 @@
+"""How the model is trained and saved: engine, precision, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+
+from rotescale.spec.base import OPERATIONAL, Part
+
+EvaluationMode = Literal["replicated", "sharded"]
+"""A whole copy of the model per worker, or every forward pass through the partitions."""
+
+
+class EngineSpec(Part):
+    """How the model is trained: which engine, in which precision, with which ZeRO-3 settings."""
+
+    kind: Annotated[Literal["zero3", "eager"], OPERATIONAL] = "zero3"
+    """DeepSpeed ZeRO-3, or plain torch in one process (the reference)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """The dtype of forward and backward; master weights and moments are fp32 always."""
+    gradient_dtype: Literal["fp32", "bf16"] = "fp32"
+    """The dtype in which gradients are accumulated and reduced."""
+    row_tokens: Annotated[PositiveInt, OPERATIONAL] = 1024
+    """Token budget of one packed row, the unit of a forward pass."""
+    sub_group_size: Annotated[PositiveInt, OPERATIONAL] = 1_000_000_000
+    """Elements of a rank's state that one optimizer sub-step takes."""
+    persistence_threshold: Annotated[NonNegativeInt, OPERATIONAL] = 100_000
+    """Parameters of fewer elements stay gathered; 1e12 keeps a small model whole between passes."""
+    bucket_size: Annotated[PositiveInt, OPERATIONAL] = 30_000_000
+    """Elements of one gradient reduction."""
+    overlap_communication: Annotated[bool, OPERATIONAL] = False
+    """Reduce gradients on a second stream; no gain on the CPU."""
+    offload_optimizer: Annotated[Literal["none", "cpu"], OPERATIONAL] = "none"
+    """Keep master weights and moments in host memory, and update them there (zero3 only)."""
+    evaluation_mode: Annotated[Literal["auto"] | EvaluationMode, OPERATIONAL] = "auto"
+    """Evaluate with a whole copy per worker, or through the partitions; auto: a copy if it fits."""
+
+    @model_validator(mode="after")
+    def _offload_needs_zero3(self) -> EngineSpec:
+        if self.offload_optimizer != "none" and self.kind != "zero3":
+            raise ValueError(
+                f"offload_optimizer: {self.offload_optimizer} is for kind: zero3, not {self.kind}"
+            )
+        return self
+
+
+class BestOf(Part):
+    """What makes a checkpoint the best of its phase: the highest value, measured on the way."""
+
+    metric: Literal["multiple_choice", "multiple_choice_normalized", "object_probability"] = (
+        "multiple_choice"
+    )
+    """What was measured."""
+    prompts: Literal["key_token", "train", "test"] = "test"
+    """With which kind of prompts."""
+    split: Literal["trained", "held_out"] = "held_out"
+    """Of which facts."""
+
+
+class CheckpointSpec(Part):
+    """When training is saved, and what is kept."""
+
+    every_steps: PositiveInt | None = None
+    """Save a full checkpoint after every n optimizer steps; default: at the end of each epoch."""
+    while_saving: Literal["wait", "skip"] = "wait"
+    """What happens where the save before is still in flight; ends of phases always wait."""
+    keep_last: PositiveInt = 2
+    """How many full checkpoints are kept; phase ends are always kept."""
+    keep_every: PositiveInt | None = None
+    """Keep also every full checkpoint whose step is a multiple of this."""
+    keep_best: BestOf | None = None
+    """Keep also the best of each phase among those measured at its ``evaluate_epochs``."""
+    export: Literal["all", "last", "none"] = "all"
+    """Which phases end with a Hugging Face folder; ``rotescale checkpoint export`` makes one
+    later."""
