@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_origin
@@ -21,6 +22,21 @@ def load_spec(kind: type[SpecType], path: StoragePath, overrides: Sequence[str] 
 
     Raises SpecError that names the file, the field, the value and the remedy.
     """
+    return overridden_spec(kind, read_fields(path), overrides, where=str(path))
+
+
+def overridden_spec(
+    kind: type[SpecType], fields: Mapping[str, Any], overrides: Sequence[str], *, where: str
+) -> SpecType:
+    """The spec of the fields, which stay as they are, with the overrides applied."""
+    raw = copy.deepcopy(dict(fields))
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_spec(kind, raw, where=where)
+
+
+def read_fields(path: StoragePath) -> dict[str, Any]:
+    """The fields of a YAML or JSON file, not checked yet. Raises SpecError where it is no spec."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -35,9 +51,7 @@ def load_spec(kind: type[SpecType], path: StoragePath, overrides: Sequence[str] 
         raise SpecError(f"{path}: not valid YAML: {_yaml_fault(error)}; mend it") from error
     if not isinstance(raw, dict):
         raise SpecError(f"{path}: a spec is a mapping of fields, not {type(raw).__name__}")
-    for override in overrides:
-        _apply_override(raw, override)
-    return parse_spec(kind, raw, where=str(path))
+    return raw
 
 
 def parse_spec(kind: type[SpecType], raw: Mapping[str, Any], *, where: str) -> SpecType:

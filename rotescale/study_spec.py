@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from rotescale.errors import SpecError
 from rotescale.spec import ExperimentSpec, Name, Part
-from rotescale.spec_file import load_spec
+from rotescale.spec_file import load_spec, overridden_spec, read_fields
 
 AxisName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=30)]
 """Lower-case letters, digits and underscores: a column of the study's table."""
@@ -119,8 +119,9 @@ def load_study(path: Path, overrides: tuple[str, ...] = ()) -> tuple[StudySpec, 
     """
     study = load_spec(StudySpec, path, overrides)
     experiment = path.parent / study.experiment
+    fields = read_fields(experiment)
     cells = tuple(
-        Cell(labels=labels, spec=_experiment(study, experiment, labels, changes))
+        Cell(labels=labels, spec=_experiment(study, fields, labels, changes, where=str(experiment)))
         for labels, changes in _combinations(study)
     )
     if not cells:
@@ -148,15 +149,29 @@ def _combinations(study: StudySpec) -> Iterator[tuple[dict[str, str], Overrides]
             labels = {axis.name: label for axis, (label, _) in zip(axes, point, strict=True)}
             if any(excluded.items() <= labels.items() for excluded in study.exclude):
                 continue
-            # What a baseline sets comes last: it may replace phases that an axis varies.
             changes = dict(study.overrides)
             for _, values in point:
                 changes |= values
-            yield {METHOD: method.name, **labels}, changes | method.overrides
+            yield {METHOD: method.name, **labels}, _replaced(changes, method.overrides)
+
+
+def _replaced(changes: Overrides, by: Overrides) -> Overrides:
+    """What a baseline sets comes last; of a section that it sets whole, nothing else is left."""
+    kept = {
+        field: value
+        for field, value in changes.items()
+        if not any(field.startswith(f"{section}.") for section in by)
+    }
+    return kept | by
 
 
 def _experiment(
-    study: StudySpec, path: Path, labels: Mapping[str, str], changes: Overrides
+    study: StudySpec,
+    fields: Mapping[str, Any],
+    labels: Mapping[str, str],
+    changes: Overrides,
+    *,
+    where: str,
 ) -> ExperimentSpec:
     parts = [] if labels[METHOD] == study.method else [labels[METHOD]]
     parts += [
@@ -169,7 +184,8 @@ def _experiment(
     ordered = sorted(changes.items(), key=lambda item: item[0].count("."))
     texts = [f"{field}={json.dumps(value)}" for field, value in ordered]
     try:
-        return load_spec(ExperimentSpec, path, [*texts, f"name={json.dumps(name)}"])
+        texts.append(f"name={json.dumps(name)}")
+        return overridden_spec(ExperimentSpec, fields, texts, where=where)
     except SpecError as error:
         raise SpecError(f"study {study.name!r}, run {name!r}: {error}") from None
 

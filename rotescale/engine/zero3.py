@@ -62,6 +62,8 @@ def deepspeed_config(
             "stage": 3,
             "sub_group_size": spec.sub_group_size,
             "stage3_param_persistence_threshold": spec.persistence_threshold,
+            "stage3_max_live_parameters": spec.gathered_parameters,
+            "stage3_max_reuse_distance": spec.gathered_parameters,
             "stage3_prefetch_bucket_size": spec.bucket_size,
             "reduce_bucket_size": spec.bucket_size,
             "overlap_comm": spec.overlap_communication,

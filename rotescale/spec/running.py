@@ -31,6 +31,9 @@ class EngineSpec(Part):
     """Elements of a rank's state that one optimizer sub-step takes."""
     persistence_threshold: Annotated[NonNegativeInt, OPERATIONAL] = 100_000
     """Parameters of fewer elements stay gathered; 1e12 keeps a small model whole between passes."""
+    gathered_parameters: Annotated[PositiveInt, OPERATIONAL] = 1_000_000_000
+    """Parameters that may be whole on a worker at a time, in elements: less saves memory, and
+    gathers what backward needs a second time."""
     bucket_size: Annotated[PositiveInt, OPERATIONAL] = 30_000_000
     """Elements of one gradient reduction."""
     overlap_communication: Annotated[bool, OPERATIONAL] = False

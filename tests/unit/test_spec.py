@@ -67,6 +67,7 @@ OPERATIONAL = [
     "engine.sub_group_size=1000",
     "engine.persistence_threshold=0",
     "engine.bucket_size=1000",
+    "engine.gathered_parameters=1000",
     "engine.overlap_communication=true",
     "engine.offload_optimizer=cpu",
     "engine.evaluation_mode=sharded",

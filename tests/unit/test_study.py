@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import yaml
-from helpers import MICRO, QUICK
+from helpers import MICRO, QUICK, ROOT
 
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.errors import DataError, SpecError
@@ -209,3 +209,18 @@ def test_a_table_without_results_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="no run of the study was measured yet"):
         write_table([], tmp_path / "results.parquet")
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((ROOT / "configs" / "studies").glob("*.yaml")),
+    ids=lambda path: path.stem,
+)
+def test_every_shipped_study_is_a_graph_of_runs(path: Path) -> None:
+    study, cells = load_study(path)
+    plan = make_plan(study.name, cells)
+    assert path.stem == study.name
+    assert len(plan.ends) == len(cells)
+    assert len(plan.nodes) <= sum(len(cell.spec.phases) for cell in cells)
+    for cell in cells:
+        assert plan.lineage(cell.spec.name)[-1] == cell.spec.name
