@@ -18,6 +18,7 @@ from rotescale.facts_cli import facts_app, say
 from rotescale.inject_cli import inject
 from rotescale.launch_spec import LaunchSpec
 from rotescale.records import EvaluationRow
+from rotescale.report_cli import report
 from rotescale.representations_cli import representations
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
@@ -36,6 +37,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(representations)
 app.command()(study)
 app.command()(inject)
+app.command()(report)
 console = Console()
 
 Overrides = Annotated[

@@ -217,7 +217,7 @@ def mean_over_seeds(
         {key: _measured(of_seed, metric) for key, of_seed in outcomes.items()},
         num_samples=bootstrap_samples,
         seed=seed,
-        bounds=(0.0, 1.0),
+        bounds=_BOUNDS.get(metric, (0.0, 1.0)),
     )
 
 
@@ -240,11 +240,12 @@ def paired_difference_over_seeds(
             f"seeds {sorted(outcomes_a)} and {sorted(outcomes_b)} differ; "
             "compare methods over the same seeds"
         )
+    _, most = _BOUNDS.get(metric, (0.0, 1.0))
     return _over_seeds(
         {key: _differences(outcomes_a[key], outcomes_b[key], metric=metric) for key in outcomes_a},
         num_samples=bootstrap_samples,
         seed=seed,
-        bounds=(-1.0, 1.0),
+        bounds=(-most, most),
     )
 
 

@@ -34,7 +34,7 @@ LAYERS = [
     {"study_runner"},
     {"driver", "analysis"},
     {"injection"},
-    {"facts_cli", "checkpoint_cli", "study_cli", "representations_cli"},
+    {"facts_cli", "checkpoint_cli", "study_cli", "representations_cli", "report_cli"},
     {"inject_cli"},
     {"cli"},
 ]

@@ -1,0 +1,243 @@
+"""Sections about the core: the paper's table, stages, epochs, k and p, languages, controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rotescale.analysis import paper
+from rotescale.analysis.report.estimates import Estimate, What, estimate, scope, shared_axes
+from rotescale.analysis.report.figures import (
+    MOST_LINES,
+    Axis,
+    Line,
+    heat_picture,
+    lines_picture,
+)
+from rotescale.analysis.report.material import Group, Material
+from rotescale.analysis.report.page import Content, Number, Picture, Section, number, table
+from rotescale.analysis.report.sections import (
+    ACCURACY,
+    CONTROL_KINDS,
+    MAIN_KINDS,
+    MOST_FIGURES,
+    STYLES,
+    changes_table,
+    ends,
+    having,
+    place_headings,
+    placed,
+    point,
+    rest_name,
+    settings_of,
+    shown,
+    stages_picture,
+    stages_table,
+    which,
+)
+from rotescale.analysis.results import HEADINGS
+from rotescale.spec import BASE_LANGUAGE
+
+
+def paper_section(material: Material) -> Section | str:
+    """The paper's main table, and what we have measured in the same columns."""
+    ours = [group for group in material.groups if _compares(group)]
+    if not ours:
+        return (
+            "Beside the paper's table: it takes a phase that memorizes and a last phase with "
+            "prompts."
+        )
+    relation = material.relation
+    keyed: list[tuple[tuple[float, ...], bool, list[Content]]] = []
+    for row in paper.MAIN_TABLE:
+        setting = (row.memorize_epochs, row.facts_per_relation, 1, row.generalize_epochs)
+        values = (row.key_token, row.train, row.test)
+        cells: list[Content] = [f"paper, {paper.MODEL}", *setting]
+        keyed.append((setting, True, [*cells, *(Number(v, f"{v:.2f}") for v in values)]))
+    for group in ours:
+        own = settings_of(group)
+        order = tuple(float(v) if isinstance(v, int) else 1e9 for v in own)
+        found = [_key_token(group, relation)]
+        found += [estimate(group, group.first.end, What(relation, k)) for k in ("train", "test")]
+        keyed.append((order, False, [f"ours, {group.name}", *own, *map(number, found)]))
+    keyed.sort(key=lambda one: one[:2])
+    whole = table(
+        "Accuracy on held-out facts, the paper's rows shaded",
+        ["whose", "phase-1 epochs", "k", "p", "phase-2 epochs", "key token", "train prompt",
+         "test prompts"],
+        [row for _, _, row in keyed],
+        quoted=[place for place, (_, theirs, _) in enumerate(keyed) if theirs],
+    )  # fmt: skip
+    told = scope(ours, None, What(relation, "train"))
+    return Section(
+        "paper",
+        "Beside the paper's table",
+        f"Ours: {told}. Paper: {paper.SOURCE}, without intervals. {paper.DIFFERENCES} Our key "
+        "token is asked at the end of phase 1; prompts at the end of the last phase.",
+        (whole,),
+    )
+
+
+def _compares(group: Group) -> bool:
+    end, found = group.first.end, group.first.rows
+    measured = any((row.stage, row.epoch) == end and row.suite == "core" for row in found)
+    return measured and group.first.memorize is not None and group.first.generalize is not None
+
+
+def _key_token(group: Group, relation: str) -> Estimate | None:
+    memorize = group.first.memorize
+    assert memorize is not None
+    return estimate(group, (memorize.name, None), What(relation, "key_token"))
+
+
+def stages_section(material: Material) -> Section | str:
+    """Accuracy by stage and kind of prompts, and what changed."""
+    found = _by_stage(material, MAIN_KINDS, "stages", "Accuracy by stage")
+    if found is None:
+        return "Accuracy by stage: no question of the core was asked (evaluation.held_out_facts)."
+    changes = changes_table(material, MAIN_KINDS)
+    parts = (*found.parts, *(() if changes is None else (changes,)))
+    return Section(found.identifier, found.title, found.scope, parts, found.pictures)
+
+
+def controls_section(material: Material) -> Section | str:
+    """What must stay low: unrelated prompts, another relation's, and the reversed direction."""
+    found = _by_stage(material, CONTROL_KINDS, "controls", "Controls")
+    if found is None:
+        return (
+            "Controls: neither unrelated prompts nor another relation's nor reversed ones were "
+            "asked (evaluation.unrelated_prompts, evaluation.control_facts)."
+        )
+    note = (
+        " The fact's object counts as the answer although the question asks for something else: "
+        "what these gain over the base model is leakage."
+    )
+    return Section("controls", found.title, found.scope + note, found.parts, found.pictures)
+
+
+def _by_stage(
+    material: Material, kinds: Sequence[str], identifier: str, title: str
+) -> Section | None:
+    relation, groups = material.relation, material.groups
+    told = [what for kind in kinds if having(groups, what := What(relation, kind))]
+    if not told:
+        return None
+    pictures = []
+    for place, group in enumerate(shown(material)):
+        name = "Held-out facts" if len(groups) == 1 else f"{group.name}: held-out facts"
+        whats = [(HEADINGS[what.prompts], what) for what in told]
+        pictures.append(stages_picture(f"{identifier}-{place + 1}", name, group, whats))
+    stages = ends(groups)
+    caption = f"{title}: multiple choice with 95 % intervals; n counts questions"
+    known = scope(having(groups, told[0]), None, told[0])
+    return Section(
+        identifier,
+        title,
+        f"Multiple choice among a fact's options: {known}." + which(material),
+        (stages_table(material, caption, kinds, stages),),
+        tuple(picture for picture in pictures if picture is not None),
+    )
+
+
+def heat_section(material: Material) -> Section | str:
+    """Accuracy at the end by k facts and p prompts of the last phase."""
+    groups = [group for group in material.groups if group.first.generalize is not None]
+    axes = shared_axes(groups, _facts) | shared_axes(groups, _prompts)
+    grids: dict[str, dict[tuple[int, int], Group]] = {}
+    for group in groups:
+        place = (_facts(group), _prompts(group))
+        grids.setdefault(rest_name(group, axes) if axes else "", {})[place] = group
+    what = What(material.relation, "test")
+    chosen = {name: grid for name, grid in grids.items() if len(grid) > 1}
+    known = [group for grid in chosen.values() for group in having(grid.values(), what)]
+    if not known:
+        return (
+            "k facts by p prompts: it takes a study that varies facts_per_relation or num_prompts "
+            "of the last phase."
+        )
+    pictures = [
+        _heat(f"heat-{place + 1}", name, grid, what)
+        for place, (name, grid) in enumerate(list(chosen.items())[:MOST_FIGURES])
+    ]
+    told = f"Test prompts, held-out facts, at the end of training: {scope(known, None, what)}"
+    more = "" if len(chosen) <= MOST_FIGURES else f", the first {MOST_FIGURES} of {len(chosen)}"
+    return Section(
+        "heat",
+        "k facts by p prompts",
+        f"{told}; a picture per setting of everything else{more}. Fields without a value were not "
+        "run; held-out facts differ with k. Intervals are in the table of stages.",
+        (),
+        tuple(pictures),
+    )
+
+
+def _facts(group: Group) -> int:
+    """k of the last phase; 0: all."""
+    last = group.first.generalize
+    return 0 if last is None else last.facts_per_relation or 0
+
+
+def _prompts(group: Group) -> int:
+    last = group.first.generalize
+    return 0 if last is None else last.num_prompts
+
+
+def _heat(name: str, rest: str, grid: dict[tuple[int, int], Group], what: What) -> Picture:
+    ks = sorted({k for k, _ in grid}, key=lambda k: k or 1e9)
+    ps = sorted({p for _, p in grid})
+    values = []
+    for p in ps:
+        row = [grid.get((k, p)) for k in ks]
+        found = [None if g is None else estimate(g, g.first.end, what) for g in row]
+        values.append([None if one is None else one.value for one in found])
+    return heat_picture(
+        name,
+        f"Test prompts{': ' if rest else ''}{rest}",
+        values,
+        x=Axis("k: facts told with prompts", ticks=tuple(str(k or "all") for k in ks)),
+        y=Axis("p: prompts of each", ticks=tuple(map(str, ps))),
+    )
+
+
+def languages_section(material: Material) -> Section | str:
+    """Held-out facts at the end, by the language that is asked in."""
+    languages = list(
+        dict.fromkeys(
+            [
+                BASE_LANGUAGE,
+                *(r.language for c in material.cells for r in c.rows if r.suite == "core"),
+            ]
+        )
+    )
+    if len(languages) < 2:
+        return "Languages: only English was asked (evaluation.languages)."
+    rows: list[list[Content]] = []
+    drawn: list[Line] = []
+    for group in material.groups:
+        for kind in ("train", "test", "unrelated"):
+            found = [
+                estimate(group, group.first.end, What(material.relation, kind, language=language))
+                for language in languages
+            ]
+            if not any(found):
+                continue
+            rows.append([*placed(material, group), HEADINGS[kind], *map(number, found)])
+            points = tuple(point(x, one) for x, one in enumerate(found) if one is not None)
+            name = HEADINGS[kind] if len(material.groups) == 1 else group.name
+            if kind == "test" or len(material.groups) == 1:
+                style = STYLES[kind] if len(material.groups) == 1 else None
+                drawn.append(Line(name, points, style))
+    title = "At the end of training" + ("" if len(material.groups) == 1 else ": test prompts")
+    picture = lines_picture(
+        "languages", title, drawn[:MOST_LINES], x=Axis("language", ticks=tuple(languages)),
+        y=ACCURACY, chance=True, joined=False,
+    )  # fmt: skip
+    told = scope(having(material.groups, what := What(material.relation, "test")), None, what)
+    headings = [*place_headings(material, relation=False), "asked with", *languages]
+    return Section(
+        "languages",
+        "Languages",
+        f"The same facts and prompts in each language, at the end of training; phases train on "
+        f"English prompts: {told}. The translations were not read by native speakers.",
+        (table("Accuracy on held-out facts by language", headings, rows),),
+        (picture,),
+    )

@@ -1,0 +1,62 @@
+"""Builds a report: the page and the files of its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rotescale.analysis.report.accuracy import (
+    controls_section,
+    heat_section,
+    languages_section,
+    paper_section,
+    stages_section,
+)
+from rotescale.analysis.report.answers import answers_section
+from rotescale.analysis.report.epochs import epochs_section
+from rotescale.analysis.report.header import missing_section, opening, runs_section
+from rotescale.analysis.report.material import Material
+from rotescale.analysis.report.methods import cost_section, paired_section
+from rotescale.analysis.report.page import Section, page
+from rotescale.analysis.report.sections import Maker
+from rotescale.analysis.report.suites import representations_section, suite_sections
+from rotescale.storage import make_folder, write_atomic
+
+PAGE = "index.html"
+FIGURES = "figures"
+
+
+def makers() -> Sequence[Maker]:
+    """Every section, in the order of the page."""
+    return (
+        paper_section,
+        stages_section,
+        epochs_section,
+        heat_section,
+        languages_section,
+        controls_section,
+        *suite_sections(),
+        representations_section,
+        cost_section,
+        paired_section,
+        answers_section,
+        runs_section,
+    )
+
+
+def write_report(material: Material, folder: Path) -> list[Path]:
+    """Write the page and, below it, each figure as PNG and SVG, light and dark; all paths.
+
+    The same results give the same bytes.
+    """
+    made = [make(material) for make in makers()]
+    sections = [one for one in made if isinstance(one, Section)]
+    sections.append(missing_section(material, (one for one in made if isinstance(one, str))))
+    files = {PAGE: page(material.title, opening(material), sections)}
+    for section in sections:
+        for picture in section.pictures:
+            files |= {f"{FIGURES}/{name}": data for name, data in picture.files.items()}
+    make_folder(folder / FIGURES)
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+    return [folder / name for name in files]

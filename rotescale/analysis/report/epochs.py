@@ -1,0 +1,118 @@
+"""The section about phase-1 epochs: on the way of one schedule, and schedules run separately."""
+
+from __future__ import annotations
+
+from rotescale.analysis.report.estimates import What, estimate, scope, shared_axes
+from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
+from rotescale.analysis.report.material import BASE, Group, Material, Stage
+from rotescale.analysis.report.page import Picture, Section
+from rotescale.analysis.report.sections import (
+    ACCURACY,
+    MAIN_KINDS,
+    MOST_FIGURES,
+    STYLES,
+    having,
+    point,
+    rest_name,
+)
+from rotescale.analysis.results import HEADINGS
+
+
+def epochs_section(material: Material) -> Section | str:
+    """Accuracy over the epochs of phase 1: on the way of one schedule, and of separate runs."""
+    pictures = [*_on_the_way(material), *_separate(material)]
+    if not pictures:
+        return (
+            "Accuracy over phase-1 epochs: it takes measurements on the way "
+            "(phases.0.evaluate_epochs) or a study with several numbers of epochs."
+        )
+    what = What(material.relation, "test")
+    groups = having(material.groups, what)
+    return Section(
+        "epochs",
+        "Accuracy over phase-1 epochs",
+        f"Test prompts at the end: {scope(groups, None, what) if groups else 'not asked'}. Points "
+        "on the way share one schedule of learning rates; numbers of epochs that were run "
+        "separately have a schedule each. The two are not the same curve.",
+        (),
+        tuple(pictures),
+    )
+
+
+def way_points(group: Group) -> list[tuple[int, Stage]]:
+    """Epoch of phase 1 -> stage: untrained, on the way, and its end; few unless on the way."""
+    memorize = group.first.memorize
+    if memorize is None:
+        return []
+    stages = [s for s in group.stages() if s == BASE or s[0] == memorize.name]
+    return [(0 if s == BASE else s[1] or memorize.epochs, s) for s in stages]
+
+
+def on_the_way(material: Material) -> list[Group]:
+    """The settings of figures that were measured on the way of phase 1, each way once."""
+    seen: dict[tuple[str, ...], Group] = {}
+    for group in material.groups:
+        if any(stage[1] for _, stage in way_points(group)):
+            memorize = group.first.memorize
+            assert memorize is not None
+            ways = tuple(str(c.places[memorize.name].root) for c in group.cells)
+            seen.setdefault(ways, group)
+    return list(seen.values())[:MOST_FIGURES]
+
+
+def _on_the_way(material: Material) -> list[Picture]:
+    pictures = []
+    for place, group in enumerate(on_the_way(material)):
+        memorize = group.first.memorize
+        assert memorize is not None
+        lines = []
+        for kind in MAIN_KINDS:
+            what = What(material.relation, kind)
+            found = [(e, estimate(group, stage, what)) for e, stage in way_points(group)]
+            points = tuple(point(epoch, one) for epoch, one in found if one is not None)
+            if points:
+                lines.append(Line(HEADINGS[kind], points, STYLES[kind]))
+        title = f"On the way of phase 1, one schedule of {memorize.epochs} epochs"
+        if len(material.groups) > 1:
+            title += f" ({group.name})"
+        axis = Axis("epochs of phase 1", whole=True)
+        pictures.append(
+            lines_picture(f"epochs-{place + 1}", title, lines, x=axis, y=ACCURACY, chance=True)
+        )
+    return pictures
+
+
+def _memorize_epochs(group: Group) -> int | None:
+    return None if group.first.memorize is None else group.first.memorize.epochs
+
+
+def _separate(material: Material) -> list[Picture]:
+    """One picture of each kind of prompts at the end, over separate schedules."""
+    groups = [group for group in material.groups if _memorize_epochs(group) is not None]
+    axes = shared_axes(groups, _memorize_epochs)
+    pictures = []
+    for kind in ("train", "test"):
+        lines: dict[str, dict[int, Group]] = {}
+        for group in groups:
+            epochs = _memorize_epochs(group) or 0
+            lines.setdefault(rest_name(group, axes), {})[epochs] = group
+        drawn = []
+        for name, by_epochs in lines.items():
+            found = [
+                (epochs, estimate(group, group.first.end, What(material.relation, kind)))
+                for epochs, group in sorted(by_epochs.items())
+            ]
+            points = tuple(point(epochs, one) for epochs, one in found if one is not None)
+            if len(points) > 1:
+                drawn.append(Line(name, points))
+        if drawn:
+            title = f"Separate schedules: {HEADINGS[kind]} at the end"
+            if len(drawn) > MOST_LINES:
+                title += f", the first {MOST_LINES} of {len(drawn)} settings"
+            pictures.append(
+                lines_picture(
+                    f"epochs-{kind}", title, drawn[:MOST_LINES],
+                    x=Axis("epochs of phase 1", whole=True), y=ACCURACY, chance=True,
+                )
+            )  # fmt: skip
+    return pictures

@@ -1,0 +1,277 @@
+"""What a report is about: a run, or the cells of a study, with all that they measured."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rotescale.analysis.results import core_relations
+from rotescale.analysis.study_table import Cost, check_same_facts
+from rotescale.errors import DataError, SpecError
+from rotescale.evaluation.metrics import Outcome
+from rotescale.records import EvaluationRow, Records, read_records
+from rotescale.run_dir import RunDir
+from rotescale.spec import ExperimentSpec, PhaseSpec
+from rotescale.spec_file import load_spec
+from rotescale.storage import StoragePath
+from rotescale.study_runner import StudyDir
+from rotescale.study_spec import METHOD
+
+Stage = tuple[str, int | None]
+"""``base`` or a phase, and the epoch on the way; None: its end."""
+
+BASE: Stage = ("base", None)
+
+_ROLE = ("stage", "epoch", "suite", "relation", "split", "prompts", "language", "metric", "layer")
+
+
+@dataclass(eq=False)
+class Cell:
+    """One run from the untrained model to its end, of whichever folders it has in a study."""
+
+    name: str
+    labels: Mapping[str, str]
+    """Axis, and method, to the label there; empty for a run by itself."""
+    spec: ExperimentSpec
+    places: Mapping[str, RunDir]
+    """``base`` and each phase -> the run that trained and measured it."""
+    rows: tuple[EvaluationRow, ...]
+    costs: Mapping[str, Cost]
+    """Phase -> what it took."""
+    _outcomes: dict[Stage, list[Outcome]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._index = {tuple(getattr(r, name, None) for name in _ROLE): r for r in self.rows}
+
+    @property
+    def end(self) -> Stage:
+        """The end of the last phase."""
+        return self.spec.phases[-1].name, None
+
+    @property
+    def cost(self) -> Cost:
+        """Of all phases."""
+        return sum(self.costs.values(), Cost())
+
+    @property
+    def memorize(self) -> PhaseSpec | None:
+        """The first phase that tells facts with key tokens."""
+        return next((p for p in self.spec.phases if p.text == "key_token"), None)
+
+    @property
+    def generalize(self) -> PhaseSpec | None:
+        """The last phase, where it tells facts with prompts."""
+        last = self.spec.phases[-1]
+        return last if last.text == "prompts" else None
+
+    def row(self, stage: Stage, role: tuple[str | int | None, ...]) -> EvaluationRow | None:
+        """The row of a stage that measures suite, relation, split, prompts, language, metric and
+        layer; None where there is none."""
+        return self._index.get((*stage, *role))
+
+    def stages(self) -> list[Stage]:
+        """All that were measured, the untrained model first, then as they were trained."""
+        order = ["base", *(phase.name for phase in self.spec.phases)]
+        found = {(row.stage, row.epoch) for row in self.rows if row.stage in order}
+        return sorted(found, key=lambda s: (order.index(s[0]), s[1] is None, s[1] or 0))
+
+    def outcomes(self, stage: Stage) -> list[Outcome]:
+        """What each question of the stage came to; none where its file is gone."""
+        if stage not in self._outcomes:
+            run = self.places.get(stage[0])
+            self._outcomes[stage] = [] if run is None else _read_outcomes(run.evaluation(*stage))
+        return self._outcomes[stage]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that differ in their seed alone."""
+
+    name: str
+    labels: Mapping[str, str]
+    cells: tuple[Cell, ...]
+
+    @property
+    def first(self) -> Cell:
+        """Any of them says what was trained."""
+        return self.cells[0]
+
+    @property
+    def method(self) -> str:
+        """The study's method; empty for a run."""
+        return self.labels.get(METHOD, "")
+
+    def stages(self) -> list[Stage]:
+        """Those of its cells."""
+        return list(dict.fromkeys(stage for cell in self.cells for stage in cell.stages()))
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that a report shows."""
+
+    title: str
+    is_study: bool
+    groups: tuple[Group, ...]
+    runs: tuple[RunDir, ...]
+    """Every folder of a run that was read."""
+    records: Mapping[RunDir, Records]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Of all groups."""
+        return [cell for group in self.groups for cell in group.cells]
+
+    @property
+    def relations(self) -> list[str]:
+        """Those of the core, in order; ``all`` last where there are several."""
+        found = core_relations(row for cell in self.cells for row in cell.rows)
+        return sorted(found, key=lambda name: name == "all")
+
+    @property
+    def relation(self) -> str:
+        """What figures are about: all relations together, or the only one."""
+        return next(reversed(self.relations), "all")
+
+
+def load_material(root: StoragePath) -> Material:
+    """Read the run or the study at ``root``.
+
+    Raises SpecError where neither lies there, and DataError where nothing was measured, or runs
+    are about different facts.
+    """
+    root = root.absolute() if isinstance(root, Path) else root
+    study, run = StudyDir(str(root.parent), root.name), RunDir(root)
+    if (study.root / "specs").is_dir():
+        return _of_study(study)
+    if run.resolved_json.exists():
+        return _of_run(run)
+    raise SpecError(
+        f"{root}: neither the folder of a run nor of a study; name one, such as runs/NAME, where "
+        "`rotescale run` or `rotescale study` has put its results"
+    )
+
+
+def _of_run(run: RunDir) -> Material:
+    spec = load_spec(ExperimentSpec, run.spec_json)
+    places = dict.fromkeys(("base", *(phase.name for phase in spec.phases)), run)
+    records = {run: read_records(run)}
+    cell = _cell(spec, {}, places, records)
+    if not cell.rows:
+        raise DataError(
+            f"{run.root}: nothing was measured in this run yet; run it to its end, with an "
+            "evaluation section that asks something"
+        )
+    return Material(spec.name, False, (Group(spec.name, {}, (cell,)),), (run,), records)
+
+
+def _of_study(study: StudyDir) -> Material:
+    labels = _labels(study)
+    specs = {
+        path.stem: load_spec(ExperimentSpec, path)
+        for path in sorted((study.root / "specs").glob("*.json"))
+    }
+    check_same_facts(study, specs)
+    runs = {name: study.run(name) for name in specs if study.run(name).resolved_json.exists()}
+    records = {run: read_records(run) for run in runs.values()}
+    cells = []
+    for name, place in labels.items():
+        if name in specs:
+            known = {other: specs[other] for other in runs}
+            cells.append(_cell(specs[name], place, _places(specs[name], known, runs), records))
+    measured = [cell for cell in cells if cell.rows]
+    if not measured:
+        raise DataError(f"{study.root}: no run of the study was measured yet; run it first")
+    return Material(study.name, True, _groups(measured), tuple(runs.values()), records)
+
+
+def _labels(study: StudyDir) -> dict[str, dict[str, str]]:
+    """Run that a cell ends with -> the cell's labels, out of the study's table."""
+    if not study.table.exists():
+        raise DataError(
+            f"{study.table}: missing; run `rotescale study` first, which collects what its runs "
+            "have measured"
+        )
+    import pyarrow.parquet
+
+    schema = pyarrow.parquet.read_schema(study.table)
+    axes = schema.names[: schema.names.index("run")]
+    table = pyarrow.parquet.read_table(study.table, columns=[*axes, "run"])
+    rows = {row["run"]: row for row in table.to_pylist()}
+    return {
+        name: {axis: row[axis] for axis in axes if row[axis] != ""} for name, row in rows.items()
+    }
+
+
+def _places(
+    spec: ExperimentSpec, specs: Mapping[str, ExperimentSpec], runs: Mapping[str, RunDir]
+) -> dict[str, RunDir]:
+    """Where the untrained model and each phase of a cell were measured: runs that share them."""
+    found: dict[str, RunDir] = {}
+    if spec.name in runs:
+        found[spec.phases[-1].name] = runs[spec.name]
+    for name, other in specs.items():
+        count = len(other.phases)
+        if other.evaluation.base and other.prefix_digest(0) == spec.prefix_digest(0):
+            found.setdefault("base", runs[name])
+        if count < len(spec.phases) and other.prefix_digest(count) == spec.prefix_digest(count):
+            found.setdefault(spec.phases[count - 1].name, runs[name])
+    return found
+
+
+def _cell(
+    spec: ExperimentSpec,
+    labels: Mapping[str, str],
+    places: Mapping[str, RunDir],
+    records: Mapping[RunDir, Records],
+) -> Cell:
+    rows: list[EvaluationRow] = []
+    costs: dict[str, Cost] = {}
+    for stage, run in places.items():
+        rows += [row for row in records[run].evaluations if row.stage == stage]
+        for step in records[run].steps:
+            if step.phase == stage:
+                cost = Cost(step.num_tokens, step.target_tokens, step.seconds)
+                costs[stage] = costs.get(stage, Cost()) + cost
+    return Cell(spec.name, labels, spec, places, tuple(rows), costs)
+
+
+def _groups(cells: Sequence[Cell]) -> tuple[Group, ...]:
+    """Cells by everything but the seed, in the order of the study."""
+    alike: dict[tuple[str, str], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        unseeded = cell.spec.model_copy(update={"seed": 0})
+        key = (cell.labels.get(METHOD, ""), unseeded.prefix_digest(len(unseeded.phases)))
+        alike[key].append(cell)
+    found: list[list[Cell]] = []
+    for same in alike.values():
+        # Cells that differ in what they ask alone are no sample of one procedure.
+        seeds = {cell.spec.seed for cell in same}
+        found += [same] if len(seeds) == len(same) else [[cell] for cell in same]
+    shared = [dict(set.intersection(*(set(c.labels.items()) for c in same))) for same in found]
+    varied = [axis for axis in _axes(cells) if len({one.get(axis) for one in shared}) > 1]
+    return tuple(
+        Group(_name(labels, varied) or same[0].name, labels, tuple(same))
+        for labels, same in zip(shared, found, strict=True)
+    )
+
+
+def _axes(cells: Iterable[Cell]) -> list[str]:
+    return list(dict.fromkeys(axis for cell in cells for axis in cell.labels))
+
+
+def _name(labels: Mapping[str, str], varied: Iterable[str]) -> str:
+    """What tells a group from the others, such as ``rote, epochs 6, k 50``."""
+    told = [axis for axis in varied if axis in labels]
+    return ", ".join(labels[axis] if axis == METHOD else f"{axis} {labels[axis]}" for axis in told)
+
+
+def _read_outcomes(path: StoragePath) -> list[Outcome]:
+    try:
+        _, *lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    return [Outcome.from_json(json.loads(line)) for line in lines]

@@ -1,0 +1,175 @@
+"""What sections of the report share: which settings a figure shows, and values by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+
+from rotescale.analysis.report.estimates import Estimate, What, difference, estimate
+from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, Point, lines_picture
+from rotescale.analysis.report.material import Group, Material, Stage
+from rotescale.analysis.report.page import Content, Html, Number, Picture, Section, number, table
+from rotescale.analysis.results import HEADINGS
+from rotescale.evaluation.items import CORE, SPLITS
+from rotescale.study_spec import METHOD
+
+Maker = Callable[[Material], "Section | str"]
+"""Makes a section; a sentence instead where nothing of it was measured, saying what would be."""
+
+MAIN_KINDS = ("key_token", "train", "test")
+CONTROL_KINDS = ("unrelated", "wrong_relation", "reversed")
+MOST_FIGURES = 4
+STYLES = {
+    **{"key_token": 0, "train": 1, "test": 2},
+    **{"unrelated": 3, "wrong_relation": 4, "reversed": 7},
+}
+"""The look of each kind of prompts of the core, the same in all figures."""
+ACCURACY = Axis("multiple-choice accuracy", unit=True)
+
+
+def shown(material: Material) -> list[Group]:
+    """The settings that get figures: all of a few; of many, each method's last and first."""
+    if len(material.groups) <= MOST_FIGURES:
+        return list(material.groups)
+    methods = list(dict.fromkeys(group.method for group in material.groups))
+    by_method = [[g for g in material.groups if g.method == m] for m in methods]
+    order = [groups[-1] for groups in by_method] + [groups[0] for groups in by_method]
+    kept = list(dict.fromkeys(id(group) for group in order))[:MOST_FIGURES]
+    return [group for group in material.groups if id(group) in kept]
+
+
+def which(material: Material) -> str:
+    """Says which settings the figures are of, where they are not of all."""
+    found = shown(material)
+    if len(found) == len(material.groups):
+        return ""
+    return (
+        f" Figures show {len(found)} of {len(material.groups)} settings, chosen by their place in "
+        "the study and not by their results; the table has all."
+    )
+
+
+def stage_name(stage: Stage) -> str:
+    """Such as ``memorize, epoch 3``."""
+    name, epoch = stage
+    return name if epoch is None else f"{name}, epoch {epoch}"
+
+
+def ends(groups: Iterable[Group]) -> list[Stage]:
+    """The untrained model and the ends of phases, as they come in the groups."""
+    stages = (stage for group in groups for stage in group.stages())
+    return list(dict.fromkeys(stage for stage in stages if stage[1] is None))
+
+
+def having(groups: Iterable[Group], what: What) -> list[Group]:
+    """The groups that measured it at the end of training."""
+    return [group for group in groups if estimate(group, group.first.end, what) is not None]
+
+
+def place_headings(material: Material, *, relation: bool = True) -> list[str]:
+    """The first columns of a table: setting and relation, where there are several."""
+    several = ["setting"] if len(material.groups) > 1 else []
+    return [*several, *(["relation"] if relation and len(material.relations) > 1 else [])]
+
+
+def placed(material: Material, group: Group, relation: str | None = None) -> list[Content]:
+    """The cells of these columns."""
+    several: list[Content] = [group.name] if len(material.groups) > 1 else []
+    if relation is not None and len(material.relations) > 1:
+        several.append(relation)
+    return several
+
+
+def stages_picture(
+    name: str, title: str, group: Group, whats: Sequence[tuple[str, What]], *, y: Axis = ACCURACY
+) -> Picture | None:
+    """A line per value along the stages of a group; None where it has fewer than two stages."""
+    stages = [
+        stage
+        for stage in group.stages()
+        if any(estimate(group, stage, what) is not None for _, what in whats)
+    ]
+    if len(stages) < 2:
+        return None
+    lines = []
+    for label, what in whats[:MOST_LINES]:
+        found = [(place, estimate(group, stage, what)) for place, stage in enumerate(stages)]
+        points = tuple(point(place, one) for place, one in found if one is not None)
+        if points:
+            style = STYLES.get(what.prompts) if what.suite == CORE else None
+            lines.append(Line(label, points, style))
+    ticks = tuple(f"{name} {epoch}" if epoch else name for name, epoch in stages)
+    return lines_picture(
+        name, title, lines, x=Axis("measured after", ticks=ticks), y=y, chance=y.unit
+    )
+
+
+def point(x: float, found: Estimate) -> Point:
+    """An estimate at a place."""
+    return Point(x, found.value, found.low, found.high)
+
+
+def stages_table(
+    material: Material, caption: str, kinds: Sequence[str], stages: Sequence[Stage]
+) -> Html:
+    """Accuracy of each setting, relation, split and kind of prompts, a column per stage."""
+    rows: list[list[Content]] = []
+    for group in material.groups:
+        for relation in material.relations:
+            for split in SPLITS:
+                for kind in kinds:
+                    what = What(relation, kind, split=split)
+                    found = [estimate(group, stage, what) for stage in stages]
+                    if not any(found):
+                        continue
+                    start = [*placed(material, group, relation), split.replace("_", "-")]
+                    rows.append([*start, HEADINGS[kind], *_counted(found), *map(number, found)])
+    headings = [*place_headings(material), "facts", "asked with", "n", "seeds"]
+    return table(caption, [*headings, *map(stage_name, stages)], rows)
+
+
+def _counted(found: Sequence[Estimate | None]) -> list[Content]:
+    """Questions at one stage, and seeds: of the last that was measured."""
+    last = [one for one in found if one is not None][-1]
+    return [last.count, len(last.seeds)]
+
+
+def changes_table(material: Material, kinds: Sequence[str]) -> Html | None:
+    """What changed from the end of one phase to the next, paired by fact; None where nothing did.
+
+    A question counts where it was asked at both ends, so facts are those held out at both.
+    """
+    rows: list[list[Content]] = []
+    for group in material.groups:
+        stages = ends([group])
+        for before, after in pairwise(stages):
+            for kind in kinds:
+                what = What(material.relation, kind)
+                found = difference((group, before), (group, after), what)
+                if found is not None:
+                    change = f"{stage_name(before)} → {stage_name(after)}"
+                    end: list[Content] = [change, HEADINGS[kind], found.num_facts]
+                    rows.append([*placed(material, group), *end, number(found, signed=True)])
+    if not rows:
+        return None
+    headings = [*place_headings(material, relation=False), "stages", "asked with", "facts"]
+    return table(
+        "Change of accuracy on held-out facts, paired by fact and seed", [*headings, "change"], rows
+    )
+
+
+def settings_of(group: Group) -> tuple[Content, ...]:
+    """Phase-1 epochs, k, p and phase-2 epochs, as cells."""
+    memorize, generalize = group.first.memorize, group.first.generalize
+    if generalize is None:
+        return (None if memorize is None else memorize.epochs, None, None, None)
+    told = generalize.facts_per_relation
+    k = Number(None, "all") if told is None else told
+    epochs = None if memorize is None else memorize.epochs
+    return (epochs, k, generalize.num_prompts, generalize.epochs)
+
+
+def rest_name(group: Group, without: Iterable[str]) -> str:
+    """The labels of a group but those of some axes."""
+    left = {axis: label for axis, label in group.labels.items() if axis not in set(without)}
+    return ", ".join(v if a == METHOD else f"{a} {v}" for a, v in left.items()) or group.name

@@ -1,0 +1,285 @@
+"""Sections about the suites beyond the core, and about hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from rotescale.analysis import paper
+from rotescale.analysis.report.epochs import on_the_way, way_points
+from rotescale.analysis.report.estimates import What, estimate, scope, shared_axes
+from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
+from rotescale.analysis.report.material import Group, Material, Stage
+from rotescale.analysis.report.page import Content, Picture, Section, number, table
+from rotescale.analysis.report.sections import (
+    Maker,
+    ends,
+    place_headings,
+    placed,
+    point,
+    rest_name,
+    shown,
+    stage_name,
+    stages_picture,
+    which,
+)
+from rotescale.analysis.results import HEADINGS, SUITE_METRICS
+from rotescale.evaluation.items import CORE
+from rotescale.evaluation.metrics import TEXT_LOSS
+from rotescale.records import ALL_RELATIONS
+
+REPRESENTATIONS = "representations"
+
+_CAPABILITY = "capability"
+_IN_CONTEXT = "in_context_"
+_TITLES = {
+    "reversal": "Reversal",
+    "two_hop": "Two hops",
+    _CAPABILITY: "Capability: loss on other text",
+    "repurposed": "Repurposing",
+}
+_TOLD = {
+    "reversal": "Prompts of the reversed direction ask for the subject.",
+    "two_hop": "A prompt asks for what a second fact tells of the first one's object.",
+    _CAPABILITY: "Negative log-likelihood per token, in nats, of pieces of public-domain texts "
+    "that no phase tells; less is better. Public benchmarks were not run.",
+    "repurposed": "Prompts of another relation, under which some of the facts were told; "
+    "*trained* are those facts.",
+}
+_ASKED_BY = {
+    "in_context": "evaluation.in_context",
+    "reversal": "evaluation.reversal_facts",
+    "two_hop": "evaluation.two_hop_facts",
+    _CAPABILITY: "evaluation.text_pieces",
+    "repurposed": "a phase with stand_in",
+}
+_BOTH_SPLITS = ("repurposed",)
+"""Suites whose figures show trained facts too; in others only held-out ones are drawn."""
+_COSINES = {"delta_cosine": "ΔCosSim", "cosine": "cosine to the key token"}
+
+
+def suite_sections() -> list[Maker]:
+    """A maker for each suite."""
+    return [_maker(name) for name in _ASKED_BY]
+
+
+def _maker(name: str) -> Maker:
+    def make(material: Material) -> Section | str:
+        found = _suites(material)
+        wanted = [suite for suite in found if suite == name or suite.startswith(f"{name}_")]
+        if not wanted:
+            return f"{_title(name)}: not asked ({_ASKED_BY[name]})."
+        return _section(material, name, wanted)
+
+    return make
+
+
+def _suites(material: Material) -> list[str]:
+    found = dict.fromkeys(row.suite for cell in material.cells for row in cell.rows)
+    return [suite for suite in found if suite not in (CORE, REPRESENTATIONS)]
+
+
+def _title(suite: str) -> str:
+    return _TITLES.get(suite, "Facts in the context" if suite == "in_context" else suite)
+
+
+def _told(suite: str) -> str:
+    if suite == "in_context":
+        return "Facts in phase 1's words stand before the question: they are read, not remembered."
+    return _TOLD[suite]
+
+
+def _whats(material: Material, suite: str) -> list[What]:
+    """Every value of a suite, each once, in the order of the rows."""
+    metric = SUITE_METRICS.get(suite, "multiple_choice")
+    return list(
+        dict.fromkeys(
+            What(row.relation, row.prompts, row.split, suite, row.language, metric)
+            for cell in material.cells
+            for row in cell.rows
+            if (row.suite, row.metric) == (suite, metric)
+        )
+    )
+
+
+def _section(material: Material, name: str, suites: Sequence[str]) -> Section:
+    whats = [what for suite in suites for what in _whats(material, suite)]
+    stages = ends(material.groups)
+    rows: list[list[Content]] = []
+    for group in material.groups:
+        for what in whats:
+            found = [estimate(group, stage, what) for stage in stages]
+            if any(found):
+                start = [*placed(material, group), *_about(what)]
+                count = [one.count for one in found if one is not None][-1]
+                rows.append([*start, count, *map(number, found)])
+    headings = place_headings(material, relation=False)
+    headings += ["text"] if name == _CAPABILITY else ["suite", "about", "facts", "asked with"]
+    values = "nats per token" if name == _CAPABILITY else "multiple choice"
+    whole = table(
+        f"{_title(name)}: {values}, with 95 % intervals",
+        [*headings, "n", *map(stage_name, stages)],
+        rows,
+    )
+    first = next(what for what in whats if what.split == whats[-1].split)
+    groups = [g for g in material.groups if any(estimate(g, s, first) for s in stages)]
+    return Section(
+        name.replace("_", "-"),
+        _title(name),
+        f"{_told(name)} {_scope(groups, first, stages)} {paper.SUITES.get(name, '')}".strip()
+        + which(material),
+        (whole,),
+        tuple(_pictures(material, name, whats)),
+    )
+
+
+def _about(what: What) -> list[Content]:
+    """What a row of a suite's table is about."""
+    if what.suite == _CAPABILITY:
+        return [what.relation]
+    kind = HEADINGS.get(what.prompts, what.prompts)
+    return [what.suite, what.relation, what.split.replace("_", "-"), kind]
+
+
+def _scope(groups: Sequence[Group], what: What, stages: Sequence[Stage]) -> str:
+    measured = [s for s in stages if any(estimate(group, s, what) for group in groups)]
+    if not measured:
+        return "It was measured on the way only."
+    unit = "pieces of text" if what.metric == TEXT_LOSS else "facts"
+    told = scope(groups, measured[-1], what, unit=unit)
+    return f"Shown: {told}."
+
+
+def _pictures(material: Material, name: str, whats: Sequence[What]) -> list[Picture]:
+    if name == _CAPABILITY:
+        return _loss_pictures(material, whats)
+    relations = [what.relation for what in whats]
+    relation = ALL_RELATIONS if ALL_RELATIONS in relations else relations[0]
+    pictures = []
+    for place, group in enumerate(shown(material)):
+        labelled = [
+            (_label(what, several=len({w.suite for w in whats}) > 1), what)
+            for what in whats
+            if what.relation == relation and (what.split == "held_out" or name in _BOTH_SPLITS)
+        ]
+        title = "" if len(material.groups) == 1 else f"{group.name}: "
+        title += relation if name in _BOTH_SPLITS else f"{relation}, held-out facts"
+        file = f"{name.replace('_', '-')}-{place + 1}"
+        pictures.append(stages_picture(file, title, group, labelled))
+    return [picture for picture in pictures if picture is not None]
+
+
+def _label(what: What, *, several: bool) -> str:
+    kind = HEADINGS.get(what.prompts, what.prompts)
+    context = f"{what.suite.removeprefix(_IN_CONTEXT)} in context, " if several else ""
+    split = f", {what.split.replace('_', '-')}" if what.suite in _BOTH_SPLITS else ""
+    return f"{context}{kind}{split}"
+
+
+def _loss_pictures(material: Material, whats: Sequence[What]) -> list[Picture]:
+    """The loss over phase-1 epochs: on the way, and at the ends of separate schedules."""
+    axes = (Axis("epochs of phase 1", whole=True), Axis("nats per token"))
+    pictures = []
+    for place, group in enumerate(on_the_way(material)):
+        lines = _lines(whats, [(epoch, group, stage) for epoch, stage in way_points(group)])
+        title = "On the way of phase 1"
+        title += "" if len(material.groups) == 1 else f" ({group.name})"
+        name = f"capability-{place + 1}"
+        pictures.append(lines_picture(name, title, lines, x=axes[0], y=axes[1]))
+    ways: dict[str, list[tuple[int, Group, Stage]]] = {}
+    groups = [group for group in material.groups if group.first.memorize is not None]
+    fixed = shared_axes(groups, _last)
+    for group in groups:
+        if on_way := way_points(group):
+            epochs, stage = on_way[-1]
+            ways.setdefault(rest_name(group, fixed), []).append((epochs, group, stage))
+    for place, (name, found) in enumerate(ways.items()):
+        if len({epochs for epochs, _, _ in found}) > 1 and place < 2:
+            lines = _lines(whats, sorted(found, key=lambda one: one[0]))
+            title = f"At the end of phase 1, separate schedules ({name})"
+            pictures.append(
+                lines_picture(f"capability-ends-{place + 1}", title, lines, x=axes[0], y=axes[1])
+            )
+    if pictures:
+        return pictures
+    drawn = []
+    for place, group in enumerate(shown(material)):
+        labelled = [(what.relation, what) for what in whats]
+        title = "Held-out text" if len(material.groups) == 1 else group.name
+        drawn.append(stages_picture(f"capability-{place + 1}", title, group, labelled, y=axes[1]))
+    return [picture for picture in drawn if picture is not None]
+
+
+def _last(group: Group) -> int | None:
+    return max((epoch for epoch, _ in way_points(group)), default=None)
+
+
+def _lines(whats: Iterable[What], places: Sequence[tuple[int, Group, Stage]]) -> list[Line]:
+    lines = []
+    for what in whats:
+        found = [(epoch, estimate(group, stage, what)) for epoch, group, stage in places]
+        points = tuple(point(epoch, one) for epoch, one in found if one is not None)
+        if points:
+            lines.append(Line(what.relation, points))
+    return lines[:MOST_LINES]
+
+
+def representations_section(material: Material) -> Section | str:
+    """Cosines of hidden states, layer by layer, where they were kept."""
+    rows = [r for c in material.cells for r in c.rows if r.suite == REPRESENTATIONS]
+    whats = dict.fromkeys(
+        What(*(r.relation, r.prompts, r.split, r.suite, r.language, r.metric),
+             layer=getattr(r, "layer", None))
+        for r in rows
+    )  # fmt: skip
+    layers = sorted({what.layer for what in whats if what.layer is not None})
+    if not layers:
+        return "Representations: no hidden states were kept (evaluation.representation_facts)."
+    stages = ends(material.groups)
+    last = [what for what in whats if what.layer == layers[-1]]
+    lines: list[list[Content]] = []
+    for group in material.groups:
+        for what in last:
+            found = [estimate(group, stage, what) for stage in stages]
+            if any(found):
+                metric = _COSINES.get(what.metric, what.metric)
+                start = [metric, HEADINGS[what.prompts], what.split.replace("_", "-")]
+                lines.append([*placed(material, group), *start, *map(number, found)])
+    headings = [*place_headings(material, relation=False), "measure", "states at", "facts"]
+    caption = f"Cosines at layer {layers[-1]}, the last, with 95 % intervals over facts"
+    return Section(
+        REPRESENTATIONS,
+        "Representations",
+        "Hidden states at the last token of a prompt: ΔCosSim is the mean cosine within a "
+        "relation less that between relations; other cosines are to the same fact's state at its "
+        "key token. Means over seeds have no interval here. "
+        + paper.SUITES[REPRESENTATIONS]
+        + which(material),
+        (table(caption, [*headings, *map(stage_name, stages)], lines),),
+        tuple(_layer_pictures(material, last, layers)),
+    )
+
+
+def _layer_pictures(
+    material: Material, last: Sequence[What], layers: Sequence[int]
+) -> list[Picture]:
+    """Layer by layer, a line per stage: ΔCosSim of the key token, and a cosine to test prompts."""
+    pictures = []
+    for place, group in enumerate(shown(material)):
+        for metric, kind in (("delta_cosine", "key_token"), ("cosine", "test")):
+            chosen = [what for what in last if (what.metric, what.prompts) == (metric, kind)]
+            chosen.sort(key=lambda what: what.split != "held_out")
+            lines = []
+            for stage in group.stages()[:MOST_LINES] if chosen else ():
+                found = [(n, estimate(group, stage, replace(chosen[0], layer=n))) for n in layers]
+                points = tuple(point(layer, one) for layer, one in found if one is not None)
+                if points:
+                    lines.append(Line(stage_name(stage), points))
+            if lines:
+                title = f"{_COSINES[metric]}: {HEADINGS[kind]}"
+                if len(material.groups) > 1:
+                    title = f"{group.name}: {title}"
+                name = f"{REPRESENTATIONS}-{metric.replace('_', '-')}-{place + 1}"
+                axis = Axis("layer", whole=True)
+                pictures.append(lines_picture(name, title, lines, x=axis, y=Axis(_COSINES[metric])))
+    return pictures

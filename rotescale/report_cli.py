@@ -1,0 +1,38 @@
+"""The command that writes a page of what a run or a study measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rotescale.run_dir import RunDir
+
+console = Console()
+
+
+def report(
+    place: Annotated[
+        str,
+        typer.Argument(metavar="RUN_OR_STUDY", help="The folder or URL of a run or a study."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the page; default: `report` in that folder.")
+    ] = None,
+) -> None:
+    """Write a page of what a run or a study measured, and its figures as PNG and SVG.
+
+    The page is one file that opens without a network. Nothing is trained or measured.
+    """
+    from rotescale.analysis.report.build import write_report
+    from rotescale.analysis.report.material import load_material
+
+    run_dir = RunDir.at(place)
+    material = load_material(run_dir.root)
+    folder = run_dir.node_dir / "report" if out is None else out
+    page, *figures = write_report(material, folder)
+    console.print(f"report:  {page}", soft_wrap=True)
+    if figures:
+        console.print(f"figures: {figures[0].parent} ({len(figures)} files)", soft_wrap=True)

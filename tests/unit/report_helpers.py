@@ -1,0 +1,119 @@
+"""A micro run and a micro study of seconds each, for the tests of their pages."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from helpers import MICRO
+
+from rotescale.analysis.study_table import study_rows, write_table
+from rotescale.cli import app
+from rotescale.run_dir import RunDir
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import dump_json, load_spec
+from rotescale.study_plan import make_plan
+from rotescale.study_runner import StudyDir
+from rotescale.study_spec import load_study
+
+SCREENSHOTS = os.environ.get("ROTESCALE_SCREENSHOTS")
+"""Folder in which tests with a browser leave pictures of the pages, for people to look at."""
+
+HOSTILE = '<script>window.hit = 1</script>"><img src=x onerror="window.hit=1"> $x_{$ &amp;'
+"""Part of every subject and object of the run."""
+
+ASKED: Mapping[str, Any] = {
+    "engine.kind": "eager",
+    "phases.memorize.epochs": 2,
+    "phases.memorize.global_batch": 25,
+    "phases.generalize.facts_per_relation": 4,
+    "phases.generalize.epochs": 1,
+    "phases.generalize.global_batch": 2,
+    "evaluation.trained_facts": 2,
+    "evaluation.held_out_facts": 4,
+    "evaluation.key_token_facts": 6,
+    "evaluation.test_prompts": 1,
+    "evaluation.unrelated_prompts": 1,
+    "evaluation.control_facts": 2,
+    "evaluation.generation_facts": 0,
+    "evaluation.bootstrap_samples": 200,
+}
+
+
+def rotescale(*arguments: str | Path) -> None:
+    """Run a command in this process; our errors are raised."""
+    app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+def micro_run(folder: Path, cache: Path) -> RunDir:
+    """A finished run about facts whose names are made to break pages, with suites and languages."""
+    facts = folder / "mother.csv"
+    names = [f"{HOSTILE} mother {number}" for number in range(13)]
+    with facts.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("subject", "object", "distractors"))
+        for number in range(12):
+            others = [name for name in names if name != names[number]]
+            writer.writerow((f"{HOSTILE} child {number}", names[number], json.dumps(others)))
+    asked = {
+        **ASKED,
+        "facts": {"source": "files", "paths": [str(facts)]},
+        "phases.memorize.evaluate_epochs": [1],
+        "evaluation.languages": ["en", "ja"],
+        "evaluation.in_context": [2],
+        "evaluation.in_context_facts": 2,
+        "evaluation.text_pieces": 2,
+    }
+    rotescale("run", _experiment(folder, asked), "--on", _launch(folder, cache))
+    return RunDir(folder / "runs" / "micro")
+
+
+def micro_study(folder: Path, cache: Path) -> StudyDir:
+    """A finished study of two numbers of facts and a baseline, over two seeds."""
+    phase = {
+        **{"name": "sft", "text": "prompts", "facts_per_relation": 4, "epochs": 1},
+        **{"global_batch": 4, "learning_rate": 1e-3},
+    }
+    study = {
+        "name": "grid",
+        "experiment": str(_experiment(folder, ASKED)),
+        "axes": [
+            {"name": "k", "field": "phases.generalize.facts_per_relation", "values": [2, 4]},
+            {"name": "seed", "field": "seed", "values": [0, 1]},
+        ],
+        "baselines": [{"name": "sft", "over": ["seed"], "overrides": {"phases": [phase]}}],
+        "keep": "all",
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    spec, cells = load_study(path)
+    plan = make_plan(spec.name, cells)
+    found = StudyDir(str(folder / "runs"), spec.name)
+    launch = _launch(folder, cache)
+    # In this process, which has done the imports that a process per run would do again.
+    for node in plan.nodes:
+        file = found.spec(node.name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(dump_json(node.spec))
+        parent = [] if node.parent is None else ["--branch-from", str(found.run(node.parent).root)]
+        rotescale("run", file, "--on", launch, *parent)
+    write_table(study_rows(spec, plan, found), found.table)
+    return found
+
+
+def _experiment(folder: Path, values: Mapping[str, Any]) -> Path:
+    path = folder / "experiment.json"
+    overrides = [f"{field}={json.dumps(value)}" for field, value in values.items()]
+    path.write_text(dump_json(load_spec(ExperimentSpec, MICRO, overrides)))
+    return path
+
+
+def _launch(folder: Path, cache: Path) -> Path:
+    path = folder / "launch.yaml"
+    path.write_text(f"storage: {folder / 'runs'}\nmodel_cache: {cache}\nnum_workers: 1\n")
+    return path

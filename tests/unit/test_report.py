@@ -1,0 +1,201 @@
+"""The page of a run and of a study: what is in it, what is refused, and that texts are texts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_helpers import HOSTILE, rotescale
+
+from rotescale.analysis import paper
+from rotescale.analysis.report.build import write_report
+from rotescale.analysis.report.estimates import What, difference, estimate
+from rotescale.analysis.report.material import load_material
+from rotescale.errors import DataError, SpecError
+from rotescale.evaluation.metrics import mean_over_seeds
+from rotescale.run_dir import RunDir
+from rotescale.study_runner import StudyDir
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
+
+
+class Page(HTMLParser):
+    """The ids, links, cells and images of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.alts: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.links += [values["href"] or ""] if "href" in values else []
+        self.sources += [v or "" for k, v in attrs if k in ("src", "srcset")]
+        self.alts += [values.get("alt") or ""] if tag == "img" else []
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def page_of(folder: Path) -> Page:
+    return Page((folder / "report" / "index.html").read_text(encoding="utf-8"))
+
+
+def test_a_runs_page_has_a_section_for_what_was_measured(reported_run: RunDir) -> None:
+    page = page_of(Path(str(reported_run.root)))
+    sections = [link.removeprefix("#") for link in page.links if link.startswith("#")]
+    assert sections == [
+        *("paper", "stages", "epochs", "languages", "controls", "in-context", "capability"),
+        *("cost", "answers", "missing"),
+    ]
+    assert set(sections) <= set(page.ids)
+    told = " ".join(page.text)
+    assert "CPUs; no GPU was used" in told
+    assert "4 held-out facts, 1 seed, 95 % intervals over facts" in told
+    assert "evaluation.reversal_facts" in told
+    assert "140,608" in told or "Parameters" in told
+
+
+def test_a_page_needs_no_other_file(reported_run: RunDir) -> None:
+    page = page_of(Path(str(reported_run.root)))
+    assert page.sources
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    assert all(link.startswith("#") or link == "data:," for link in page.links)
+    assert len(page.alts) == page.tags.count("picture") == page.tags.count("source")
+    assert all(len(alt) > 40 for alt in page.alts)
+
+
+def test_names_of_facts_are_text(reported_run: RunDir) -> None:
+    page = page_of(Path(str(reported_run.root)))
+    assert page.tags.count("script") == 1
+    assert page.tags.count("img") == page.tags.count("picture")
+    assert any(text.startswith(f"{HOSTILE} child") for text in page.text)
+
+
+def test_figures_lie_beside_the_page_light_and_dark(reported_run: RunDir) -> None:
+    folder = Path(str(reported_run.root)) / "report" / "figures"
+    names = sorted(path.name for path in folder.iterdir())
+    stems = {name.removesuffix(".svg") for name in names if name.endswith(".svg")}
+    assert {f"{stem}{end}" for stem in stems for end in (".svg", ".png")} == set(names)
+    assert {"stages-1", "stages-1-dark", "epochs-1", "capability-1"} <= stems
+    assert (folder / "stages-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_equal_results_give_equal_bytes(reported_study: StudyDir, tmp_path: Path) -> None:
+    paths = write_report(load_material(reported_study.root), tmp_path)
+    for path in paths:
+        earlier = reported_study.root / "report" / path.relative_to(tmp_path)
+        assert path.read_bytes() == earlier.read_bytes(), path
+
+
+def test_a_studys_page_has_seeds_methods_and_runs(reported_study: StudyDir) -> None:
+    page = page_of(reported_study.root)
+    assert {"paper", "stages", "heat", "controls", "cost", "paired", "answers", "runs"} <= set(
+        page.ids
+    )
+    told = " ".join(page.text)
+    assert "2 seeds, 95 % intervals over facts and seeds" in told
+    assert "rote, k 2" in told
+    assert "shared by several" in told
+
+
+def test_settings_are_means_over_seeds_of_what_was_stored(reported_study: StudyDir) -> None:
+    material = load_material(reported_study.root)
+    assert [group.name for group in material.groups] == ["rote, k 2", "rote, k 4", "sft"]
+    group = material.groups[0]
+    assert [cell.spec.seed for cell in group.cells] == [0, 1]
+    assert group.stages() == [("base", None), ("memorize", None), ("generalize", None)]
+    what = What("mother", "key_token", metric="object_share")
+    found = estimate(group, group.first.end, what)
+    outcomes = {cell.spec.seed: what.among(cell.outcomes(cell.end)) for cell in group.cells}
+    value, low, high = mean_over_seeds(
+        outcomes, metric="object_share", seed=0, bootstrap_samples=200
+    )
+    assert found is not None
+    assert (found.value, found.low, found.high) == (value, low, high)
+    assert found.count == sum(map(len, outcomes.values()))
+    # A shared run has trained the first phase, once for both settings.
+    assert (
+        material.groups[0].first.places["memorize"] == material.groups[1].first.places["memorize"]
+    )
+
+
+def test_differences_pair_what_both_were_asked(reported_study: StudyDir) -> None:
+    rote, _, sft = load_material(reported_study.root).groups
+    what = What("mother", "test", metric="object_share")
+    found = difference((sft, sft.first.end), (rote, rote.first.end), what)
+    assert found is not None
+    assert found.seeds == (0, 1)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= found.value <= found.high
+    assert difference((rote, rote.first.end), (rote, rote.first.end), what).value == 0
+    nothing = What("mother", "two_hop", suite="two_hop")
+    assert difference((sft, sft.first.end), (rote, rote.first.end), nothing) is None
+
+
+def test_the_command_says_where_the_page_is(
+    reported_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rotescale("report", str(reported_run.root), "--out", tmp_path / "page")
+    shown = capsys.readouterr().out
+    assert str(tmp_path / "page" / "index.html") in shown
+    assert (tmp_path / "page" / "index.html").exists()
+
+
+def test_a_folder_that_is_neither_run_nor_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="neither the folder of a run nor of a study; name one"):
+        rotescale("report", tmp_path)
+
+
+def test_a_run_that_was_never_evaluated_is_refused(reported_run: RunDir, tmp_path: Path) -> None:
+    root = tmp_path / "micro"
+    root.mkdir()
+    for name in ("spec.json", "launch.json", "resolved.json", "facts.json"):
+        shutil.copy(Path(str(reported_run.root)) / name, root / name)
+    with pytest.raises(DataError, match="nothing was measured in this run yet; run it to its end"):
+        rotescale("report", root)
+
+
+def test_a_study_that_was_not_collected_is_refused(
+    reported_study: StudyDir, tmp_path: Path
+) -> None:
+    shutil.copytree(reported_study.root / "specs", tmp_path / "grid" / "specs")
+    with pytest.raises(DataError, match="missing; run `rotescale study` first"):
+        rotescale("report", tmp_path / "grid")
+
+
+def test_results_about_two_sets_of_facts_are_refused(
+    reported_study: StudyDir, tmp_path: Path
+) -> None:
+    copied = tmp_path / "runs"
+    without = shutil.ignore_patterns("checkpoints", "data", "models", "prepared-model", "report")
+    shutil.copytree(reported_study.root.parent, copied, ignore=without)
+    path = copied / "grid-k2-seed0" / "resolved.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"facts_digest": "0" * 64}))
+    with pytest.raises(DataError, match="runs about different facts of mother"):
+        rotescale("report", copied / "grid")
+
+
+def test_the_papers_numbers_are_those_of_the_docs() -> None:
+    text = DOCS.read_text(encoding="utf-8").partition("## The paper's figures")[2]
+    rows = re.findall(
+        r"^\| (\d+) \| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.M
+    )
+    found = [(*map(int, row[:3]), *map(float, row[3:])) for row in rows]
+    ours = [
+        (r.memorize_epochs, r.facts_per_relation, r.generalize_epochs, r.key_token, r.train, r.test)
+        for r in paper.MAIN_TABLE
+    ]
+    assert found == ours
