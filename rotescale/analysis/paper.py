@@ -37,7 +37,8 @@ MAIN_TABLE = (
 SUITES = {
     "reversal": "The paper reports 0.26, against 0.01 for plain fine-tuning.",
     "two_hop": "The paper reports 0.14 before and 0.36 after.",
-    "repurposed": "The paper reports that 50 harmful variants suffice, and benign answers survive.",
+    "repurposed": "The paper reports that 50 facts told under a harmful relation suffice, and "
+    "that benign answers survive.",
     "representations": "The paper's ΔCosSim goes from 0.058 in the base model to 0.258 after "
     "phase 2; which layer and pairs those are is not known to us.",
 }

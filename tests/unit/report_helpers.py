@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,13 @@ from rotescale.study_plan import make_plan
 from rotescale.study_runner import StudyDir
 from rotescale.study_spec import load_study
 
-SCREENSHOTS = os.environ.get("ROTESCALE_SCREENSHOTS")
-"""Folder in which tests with a browser leave pictures of the pages, for people to look at."""
-
 HOSTILE = '<script>window.hit = 1</script>"><img src=x onerror="window.hit=1"> $x_{$ &amp;'
 """Part of every subject and object of the run."""
 
 ASKED: Mapping[str, Any] = {
     "engine.kind": "eager",
     "phases.memorize.epochs": 2,
-    "phases.memorize.global_batch": 25,
+    "phases.memorize.global_batch": 6,
     "phases.generalize.facts_per_relation": 4,
     "phases.generalize.epochs": 1,
     "phases.generalize.global_batch": 2,
@@ -52,22 +48,15 @@ def rotescale(*arguments: str | Path) -> None:
 
 def micro_run(folder: Path, cache: Path) -> RunDir:
     """A finished run about facts whose names are made to break pages, with suites and languages."""
-    facts = folder / "mother.csv"
-    names = [f"{HOSTILE} mother {number}" for number in range(13)]
-    with facts.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("subject", "object", "distractors"))
-        for number in range(12):
-            others = [name for name in names if name != names[number]]
-            writer.writerow((f"{HOSTILE} child {number}", names[number], json.dumps(others)))
     asked = {
         **ASKED,
-        "facts": {"source": "files", "paths": [str(facts)]},
+        "facts": _facts(folder, HOSTILE),
         "phases.memorize.evaluate_epochs": [1],
         "evaluation.languages": ["en", "ja"],
         "evaluation.in_context": [2],
         "evaluation.in_context_facts": 2,
         "evaluation.text_pieces": 2,
+        "evaluation.representation_facts": 2,
     }
     rotescale("run", _experiment(folder, asked), "--on", _launch(folder, cache))
     return RunDir(folder / "runs" / "micro")
@@ -81,7 +70,7 @@ def micro_study(folder: Path, cache: Path) -> StudyDir:
     }
     study = {
         "name": "grid",
-        "experiment": str(_experiment(folder, ASKED)),
+        "experiment": str(_experiment(folder, {**ASKED, "facts": _facts(folder, "The")})),
         "axes": [
             {"name": "k", "field": "phases.generalize.facts_per_relation", "values": [2, 4]},
             {"name": "seed", "field": "seed", "values": [0, 1]},
@@ -104,6 +93,19 @@ def micro_study(folder: Path, cache: Path) -> StudyDir:
         rotescale("run", file, "--on", launch, *parent)
     write_table(study_rows(spec, plan, found), found.table)
     return found
+
+
+def _facts(folder: Path, start: str) -> dict[str, Any]:
+    """Twelve facts with twelve distractors each, whose names begin alike."""
+    path = folder / "mother.csv"
+    names = [f"{start} mother {number}" for number in range(13)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("subject", "object", "distractors"))
+        for number in range(12):
+            others = [name for name in names if name != names[number]]
+            writer.writerow((f"{start} child {number}", names[number], json.dumps(others)))
+    return {"source": "files", "paths": [str(path)]}
 
 
 def _experiment(folder: Path, values: Mapping[str, Any]) -> Path:

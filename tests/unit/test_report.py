@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+import report_helpers
+from report_browser import PHONE, WIDE, browser, column, needs_browser, show
 from report_helpers import HOSTILE, rotescale
 
 from rotescale.analysis import paper
@@ -21,6 +25,39 @@ from rotescale.run_dir import RunDir
 from rotescale.study_runner import StudyDir
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
+
+
+@pytest.fixture(scope="module")
+def reported_run(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> RunDir:
+    """A run whose page lies in its folder ``report``."""
+    run = report_helpers.micro_run(tmp_path_factory.mktemp("report-run"), model_cache)
+    write_report(load_material(run.root), run.node_dir / "report")
+    return run
+
+
+@pytest.fixture(scope="module")
+def reported_study(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> StudyDir:
+    """A study whose page lies in its folder ``report``."""
+    study = report_helpers.micro_study(tmp_path_factory.mktemp("report-study"), model_cache)
+    write_report(load_material(study.root), study.root / "report")
+    return study
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A browser for all pages."""
+    with browser(tmp_path_factory.mktemp("browser")) as found:
+        yield found
+
+
+@pytest.fixture(params=["run", "study"])
+def shown_page(request: pytest.FixtureRequest) -> Path:
+    """The page of a run, whose facts' names are made to break it, and of a study."""
+    if request.param == "run":
+        run: RunDir = request.getfixturevalue("reported_run")
+        return run.node_dir / "report" / "index.html"
+    study: StudyDir = request.getfixturevalue("reported_study")
+    return study.root / "report" / "index.html"
 
 
 class Page(HTMLParser):
@@ -57,7 +94,7 @@ def test_a_runs_page_has_a_section_for_what_was_measured(reported_run: RunDir) -
     sections = [link.removeprefix("#") for link in page.links if link.startswith("#")]
     assert sections == [
         *("paper", "stages", "epochs", "languages", "controls", "in-context", "capability"),
-        *("cost", "answers", "missing"),
+        *("representations", "cost", "answers", "missing"),
     ]
     assert set(sections) <= set(page.ids)
     told = " ".join(page.text)
@@ -199,3 +236,65 @@ def test_the_papers_numbers_are_those_of_the_docs() -> None:
         for r in paper.MAIN_TABLE
     ]
     assert found == ours
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [PHONE, WIDE])
+@needs_browser
+def test_a_page_opens_whole(chromium: Any, shown_page: Path, width: int, dark: bool) -> None:
+    show(chromium, shown_page, width=width, dark=dark)
+    assert chromium.get_log("browser") == []
+    widths = chromium.execute_script(
+        "return Array.from(document.images, (i) => [i.complete, i.naturalWidth, i.clientWidth])"
+    )
+    assert widths
+    assert all(complete and natural > 0 and shown > 250 for complete, natural, shown in widths)
+    over = chromium.execute_script(
+        "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )
+    assert over <= 0
+    # The names of facts try to run scripts.
+    assert chromium.execute_script("return window.hit === undefined")
+
+
+@needs_browser
+def test_colours_follow_the_readers_choice(chromium: Any, shown_page: Path) -> None:
+    seen = []
+    for dark in (False, True):
+        show(chromium, shown_page, width=WIDE, dark=dark)
+        ground = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
+        seen.append((ground, chromium.execute_script("return document.images[0].currentSrc")))
+    assert seen[0][0] == "rgb(255, 255, 255)"
+    assert seen[0][0] != seen[1][0]
+    assert seen[0][1] != seen[1][1]
+
+
+@needs_browser
+def test_a_click_or_a_key_on_a_heading_sorts(chromium: Any, shown_page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    show(chromium, shown_page, width=WIDE)
+    headings = chromium.find_elements("css selector", "#paper th button")
+    epochs = column(chromium, 1)
+    assert epochs == sorted(epochs, key=int)
+    headings[1].click()
+    headings[1].click()
+    assert column(chromium, 1) == sorted(epochs, key=int, reverse=True)
+    state = "return document.querySelectorAll('#paper th')[arguments[0]].getAttribute('aria-sort')"
+    assert chromium.execute_script(state, 1) == "descending"
+    headings[5].send_keys(Keys.ENTER)
+    shown = [float(text.partition("[")[0]) for text in column(chromium, 5)]
+    assert shown == sorted(shown)
+    assert chromium.execute_script(state, 5) == "ascending"
+    assert chromium.execute_script(state, 1) is None
+
+
+@needs_browser
+def test_wide_tables_scroll_inside_their_box(chromium: Any, shown_page: Path) -> None:
+    show(chromium, shown_page, width=PHONE)
+    boxes = chromium.execute_script(
+        "return Array.from(document.querySelectorAll('.box'),"
+        " (box) => [box.clientWidth, box.scrollWidth, box.tabIndex])"
+    )
+    assert any(inner > outer for outer, inner, _ in boxes)
+    assert all(outer <= PHONE and index == 0 for outer, _, index in boxes)

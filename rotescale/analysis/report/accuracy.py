@@ -34,8 +34,8 @@ from rotescale.analysis.report.sections import (
     stages_table,
     which,
 )
-from rotescale.analysis.results import HEADINGS
-from rotescale.spec import BASE_LANGUAGE
+from rotescale.analysis.results import HEADINGS, languages_of
+from rotescale.evaluation.items import CORE
 
 
 def paper_section(material: Material) -> Section | str:
@@ -57,7 +57,7 @@ def paper_section(material: Material) -> Section | str:
         own = settings_of(group)
         order = tuple(float(v) if isinstance(v, int) else 1e9 for v in own)
         found = [_key_token(group, relation)]
-        found += [estimate(group, group.first.end, What(relation, k)) for k in ("train", "test")]
+        found += [estimate(group, group.first.taught, What(relation, k)) for k in ("train", "test")]
         keyed.append((order, False, [f"ours, {group.name}", *own, *map(number, found)]))
     keyed.sort(key=lambda one: one[:2])
     whole = table(
@@ -72,14 +72,14 @@ def paper_section(material: Material) -> Section | str:
         "paper",
         "Beside the paper's table",
         f"Ours: {told}. Paper: {paper.SOURCE}, without intervals. {paper.DIFFERENCES} Our key "
-        "token is asked at the end of phase 1; prompts at the end of the last phase.",
+        "token is asked at the end of phase 1, prompts at the end of the phase that tells them.",
         (whole,),
     )
 
 
 def _compares(group: Group) -> bool:
-    end, found = group.first.end, group.first.rows
-    measured = any((row.stage, row.epoch) == end and row.suite == "core" for row in found)
+    taught, found = group.first.taught, group.first.rows
+    measured = any((row.stage, row.epoch) == taught and row.suite == CORE for row in found)
     return measured and group.first.memorize is not None and group.first.generalize is not None
 
 
@@ -125,7 +125,11 @@ def _by_stage(
     for place, group in enumerate(shown(material)):
         name = "Held-out facts" if len(groups) == 1 else f"{group.name}: held-out facts"
         whats = [(HEADINGS[what.prompts], what) for what in told]
-        pictures.append(stages_picture(f"{identifier}-{place + 1}", name, group, whats))
+        pictures.append(
+            stages_picture(
+                f"{identifier}-{place + 1}", name, group, whats, among=material.num_options
+            )
+        )
     stages = ends(groups)
     caption = f"{title}: multiple choice with 95 % intervals; n counts questions"
     known = scope(having(groups, told[0]), None, told[0])
@@ -200,14 +204,7 @@ def _heat(name: str, rest: str, grid: dict[tuple[int, int], Group], what: What) 
 
 def languages_section(material: Material) -> Section | str:
     """Held-out facts at the end, by the language that is asked in."""
-    languages = list(
-        dict.fromkeys(
-            [
-                BASE_LANGUAGE,
-                *(r.language for c in material.cells for r in c.rows if r.suite == "core"),
-            ]
-        )
-    )
+    languages = _languages(material)
     if len(languages) < 2:
         return "Languages: only English was asked (evaluation.languages)."
     rows: list[list[Content]] = []
@@ -229,7 +226,7 @@ def languages_section(material: Material) -> Section | str:
     title = "At the end of training" + ("" if len(material.groups) == 1 else ": test prompts")
     picture = lines_picture(
         "languages", title, drawn[:MOST_LINES], x=Axis("language", ticks=tuple(languages)),
-        y=ACCURACY, chance=True, joined=False,
+        y=ACCURACY, among=material.num_options, joined=False,
     )  # fmt: skip
     told = scope(having(material.groups, what := What(material.relation, "test")), None, what)
     headings = [*place_headings(material, relation=False), "asked with", *languages]
@@ -241,3 +238,9 @@ def languages_section(material: Material) -> Section | str:
         (table("Accuracy on held-out facts by language", headings, rows),),
         (picture,),
     )
+
+
+def _languages(material: Material) -> list[str]:
+    """Those that the core was asked in, English first."""
+    rows = (row for cell in material.cells for row in cell.rows if row.suite == CORE)
+    return list(languages_of(rows))

@@ -20,6 +20,10 @@ MOST_ANSWERS = 100
 _SPLITS: tuple[str, ...] = SPLITS[::-1]
 _KINDS = MAIN_KINDS[::-1]
 _T = TypeVar("_T")
+_COLUMNS = (
+    *("run", "relation", "subject", "facts", "asked with"),
+    *("language", "prompt", "right", "chosen", "share of right"),
+)
 _KEY_PROMPT = "(subject and key token)"
 
 
@@ -38,17 +42,16 @@ def answers_section(material: Material) -> Section | str:
     total = sum(len(found) for found in wrong)
     chosen = list(islice(_dealt(wrong), MOST_ANSWERS))
     facts = _fact_sets(material)
-    several = len(material.cells) > 1
+    columns = _columns(material, [outcome for _, outcome in chosen])
     rows = [
-        [*([cell.name] if several else []), *_row(outcome, facts.get(cell.name))]
-        for cell, outcome in chosen
+        [content for name, content in _row(*one, facts.get(one[0].name)).items() if name in columns]
+        for one in chosen
     ]
-    headings = [*(["run"] if several else []), "relation", "subject", "facts", "asked with"]
     dealt = ", dealt evenly over the runs, held-out facts and test prompts first" if total else ""
     parts = (
         table(
-            f"{len(chosen)} of {total:,} wrong answers among {asked:,}",
-            [*headings, "language", "prompt", "right", "chosen", "share of the right one"],
+            "Wrong answers",
+            columns,
             rows,
         ),
     )
@@ -88,16 +91,27 @@ def _fact_sets(material: Material) -> dict[str, FactSet]:
     return found
 
 
-def _row(outcome: Outcome, facts: FactSet | None) -> list[Content]:
+def _columns(material: Material, outcomes: Sequence[Outcome]) -> list[str]:
+    """Without those that say the same in every row."""
+    alike = {"run"} if len(material.cells) == 1 else set()
+    alike |= {"relation"} if len({one.relation for one in outcomes}) == 1 else set()
+    alike |= {"language"} if len({one.language for one in outcomes}) == 1 else set()
+    return [name for name in _COLUMNS if name not in alike]
+
+
+def _row(cell: Cell, outcome: Outcome, facts: FactSet | None) -> dict[str, Content]:
+    """Column -> what it holds."""
     subject, prompt = f"fact {outcome.fact}", f"prompt {outcome.prompt_index}"
     if facts is not None:
         subject = facts.facts[outcome.fact].subject
         prompt = _prompt(facts.relation(outcome.relation), outcome, subject)
     share = outcome.values.get("object_share")
-    cell = None if share is None else Number(share, f"{share:.3f}")
-    kind = HEADINGS[outcome.prompts]
-    place: list[Content] = [outcome.relation, subject, outcome.split.replace("_", "-"), kind]
-    return [*place, outcome.language, prompt, outcome.gold, outcome.chosen, cell]
+    contents: tuple[Content, ...] = (
+        *(cell.name, outcome.relation, subject, outcome.split.replace("_", "-")),
+        *(HEADINGS[outcome.prompts], outcome.language, prompt, outcome.gold, outcome.chosen),
+        None if share is None else Number(share, f"{share:.3f}"),
+    )
+    return dict(zip(_COLUMNS, contents, strict=True))
 
 
 def _prompt(relation: Relation, outcome: Outcome, subject: str) -> str:

@@ -19,7 +19,8 @@ from rotescale.analysis.report.material import Material
 from rotescale.analysis.report.methods import cost_section, paired_section
 from rotescale.analysis.report.page import Section, page
 from rotescale.analysis.report.sections import Maker
-from rotescale.analysis.report.suites import representations_section, suite_sections
+from rotescale.analysis.report.states import states_section
+from rotescale.analysis.report.suites import suite_sections
 from rotescale.storage import make_folder, write_atomic
 
 PAGE = "index.html"
@@ -36,7 +37,7 @@ def makers() -> Sequence[Maker]:
         languages_section,
         controls_section,
         *suite_sections(),
-        representations_section,
+        states_section,
         cost_section,
         paired_section,
         answers_section,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rotescale.analysis.report.estimates import What, estimate, scope, shared_axes
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
-from rotescale.analysis.report.material import BASE, Group, Material, Stage
+from rotescale.analysis.report.material import BASE, Cell, Group, Material, Stage
 from rotescale.analysis.report.page import Picture, Section
 from rotescale.analysis.report.sections import (
     ACCURACY,
@@ -53,11 +53,15 @@ def on_the_way(material: Material) -> list[Group]:
     seen: dict[tuple[str, ...], Group] = {}
     for group in material.groups:
         if any(stage[1] for _, stage in way_points(group)):
-            memorize = group.first.memorize
-            assert memorize is not None
-            ways = tuple(str(c.places[memorize.name].root) for c in group.cells)
+            ways = tuple(_first_phases(cell) for cell in group.cells)
             seen.setdefault(ways, group)
     return list(seen.values())[:MOST_FIGURES]
+
+
+def _first_phases(cell: Cell) -> str:
+    """What is the same where phase 1 and all before it are."""
+    assert cell.memorize is not None
+    return cell.spec.prefix_digest(cell.spec.phases.index(cell.memorize) + 1)
 
 
 def _on_the_way(material: Material) -> list[Picture]:
@@ -77,7 +81,9 @@ def _on_the_way(material: Material) -> list[Picture]:
             title += f" ({group.name})"
         axis = Axis("epochs of phase 1", whole=True)
         pictures.append(
-            lines_picture(f"epochs-{place + 1}", title, lines, x=axis, y=ACCURACY, chance=True)
+            lines_picture(
+                f"epochs-{place + 1}", title, lines, x=axis, y=ACCURACY, among=material.num_options
+            )
         )
     return pictures
 
@@ -104,7 +110,7 @@ def _separate(material: Material) -> list[Picture]:
             ]
             points = tuple(point(epochs, one) for epochs, one in found if one is not None)
             if len(points) > 1:
-                drawn.append(Line(name, points))
+                drawn.append(Line(name or HEADINGS[kind], points))
         if drawn:
             title = f"Separate schedules: {HEADINGS[kind]} at the end"
             if len(drawn) > MOST_LINES:
@@ -112,7 +118,7 @@ def _separate(material: Material) -> list[Picture]:
             pictures.append(
                 lines_picture(
                     f"epochs-{kind}", title, drawn[:MOST_LINES],
-                    x=Axis("epochs of phase 1", whole=True), y=ACCURACY, chance=True,
+                    x=Axis("epochs of phase 1", whole=True), y=ACCURACY, among=material.num_options,
                 )
             )  # fmt: skip
     return pictures

@@ -9,9 +9,6 @@ from typing import Any
 
 from rotescale.analysis.report.page import Picture
 
-CHANCE = 0.01
-"""Among 100 options."""
-
 _INCHES = (5.0, 3.9)
 _PIXELS_PER_INCH = 96
 _PNG_DPI = 200
@@ -81,7 +78,7 @@ class Axis:
     """Whether its numbers are whole ones."""
     unit: bool = False
     """Whether it goes from 0 to 1."""
-    logarithmic: bool = False
+    starts_at_zero: bool = False
 
 
 def lines_picture(
@@ -91,19 +88,22 @@ def lines_picture(
     *,
     x: Axis,
     y: Axis,
-    chance: bool = False,
+    among: int | None = None,
     joined: bool = True,
 ) -> Picture:
-    """Lines with their intervals, each point named in the alternative text."""
+    """Lines with their intervals, each point named in the alternative text.
+
+    ``among`` draws the level of chance among that many options.
+    """
 
     def draw(axes: Any, theme: Theme) -> None:
         for number in range(len(lines)):
             _draw_line(axes, theme, lines, number, x=x, joined=joined)
-        if chance:
-            axes.axhline(CHANCE, color=theme.soft, linestyle=":", linewidth=1.2)
+        if among is not None:
+            axes.axhline(1 / among, color=theme.soft, linestyle=":", linewidth=1.2)
         _scales(axes, x, y)
-        if chance:
-            axes.set_xlabel(f"{x.name}  (dotted: chance among 100)")
+        if among is not None:
+            axes.set_xlabel(f"{x.name}  (dotted: chance among {among})")
 
     told = "; ".join(
         f"{line.name}: " + ", ".join(f"{_tick(x, p.x)} {p.y:.2f}" for p in line.points)
@@ -117,7 +117,7 @@ def _draw_line(
 ) -> None:
     line = lines[number]
     # Side by side, so that intervals do not cover each other.
-    shift = 0.0 if x.logarithmic else (number - (len(lines) - 1) / 2) * _jitter(lines, x)
+    shift = (number - (len(lines) - 1) / 2) * _jitter(lines, x)
     style = (number if line.style is None else line.style) % MOST_LINES
     below = [max(0.0, p.y - (p.y if p.low is None else p.low)) for p in line.points]
     above = [max(0.0, (p.y if p.high is None else p.high) - p.y) for p in line.points]
@@ -155,8 +155,10 @@ def _scales(axes: Any, x: Axis, y: Axis) -> None:
         axes.set_xlim(-0.4, len(x.ticks) - 0.6)
     if x.whole:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if x.logarithmic:
-        axes.set_xscale("log")
+    if x.starts_at_zero:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlim(left=0)
     if y.unit:
         axes.set_ylim(-0.03, 1.05)
 

@@ -32,6 +32,7 @@ def opening(material: Material) -> list[Html]:
     pairs: list[tuple[str, str | Html]] = [
         ("Model", _joined(_weights(spec.model.weights) for spec in specs)),
         ("Parameters", _joined(f"{one.num_parameters:,}" for one in resolved)),
+        ("Trained", _joined(_trained(spec) for spec in specs)),
         ("Facts", _facts(material)),
         ("Phases", _joined(_phases(spec) for spec in specs[:1]) + (
             f" (first of {len(specs)} cells)" if len(specs) > 1 else "")),
@@ -72,11 +73,12 @@ def runs_section(material: Material) -> Section | str:
         )
     headings = ["run", "part", "seed", "status", "own tokens", "seconds", "spec's digest"]
     unfinished = sum(row[3] != "finished" for row in rows)
+    told = f"of which {unfinished} have not finished" if unfinished else "all of them finished"
     return Section(
         "runs",
         "Runs",
-        f"{len(material.cells)} cells in {len(material.groups)} settings, by {len(rows)} runs, of "
-        f"which {unfinished} have not finished. What several cells share was trained once.",
+        f"{len(material.cells)} cells in {len(material.groups)} settings, by {len(rows)} runs, "
+        f"{told}. What several cells share was trained once.",
         (table("Runs of the study", headings, rows),),
     )
 
@@ -115,6 +117,13 @@ def _weights(weights: Weights) -> str:
         f"random weights, {weights.architecture} reduced to {weights.num_layers} layers of "
         f"{weights.hidden_size}"
     )
+
+
+def _trained(spec: ExperimentSpec) -> str:
+    if spec.model.lora is not None:
+        return f"adapters (LoRA) of rank {spec.model.lora.r}"
+    frozen = spec.model.frozen
+    return f"all but {', '.join(frozen)}" if frozen else "all of them"
 
 
 def _facts(material: Material) -> str:

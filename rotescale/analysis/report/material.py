@@ -44,7 +44,7 @@ class Cell:
     _outcomes: dict[Stage, list[Outcome]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._index = {tuple(getattr(r, name, None) for name in _ROLE): r for r in self.rows}
+        self._index = {tuple(getattr(row, name) for name in _ROLE): row for row in self.rows}
 
     @property
     def end(self) -> Stage:
@@ -63,9 +63,14 @@ class Cell:
 
     @property
     def generalize(self) -> PhaseSpec | None:
-        """The last phase, where it tells facts with prompts."""
-        last = self.spec.phases[-1]
-        return last if last.text == "prompts" else None
+        """The last phase that tells facts with prompts of their own relation."""
+        phases = [p for p in self.spec.phases if p.text == "prompts" and p.stand_in is None]
+        return phases[-1] if phases else None
+
+    @property
+    def taught(self) -> Stage:
+        """The end of that phase, before facts are told under another relation."""
+        return self.end if self.generalize is None else (self.generalize.name, None)
 
     def row(self, stage: Stage, role: tuple[str | int | None, ...]) -> EvaluationRow | None:
         """The row of a stage that measures suite, relation, split, prompts, language, metric and
@@ -119,6 +124,8 @@ class Material:
     runs: tuple[RunDir, ...]
     """Every folder of a run that was read."""
     records: Mapping[RunDir, Records]
+    num_options: int | None = None
+    """Of every question about an object; None where they differ."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -165,7 +172,9 @@ def _of_run(run: RunDir) -> Material:
             f"{run.root}: nothing was measured in this run yet; run it to its end, with an "
             "evaluation section that asks something"
         )
-    return Material(spec.name, False, (Group(spec.name, {}, (cell,)),), (run,), records)
+    return Material(
+        spec.name, False, (Group(spec.name, {}, (cell,)),), (run,), records, _num_options([run])
+    )
 
 
 def _of_study(study: StudyDir) -> Material:
@@ -185,7 +194,14 @@ def _of_study(study: StudyDir) -> Material:
     measured = [cell for cell in cells if cell.rows]
     if not measured:
         raise DataError(f"{study.root}: no run of the study was measured yet; run it first")
-    return Material(study.name, True, _groups(measured), tuple(runs.values()), records)
+    found = tuple(runs.values())
+    return Material(study.name, True, _groups(measured), found, records, _num_options(found))
+
+
+def _num_options(runs: Iterable[RunDir]) -> int | None:
+    facts = {run.facts_json.read_bytes() for run in runs}
+    found = {len(fact["distractors"]) + 1 for text in facts for fact in json.loads(text)["facts"]}
+    return found.pop() if len(found) == 1 else None
 
 
 def _labels(study: StudyDir) -> dict[str, dict[str, str]]:

@@ -53,7 +53,7 @@ def cost_section(material: Material) -> Section | str:
         f"time.{told} Seconds are those of training steps on the machine that ran them, without "
         "starting, saving and measuring.",
         (whole,),
-        _cost_pictures(known, what),
+        _cost_pictures(material, known, what),
     )
 
 
@@ -72,7 +72,7 @@ def _cells(cost: Cost) -> list[Content]:
     return [cost.num_tokens, cost.target_tokens, Number(cost.seconds, f"{cost.seconds:,.1f}")]
 
 
-def _cost_pictures(known: list[Group], what: What) -> tuple[Picture, ...]:
+def _cost_pictures(material: Material, known: list[Group], what: What) -> tuple[Picture, ...]:
     if len(known) < 2:
         return ()
     lines: dict[str, list[tuple[int, Estimate]]] = {}
@@ -85,7 +85,7 @@ def _cost_pictures(known: list[Group], what: What) -> tuple[Picture, ...]:
         Line(name, tuple(point(x, one) for x, one in sorted(found, key=lambda pair: pair[0])))
         for name, found in lines.items()
     ]
-    x = Axis("trained tokens of one run", logarithmic=True)
+    x = Axis("trained tokens of one run", starts_at_zero=True)
     return (
         lines_picture(
             "cost",
@@ -93,7 +93,7 @@ def _cost_pictures(known: list[Group], what: What) -> tuple[Picture, ...]:
             drawn[:MOST_LINES],
             x=x,
             y=ACCURACY,
-            chance=True,
+            among=material.num_options,
             joined=False,
         ),
     )

@@ -81,7 +81,13 @@ def placed(material: Material, group: Group, relation: str | None = None) -> lis
 
 
 def stages_picture(
-    name: str, title: str, group: Group, whats: Sequence[tuple[str, What]], *, y: Axis = ACCURACY
+    name: str,
+    title: str,
+    group: Group,
+    whats: Sequence[tuple[str, What]],
+    *,
+    y: Axis = ACCURACY,
+    among: int | None = None,
 ) -> Picture | None:
     """A line per value along the stages of a group; None where it has fewer than two stages."""
     stages = [
@@ -100,7 +106,7 @@ def stages_picture(
             lines.append(Line(label, points, style))
     ticks = tuple(f"{name} {epoch}" if epoch else name for name, epoch in stages)
     return lines_picture(
-        name, title, lines, x=Axis("measured after", ticks=ticks), y=y, chance=y.unit
+        name, title, lines, x=Axis("measured after", ticks=ticks), y=y, among=among
     )
 
 
@@ -170,6 +176,6 @@ def settings_of(group: Group) -> tuple[Content, ...]:
 
 
 def rest_name(group: Group, without: Iterable[str]) -> str:
-    """The labels of a group but those of some axes."""
+    """The labels of a group but those of some axes; empty where none are left."""
     left = {axis: label for axis, label in group.labels.items() if axis not in set(without)}
-    return ", ".join(v if a == METHOD else f"{a} {v}" for a, v in left.items()) or group.name
+    return ", ".join(v if a == METHOD else f"{a} {v}" for a, v in left.items())

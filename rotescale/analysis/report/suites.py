@@ -1,9 +1,8 @@
-"""Sections about the suites beyond the core, and about hidden states."""
+"""Sections about the suites beyond the core."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from rotescale.analysis import paper
 from rotescale.analysis.report.epochs import on_the_way, way_points
@@ -26,9 +25,8 @@ from rotescale.analysis.report.sections import (
 from rotescale.analysis.results import HEADINGS, SUITE_METRICS
 from rotescale.evaluation.items import CORE
 from rotescale.evaluation.metrics import TEXT_LOSS
+from rotescale.evaluation.similarity import SUITE as REPRESENTATIONS
 from rotescale.records import ALL_RELATIONS
-
-REPRESENTATIONS = "representations"
 
 _CAPABILITY = "capability"
 _IN_CONTEXT = "in_context_"
@@ -53,9 +51,10 @@ _ASKED_BY = {
     _CAPABILITY: "evaluation.text_pieces",
     "repurposed": "a phase with stand_in",
 }
+_ABOUT_SUBJECTS = ("reversal",)
+"""Suites whose options are subjects, of which there may be more or fewer than of objects."""
 _BOTH_SPLITS = ("repurposed",)
 """Suites whose figures show trained facts too; in others only held-out ones are drawn."""
-_COSINES = {"delta_cosine": "ΔCosSim", "cosine": "cosine to the key token"}
 
 
 def suite_sections() -> list[Maker]:
@@ -165,7 +164,8 @@ def _pictures(material: Material, name: str, whats: Sequence[What]) -> list[Pict
         title = "" if len(material.groups) == 1 else f"{group.name}: "
         title += relation if name in _BOTH_SPLITS else f"{relation}, held-out facts"
         file = f"{name.replace('_', '-')}-{place + 1}"
-        pictures.append(stages_picture(file, title, group, labelled))
+        among = None if name in _ABOUT_SUBJECTS else material.num_options
+        pictures.append(stages_picture(file, title, group, labelled, among=among))
     return [picture for picture in pictures if picture is not None]
 
 
@@ -196,7 +196,8 @@ def _loss_pictures(material: Material, whats: Sequence[What]) -> list[Picture]:
     for place, (name, found) in enumerate(ways.items()):
         if len({epochs for epochs, _, _ in found}) > 1 and place < 2:
             lines = _lines(whats, sorted(found, key=lambda one: one[0]))
-            title = f"At the end of phase 1, separate schedules ({name})"
+            title = "At the end of phase 1, separate schedules"
+            title += f" ({name})" if name else ""
             pictures.append(
                 lines_picture(f"capability-ends-{place + 1}", title, lines, x=axes[0], y=axes[1])
             )
@@ -222,64 +223,3 @@ def _lines(whats: Iterable[What], places: Sequence[tuple[int, Group, Stage]]) ->
         if points:
             lines.append(Line(what.relation, points))
     return lines[:MOST_LINES]
-
-
-def representations_section(material: Material) -> Section | str:
-    """Cosines of hidden states, layer by layer, where they were kept."""
-    rows = [r for c in material.cells for r in c.rows if r.suite == REPRESENTATIONS]
-    whats = dict.fromkeys(
-        What(*(r.relation, r.prompts, r.split, r.suite, r.language, r.metric),
-             layer=getattr(r, "layer", None))
-        for r in rows
-    )  # fmt: skip
-    layers = sorted({what.layer for what in whats if what.layer is not None})
-    if not layers:
-        return "Representations: no hidden states were kept (evaluation.representation_facts)."
-    stages = ends(material.groups)
-    last = [what for what in whats if what.layer == layers[-1]]
-    lines: list[list[Content]] = []
-    for group in material.groups:
-        for what in last:
-            found = [estimate(group, stage, what) for stage in stages]
-            if any(found):
-                metric = _COSINES.get(what.metric, what.metric)
-                start = [metric, HEADINGS[what.prompts], what.split.replace("_", "-")]
-                lines.append([*placed(material, group), *start, *map(number, found)])
-    headings = [*place_headings(material, relation=False), "measure", "states at", "facts"]
-    caption = f"Cosines at layer {layers[-1]}, the last, with 95 % intervals over facts"
-    return Section(
-        REPRESENTATIONS,
-        "Representations",
-        "Hidden states at the last token of a prompt: ΔCosSim is the mean cosine within a "
-        "relation less that between relations; other cosines are to the same fact's state at its "
-        "key token. Means over seeds have no interval here. "
-        + paper.SUITES[REPRESENTATIONS]
-        + which(material),
-        (table(caption, [*headings, *map(stage_name, stages)], lines),),
-        tuple(_layer_pictures(material, last, layers)),
-    )
-
-
-def _layer_pictures(
-    material: Material, last: Sequence[What], layers: Sequence[int]
-) -> list[Picture]:
-    """Layer by layer, a line per stage: ΔCosSim of the key token, and a cosine to test prompts."""
-    pictures = []
-    for place, group in enumerate(shown(material)):
-        for metric, kind in (("delta_cosine", "key_token"), ("cosine", "test")):
-            chosen = [what for what in last if (what.metric, what.prompts) == (metric, kind)]
-            chosen.sort(key=lambda what: what.split != "held_out")
-            lines = []
-            for stage in group.stages()[:MOST_LINES] if chosen else ():
-                found = [(n, estimate(group, stage, replace(chosen[0], layer=n))) for n in layers]
-                points = tuple(point(layer, one) for layer, one in found if one is not None)
-                if points:
-                    lines.append(Line(stage_name(stage), points))
-            if lines:
-                title = f"{_COSINES[metric]}: {HEADINGS[kind]}"
-                if len(material.groups) > 1:
-                    title = f"{group.name}: {title}"
-                name = f"{REPRESENTATIONS}-{metric.replace('_', '-')}-{place + 1}"
-                axis = Axis("layer", whole=True)
-                pictures.append(lines_picture(name, title, lines, x=axis, y=Axis(_COSINES[metric])))
-    return pictures

@@ -1,0 +1,200 @@
+"""Sections made of rows by hand: which there are, what they show, and what they say of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from helpers import micro_spec
+
+from rotescale.analysis.report.accuracy import heat_section, languages_section
+from rotescale.analysis.report.epochs import epochs_section
+from rotescale.analysis.report.estimates import Estimate, What, estimate, scope
+from rotescale.analysis.report.figures import Axis, Line, Point, heat_picture, lines_picture
+from rotescale.analysis.report.material import Cell, Group, Material
+from rotescale.analysis.report.methods import cost_section, paired_section
+from rotescale.analysis.report.page import Html, Number, Section, number, page, table
+from rotescale.analysis.report.sections import MOST_FIGURES, shown, which
+from rotescale.analysis.report.states import states_section
+from rotescale.analysis.report.suites import suite_sections
+from rotescale.analysis.study_table import Cost
+from rotescale.records import EvaluationRow
+
+ROW: dict[str, Any] = {
+    **{"attempt": 1, "relation": "mother", "stage": "generalize", "epoch": None, "seed": 0},
+    **{"suite": "core", "split": "held_out", "prompts": "test", "language": "en"},
+    **{"metric": "multiple_choice", "value": 0.5, "count": 10, "low": 0.3, "high": 0.7},
+}
+
+
+def row(**changes: Any) -> EvaluationRow:
+    return EvaluationRow(**{**ROW, **changes})
+
+
+def group(
+    labels: Mapping[str, str], rows: Sequence[EvaluationRow], *overrides: str, tokens: int = 100
+) -> Group:
+    """A setting of one seed; nothing lies on a disk."""
+    spec = micro_spec(*overrides)
+    name = " ".join(labels.values()) or "alone"
+    costs = {phase.name: Cost(tokens, tokens, 1.0) for phase in spec.phases}
+    return Group(name, labels, (Cell(name, labels, spec, {}, tuple(rows), costs),))
+
+
+def material(*groups: Group) -> Material:
+    return Material("made", len(groups) > 1, groups, (), {})
+
+
+def made(section: Section | str) -> Section:
+    assert isinstance(section, Section), section
+    return section
+
+
+def test_k_by_p_is_a_picture_for_each_setting_of_the_rest() -> None:
+    groups = [
+        group(
+            {"method": method, "k": str(k), "p": str(p)},
+            [row(value=k * p / 100)],
+            f"phases.generalize.facts_per_relation={k}",
+            f"phases.generalize.num_prompts={p}",
+        )
+        for method in ("rote", "sft")
+        for k in (1, 10)
+        for p in (1, 2, 4)
+    ]
+    section = made(heat_section(material(*groups)))
+    assert [picture.title for picture in section.pictures] == [
+        *("Test prompts: rote", "Test prompts: sft")
+    ]
+    assert "k: facts told with prompts 10 0.40" in section.pictures[0].alt
+    assert "it takes a study" in str(heat_section(material(groups[0])))
+
+
+def test_epochs_on_the_way_and_separate_schedules_are_told_apart() -> None:
+    groups = [
+        group(
+            {"epochs": str(epochs)},
+            [
+                row(),
+                row(stage="base", prompts="key_token", value=0.0),
+                *([row(stage="memorize", epoch=1, prompts="key_token")] if epochs == 3 else []),
+                row(stage="memorize", prompts="key_token", value=1.0),
+            ],
+            f"phases.memorize.epochs={epochs}",
+        )
+        for epochs in (3, 6)
+    ]
+    section = made(epochs_section(material(*groups)))
+    assert [picture.name for picture in section.pictures] == ["epochs-1", "epochs-test"]
+    assert "key token: 0 0.00, 1 0.50, 3 1.00" in section.pictures[0].alt
+    assert "3 0.50, 6 0.50" in section.pictures[1].alt
+    assert "phases.0.evaluate_epochs" in str(epochs_section(material(groups[1])))
+
+
+def test_languages_are_asked_or_told_to_be_missing() -> None:
+    rows = [row(), row(language="de", value=0.25)]
+    section = made(languages_section(material(group({}, rows))))
+    assert "en 0.50, de 0.25" in section.pictures[0].alt
+    assert "evaluation.languages" in str(languages_section(material(group({}, rows[:1]))))
+
+
+def test_every_suite_has_a_section_or_a_sentence() -> None:
+    rows = [
+        row(suite="reversal", prompts="reversed", stage="base"),
+        row(suite="reversal", prompts="reversed"),
+        row(suite="repurposed", split="trained"),
+        row(suite="repurposed", stage="base"),
+        *(
+            row(suite="capability", metric="text_loss", relation="dictionary", prompts="text",
+                stage=stage, value=3.5, low=3.1, high=3.9)
+            for stage in ("base", "memorize", "generalize")
+        ),
+    ]  # fmt: skip
+    found = [make(material(group({}, rows))) for make in suite_sections()]
+    assert [isinstance(one, Section) for one in found] == [False, True, False, True, True]
+    in_context, reversal, two_hop, capability, repurposed = found
+    assert "evaluation.in_context" in str(in_context)
+    assert "evaluation.two_hop_facts" in str(two_hop)
+    assert "The paper reports 0.26" in made(reversal).scope
+    assert "nats per token" in made(capability).pictures[0].alt
+    assert "test prompts, held-out" in made(repurposed).pictures[0].alt
+
+
+def test_hidden_states_are_drawn_layer_by_layer() -> None:
+    rows = [
+        row(suite="representations", prompts="key_token", metric="delta_cosine", layer=layer,
+            stage=stage, value=0.1 * layer)
+        for stage in ("base", "generalize")
+        for layer in (0, 1, 2)
+    ]  # fmt: skip
+    section = made(states_section(material(group({}, [row(), *rows]))))
+    assert "base: 0 0.00, 1 0.10, 2 0.20; generalize: 0 0.00" in section.pictures[0].alt
+    assert "layer 2, the last" in section.parts[0]
+    assert "representation_facts" in str(states_section(material(group({}, [row()]))))
+
+
+def test_cost_is_drawn_for_each_method() -> None:
+    groups = [
+        group({"method": "rote"}, [row(value=0.9)], tokens=50),
+        group({"method": "sft"}, [row(value=0.4)], tokens=100),
+    ]
+    section = made(cost_section(material(*groups)))
+    assert "rote: 100 0.90; sft: 200 0.40" in section.pictures[0].alt
+    # Without the questions' own outcomes nothing can be paired.
+    assert "no two methods share" in str(paired_section(material(*groups)))
+    assert "baselines" in str(paired_section(material(groups[0])))
+
+
+def test_seeds_without_stored_outcomes_have_a_mean_and_no_interval() -> None:
+    cells = [
+        Cell(f"seed{seed}", {}, micro_spec(f"seed={seed}"), {}, (row(seed=seed, value=value),), {})
+        for seed, value in ((0, 0.2), (1, 0.6))
+    ]
+    found = estimate(Group("both", {}, tuple(cells)), ("generalize", None), What("mother", "test"))
+    assert found == Estimate(pytest.approx(0.4), None, None, 20, 0, (0, 1))
+
+
+def test_of_many_settings_figures_show_some_and_say_so() -> None:
+    groups = [
+        group({"method": method, "k": str(k)}, [row()]) for method in ("a", "b") for k in range(5)
+    ]
+    chosen = shown(material(*groups))
+    assert len(chosen) == MOST_FIGURES
+    assert [one.labels["k"] for one in chosen] == ["0", "4", "0", "4"]
+    assert "4 of 10 settings" in which(material(*groups))
+    assert which(material(*groups[:3])) == ""
+
+
+def test_a_sentence_says_what_intervals_are_about() -> None:
+    told = scope([group({}, [row()])], None, What("mother", "test"))
+    assert told == "1 seed, 95 % intervals over facts, which say nothing about other seeds"
+
+
+def test_cells_of_a_table_are_escaped_and_sort_as_numbers() -> None:
+    found = Estimate(0.5, 0.25, 0.75, 4, 4, (0,))
+    rows = [["<script>", number(found)], ["x", None], [Html("<i>"), 7]]
+    whole = table("<b>caption</b>", ["a & b", "n"], rows)
+    assert "<script>" not in whole
+    assert "&lt;script&gt;" in whole
+    assert "<b>" not in whole
+    assert "a &amp; b" in whole
+    assert 'data-sort="0.5" class="number">0.50<span class="interval">[0.25 0.75]</span>' in whole
+    assert 'data-sort="" class="number">–' in whole
+    assert number(found, signed=True) == Number(0.5, "+0.50", "[+0.25 +0.75]")
+
+
+def test_titles_are_escaped() -> None:
+    whole = page("</title><script>", [], [Section("a", "<b>", "<i>", ())]).decode()
+    assert "</title><script>" not in whole
+    assert "&lt;b&gt;" in whole
+    assert "&lt;i&gt;" in whole
+
+
+def test_pictures_take_any_name() -> None:
+    lines = [Line("$\\frac{ <b> & $", (Point(0, 0.5, 0.1, 0.9), Point(1, 0.7)))]
+    picture = lines_picture("any", "$x_{$", lines, x=Axis("$x$", ticks=("$a", "b$")), y=Axis("y"))
+    assert set(picture.files) == {"any.png", "any.svg", "any-dark.png", "any-dark.svg"}
+    assert picture.files["any.svg"] != picture.files["any-dark.svg"]
+    heat = heat_picture("heat", "t", [[0.2, None]], x=Axis("k", ("1", "2")), y=Axis("p", ("1",)))
+    assert "none" in heat.alt
