@@ -30,9 +30,10 @@ def report(
     from rotescale.analysis.report.material import load_material
 
     run_dir = RunDir.at(place)
-    material = load_material(run_dir.root)
     folder = run_dir.node_dir / "report" if out is None else out
-    page, *figures = write_report(material, folder)
+    with console.status("reading") as status:
+        material = load_material(run_dir.root)
+        page, *figures = write_report(material, folder, report=status.update)
     console.print(f"report:  {page}", soft_wrap=True)
     if figures:
         console.print(f"figures: {figures[0].parent} ({len(figures)} files)", soft_wrap=True)

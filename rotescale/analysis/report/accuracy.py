@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from rotescale.analysis import paper
 from rotescale.analysis.report.estimates import Estimate, What, estimate, scope, shared_axes
 from rotescale.analysis.report.figures import (
-    MOST_LINES,
     Axis,
     Line,
     heat_picture,
@@ -220,12 +219,12 @@ def languages_section(material: Material) -> Section | str:
             rows.append([*placed(material, group), HEADINGS[kind], *map(number, found)])
             points = tuple(point(x, one) for x, one in enumerate(found) if one is not None)
             name = HEADINGS[kind] if len(material.groups) == 1 else group.name
-            if kind == "test" or len(material.groups) == 1:
+            if group in shown(material) and (kind == "test" or len(material.groups) == 1):
                 style = STYLES[kind] if len(material.groups) == 1 else None
                 drawn.append(Line(name, points, style))
     title = "At the end of training" + ("" if len(material.groups) == 1 else ": test prompts")
     picture = lines_picture(
-        "languages", title, drawn[:MOST_LINES], x=Axis("language", ticks=tuple(languages)),
+        "languages", title, drawn, x=Axis("language", ticks=tuple(languages)),
         y=ACCURACY, among=material.num_options, joined=False,
     )  # fmt: skip
     told = scope(having(material.groups, what := What(material.relation, "test")), None, what)
@@ -234,7 +233,8 @@ def languages_section(material: Material) -> Section | str:
         "languages",
         "Languages",
         f"The same facts and prompts in each language, at the end of training; phases train on "
-        f"English prompts: {told}. The translations were not read by native speakers.",
+        f"English prompts: {told}. The translations were not read by native speakers."
+        + which(material),
         (table("Accuracy on held-out facts by language", headings, rows),),
         (picture,),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rotescale.analysis.report.accuracy import (
@@ -45,12 +45,17 @@ def makers() -> Sequence[Maker]:
     )
 
 
-def write_report(material: Material, folder: Path) -> list[Path]:
+def write_report(
+    material: Material, folder: Path, *, report: Callable[[str], None] = lambda _: None
+) -> list[Path]:
     """Write the page and, below it, each figure as PNG and SVG, light and dark; all paths.
 
-    The same results give the same bytes.
+    The same results give the same bytes. ``report`` is told how far it is.
     """
-    made = [make(material) for make in makers()]
+    made = []
+    for place, make in enumerate(makers(), start=1):
+        report(f"section {place} of {len(makers())}")
+        made.append(make(material))
     sections = [one for one in made if isinstance(one, Section)]
     sections.append(missing_section(material, (one for one in made if isinstance(one, str))))
     files = {PAGE: page(material.title, opening(material), sections)}

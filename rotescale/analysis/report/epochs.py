@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rotescale.analysis.report.estimates import What, estimate, scope, shared_axes
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
 from rotescale.analysis.report.material import BASE, Cell, Group, Material, Stage
@@ -64,11 +66,18 @@ def _first_phases(cell: Cell) -> str:
     return cell.spec.prefix_digest(cell.spec.phases.index(cell.memorize) + 1)
 
 
+def way_title(group: Group, ways: Sequence[Group]) -> str:
+    """What is drawn of a group; with its name where the number of epochs is not enough."""
+    epochs = memorize_epochs(group)
+    alike = sum(memorize_epochs(other) == epochs for other in ways) > 1
+    title = f"On the way of phase 1, one schedule of {epochs} epochs"
+    return f"{title} ({group.name})" if alike else title
+
+
 def _on_the_way(material: Material) -> list[Picture]:
     pictures = []
-    for place, group in enumerate(on_the_way(material)):
-        memorize = group.first.memorize
-        assert memorize is not None
+    ways = on_the_way(material)
+    for place, group in enumerate(ways):
         lines = []
         for kind in MAIN_KINDS:
             what = What(material.relation, kind)
@@ -76,9 +85,7 @@ def _on_the_way(material: Material) -> list[Picture]:
             points = tuple(point(epoch, one) for epoch, one in found if one is not None)
             if points:
                 lines.append(Line(HEADINGS[kind], points, STYLES[kind]))
-        title = f"On the way of phase 1, one schedule of {memorize.epochs} epochs"
-        if len(material.groups) > 1:
-            title += f" ({group.name})"
+        title = way_title(group, ways)
         axis = Axis("epochs of phase 1", whole=True)
         pictures.append(
             lines_picture(
@@ -88,19 +95,20 @@ def _on_the_way(material: Material) -> list[Picture]:
     return pictures
 
 
-def _memorize_epochs(group: Group) -> int | None:
+def memorize_epochs(group: Group) -> int | None:
+    """How long phase 1 is; None where nothing is memorized."""
     return None if group.first.memorize is None else group.first.memorize.epochs
 
 
 def _separate(material: Material) -> list[Picture]:
     """One picture of each kind of prompts at the end, over separate schedules."""
-    groups = [group for group in material.groups if _memorize_epochs(group) is not None]
-    axes = shared_axes(groups, _memorize_epochs)
+    groups = [group for group in material.groups if memorize_epochs(group) is not None]
+    axes = shared_axes(groups, memorize_epochs)
     pictures = []
     for kind in ("train", "test"):
         lines: dict[str, dict[int, Group]] = {}
         for group in groups:
-            epochs = _memorize_epochs(group) or 0
+            epochs = memorize_epochs(group) or 0
             lines.setdefault(rest_name(group, axes), {})[epochs] = group
         drawn = []
         for name, by_epochs in lines.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 from rotescale.analysis.report.material import Cell, Group, Stage
 from rotescale.errors import DataError
@@ -66,8 +67,20 @@ class Estimate:
     seeds: tuple[int, ...]
 
 
+_ESTIMATES: WeakKeyDictionary[Group, dict[tuple[Stage, What], Estimate | None]]
+_ESTIMATES = WeakKeyDictionary()
+"""Tables, figures and sentences ask for the same values."""
+
+
 def estimate(group: Group, stage: Stage, what: What) -> Estimate | None:
     """The mean over the seeds that were measured there; None where none was."""
+    known = _ESTIMATES.setdefault(group, {})
+    if (stage, what) not in known:
+        known[stage, what] = _estimate(group, stage, what)
+    return known[stage, what]
+
+
+def _estimate(group: Group, stage: Stage, what: What) -> Estimate | None:
     rows = {cell: row for cell in group.cells if (row := cell.row(stage, what.role)) is not None}
     if not rows:
         return None

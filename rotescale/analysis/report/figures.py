@@ -9,10 +9,11 @@ from typing import Any
 
 from rotescale.analysis.report.page import Picture
 
-_INCHES = (5.0, 3.9)
+_INCHES = (4.5, 3.6)
 _PIXELS_PER_INCH = 96
 _PNG_DPI = 200
 _JITTER = 0.05
+_FEW_TICKS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Theme:
     """They stay apart for the colour-blind (Okabe and Ito, 2008)."""
     heat: tuple[str, str]
     """From nothing to everything."""
+    strong: float
+    """From this value on, text on the shade has the colour of the ground."""
 
 
 _THEMES = (
@@ -34,11 +37,13 @@ _THEMES = (
         *("", "#1b1f24", "#6b737d", "#f6f7f9"),
         ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#808080"),
         ("#ffffff", "#00508a"),
+        0.68,
     ),
     Theme(
         *("-dark", "#e8eaed", "#9aa3ad", "#1b1f25"),
         ("#FFFFFF", "#56B4E9", "#2BBE92", "#F0803C", "#E3A0C6", "#F0B93A", "#4F8FE0", "#A8A8A8"),
         ("#20262e", "#7cc4fa"),
+        0.55,
     ),
 )
 _MARKERS = ("D", "o", "s", "^", "v", "P", "X", "*")
@@ -102,6 +107,9 @@ def lines_picture(
         if among is not None:
             axes.axhline(1 / among, color=theme.soft, linestyle=":", linewidth=1.2)
         _scales(axes, x, y)
+        places = sorted({p.x for line in lines for p in line.points})
+        if x.whole and len(places) <= _FEW_TICKS:
+            axes.set_xticks(places)
         if among is not None:
             axes.set_xlabel(f"{x.name}  (dotted: chance among {among})")
 
@@ -148,7 +156,7 @@ def _scales(axes: Any, x: Axis, y: Axis) -> None:
     axes.set_ylabel(y.name)
     if x.ticks:
         axes.set_xticks(range(len(x.ticks)))
-        crowded = sum(len(tick) for tick in x.ticks) > 44
+        crowded = sum(len(tick) for tick in x.ticks) > 38
         axes.set_xticklabels(
             x.ticks, rotation=30 if crowded else 0, ha="right" if crowded else "center"
         )
@@ -182,8 +190,7 @@ def heat_picture(
         for row, of_row in enumerate(values):
             for column, value in enumerate(of_row):
                 text = "–" if value is None else f"{value:.2f}"
-                strong = value is not None and value > 0.55
-                # On a strong shade the ground's own colour reads best.
+                strong = value is not None and value >= theme.strong
                 colour = theme.ground if strong else theme.ink
                 axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour)
         axes.set_xticks([place + 0.5 for place in range(len(x.ticks))], x.ticks)
@@ -242,7 +249,7 @@ def _render(
 def _columns(lines: Sequence[Line]) -> int:
     """Of the legend: as many as fit side by side."""
     longest = max((len(line.name) for line in lines), default=1)
-    return max(1, min(3, 48 // (longest + 5)))
+    return max(1, min(3, 44 // (longest + 5)))
 
 
 def _settings(theme: Theme) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class Cell:
         return self._outcomes[stage]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Cells that differ in their seed alone."""
 

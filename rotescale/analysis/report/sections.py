@@ -61,6 +61,13 @@ def ends(groups: Iterable[Group]) -> list[Stage]:
     return list(dict.fromkeys(stage for stage in stages if stage[1] is None))
 
 
+def measured(
+    stages: Iterable[Stage], groups: Sequence[Group], whats: Sequence[What]
+) -> list[Stage]:
+    """The stages at which any group measured any of that."""
+    return [s for s in stages if any(estimate(g, s, what) for g in groups for what in whats)]
+
+
 def having(groups: Iterable[Group], what: What) -> list[Group]:
     """The groups that measured it at the end of training."""
     return [group for group in groups if estimate(group, group.first.end, what) is not None]
@@ -89,12 +96,8 @@ def stages_picture(
     y: Axis = ACCURACY,
     among: int | None = None,
 ) -> Picture | None:
-    """A line per value along the stages of a group; None where it has fewer than two stages."""
-    stages = [
-        stage
-        for stage in group.stages()
-        if any(estimate(group, stage, what) is not None for _, what in whats)
-    ]
+    """A line per value along the ends of phases; None where fewer than two were measured."""
+    stages = measured(ends([group]), [group], [what for _, what in whats])
     if len(stages) < 2:
         return None
     lines = []
@@ -104,7 +107,7 @@ def stages_picture(
         if points:
             style = STYLES.get(what.prompts) if what.suite == CORE else None
             lines.append(Line(label, points, style))
-    ticks = tuple(f"{name} {epoch}" if epoch else name for name, epoch in stages)
+    ticks = tuple(stage_name(stage) for stage in stages)
     return lines_picture(
         name, title, lines, x=Axis("measured after", ticks=ticks), y=y, among=among
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from rotescale.analysis import paper
 from rotescale.analysis.report.estimates import What, estimate
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
-from rotescale.analysis.report.material import Material
+from rotescale.analysis.report.material import Group, Material, Stage
 from rotescale.analysis.report.page import Content, Picture, Section, number, table
 from rotescale.analysis.report.sections import (
     ends,
@@ -74,7 +74,7 @@ def _layer_pictures(
             chosen = [what for what in last if (what.metric, what.prompts) == (metric, kind)]
             chosen.sort(key=lambda what: (what.split != "held_out", what.language != BASE_LANGUAGE))
             lines = []
-            for stage in group.stages()[:MOST_LINES] if chosen else ():
+            for stage in _some(group) if chosen else ():
                 found = [(n, estimate(group, stage, replace(chosen[0], layer=n))) for n in layers]
                 points = tuple(point(layer, one) for layer, one in found if one is not None)
                 if points:
@@ -87,3 +87,9 @@ def _layer_pictures(
                 axis = Axis("layer", whole=True)
                 pictures.append(lines_picture(name, title, lines, x=axis, y=Axis(_COSINES[metric])))
     return pictures
+
+
+def _some(group: Group) -> list[Stage]:
+    """All stages, or the ends of phases where there are more than can be told apart."""
+    stages = group.stages()
+    return stages if len(stages) <= MOST_LINES else ends([group])

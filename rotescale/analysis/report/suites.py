@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rotescale.analysis import paper
-from rotescale.analysis.report.epochs import on_the_way, way_points
+from rotescale.analysis.report.epochs import on_the_way, way_points, way_title
 from rotescale.analysis.report.estimates import What, estimate, scope, shared_axes
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
 from rotescale.analysis.report.material import Group, Material, Stage
@@ -13,6 +13,7 @@ from rotescale.analysis.report.page import Content, Picture, Section, number, ta
 from rotescale.analysis.report.sections import (
     Maker,
     ends,
+    measured,
     place_headings,
     placed,
     point,
@@ -103,7 +104,7 @@ def _whats(material: Material, suite: str) -> list[What]:
 
 def _section(material: Material, name: str, suites: Sequence[str]) -> Section:
     whats = [what for suite in suites for what in _whats(material, suite)]
-    stages = ends(material.groups)
+    stages = measured(ends(material.groups), material.groups, whats)
     rows: list[list[Content]] = []
     for group in material.groups:
         for what in whats:
@@ -141,11 +142,11 @@ def _about(what: What) -> list[Content]:
 
 
 def _scope(groups: Sequence[Group], what: What, stages: Sequence[Stage]) -> str:
-    measured = [s for s in stages if any(estimate(group, s, what) for group in groups)]
-    if not measured:
+    known = measured(stages, groups, [what])
+    if not known:
         return "It was measured on the way only."
     unit = "pieces of text" if what.metric == TEXT_LOSS else "facts"
-    told = scope(groups, measured[-1], what, unit=unit)
+    told = scope(groups, known[-1], what, unit=unit)
     return f"Shown: {told}."
 
 
@@ -182,9 +183,7 @@ def _loss_pictures(material: Material, whats: Sequence[What]) -> list[Picture]:
     pictures = []
     for place, group in enumerate(on_the_way(material)):
         lines = _lines(whats, [(epoch, group, stage) for epoch, stage in way_points(group)])
-        title = "On the way of phase 1"
-        title += "" if len(material.groups) == 1 else f" ({group.name})"
-        name = f"capability-{place + 1}"
+        name, title = f"capability-{place + 1}", way_title(group, on_the_way(material))
         pictures.append(lines_picture(name, title, lines, x=axes[0], y=axes[1]))
     ways: dict[str, list[tuple[int, Group, Stage]]] = {}
     groups = [group for group in material.groups if group.first.memorize is not None]
