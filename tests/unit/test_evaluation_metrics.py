@@ -12,6 +12,7 @@ from rotescale.errors import DataError
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import (
     METRICS,
+    TEXT_LOSS,
     Outcome,
     mean_over_seeds,
     outcome_of,
@@ -187,6 +188,26 @@ def test_paired_difference_over_seeds_cancels_what_seeds_share() -> None:
     assert -1.0 <= low < difference < high <= 1.0
     alone = mean_over_seeds(a, metric="multiple_choice", seed=0)
     assert high - low < 0.6 * (alone[2] - alone[1])
+
+
+def test_losses_over_seeds_have_their_own_bounds() -> None:
+    def losses(more: float) -> dict[int, list[Outcome]]:
+        return {
+            seed: [
+                outcome(piece, 0.0, values={TEXT_LOSS: 3.0 + 0.1 * (piece % 3) + 0.2 * seed + more})
+                for piece in range(20)
+            ]
+            for seed in range(3)
+        }
+
+    mean, low, high = mean_over_seeds(losses(0.0), metric=TEXT_LOSS, seed=0)
+    assert mean == pytest.approx(3.295)
+    assert 2.0 < low < mean < high < 5.0
+    change, low, high = paired_difference_over_seeds(
+        losses(0.0), losses(1.5), metric=TEXT_LOSS, seed=0
+    )
+    assert change == pytest.approx(1.5)
+    assert low <= change <= high
 
 
 def test_comparisons_over_seeds_refuse_what_does_not_pair() -> None:

@@ -21,9 +21,12 @@ from rotescale.analysis.report.estimates import What, difference, estimate
 from rotescale.analysis.report.material import load_material
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.metrics import mean_over_seeds
+from rotescale.object_store import RemotePath
 from rotescale.run_dir import RunDir
+from rotescale.storage import write_atomic
 from rotescale.study_runner import StudyDir
 
+_WITHOUT = shutil.ignore_patterns("checkpoints", "data", "models", "prepared-model", "report")
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 
 
@@ -191,6 +194,34 @@ def test_the_command_says_where_the_page_is(
     assert (tmp_path / "page" / "index.html").exists()
 
 
+def test_a_run_in_a_bucket_is_read_where_it_is(reported_run: RunDir, remote: RemotePath) -> None:
+    root = Path(str(reported_run.root))
+    for path in root.rglob("*.json*"):
+        name = path.relative_to(root).as_posix()
+        if not name.startswith(("models/", "prepared-model/", "data/", "checkpoints/")):
+            write_atomic(remote / name, path.read_bytes())
+    here, there = load_material(root), load_material(remote)
+    what = What("mother", "key_token")
+    end = here.groups[0].first.end
+    assert estimate(here.groups[0], end, what) == estimate(there.groups[0], end, what)
+    assert estimate(there.groups[0], end, what).num_facts > 0
+
+
+def test_a_study_goes_on_without_runs_that_were_not_begun(
+    reported_study: StudyDir, tmp_path: Path
+) -> None:
+    copied = tmp_path / "runs"
+    shutil.copytree(reported_study.root.parent, copied, ignore=_WITHOUT)
+    shutil.rmtree(copied / "grid-k2-seed0")
+    shutil.rmtree(copied / "grid-k2-seed1")
+    material = load_material(copied / "grid")
+    write_report(material, tmp_path / "page")
+    assert (
+        estimate(material.groups[0], material.groups[0].first.end, What("mother", "test")) is None
+    )
+    assert "rote, k 4" in (tmp_path / "page" / "index.html").read_text()
+
+
 def test_a_folder_that_is_neither_run_nor_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="neither the folder of a run nor of a study; name one"):
         rotescale("report", tmp_path)
@@ -217,8 +248,7 @@ def test_results_about_two_sets_of_facts_are_refused(
     reported_study: StudyDir, tmp_path: Path
 ) -> None:
     copied = tmp_path / "runs"
-    without = shutil.ignore_patterns("checkpoints", "data", "models", "prepared-model", "report")
-    shutil.copytree(reported_study.root.parent, copied, ignore=without)
+    shutil.copytree(reported_study.root.parent, copied, ignore=_WITHOUT)
     path = copied / "grid-k2-seed0" / "resolved.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"facts_digest": "0" * 64}))
     with pytest.raises(DataError, match="runs about different facts of mother"):

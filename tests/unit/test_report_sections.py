@@ -9,6 +9,7 @@ import pytest
 from helpers import micro_spec
 
 from rotescale.analysis.report.accuracy import heat_section, languages_section
+from rotescale.analysis.report.build import makers
 from rotescale.analysis.report.epochs import epochs_section
 from rotescale.analysis.report.estimates import Estimate, What, estimate, scope
 from rotescale.analysis.report.figures import Axis, Line, Point, heat_picture, lines_picture
@@ -153,6 +154,13 @@ def test_seeds_without_stored_outcomes_have_a_mean_and_no_interval() -> None:
     ]
     found = estimate(Group("both", {}, tuple(cells)), ("generalize", None), What("mother", "test"))
     assert found == Estimate(pytest.approx(0.4), None, None, 20, 0, (0, 1))
+
+
+def test_what_has_not_ended_has_sentences() -> None:
+    begun = material(group({}, [row(stage="base"), row(stage="base", language="de")]))
+    made_of = {make: make(begun) for make in makers()}
+    sections = [one.identifier for one in made_of.values() if isinstance(one, Section)]
+    assert sections == ["cost"]
 
 
 def test_of_many_settings_figures_show_some_and_say_so() -> None:

@@ -92,7 +92,10 @@ def stages_section(material: Material) -> Section | str:
     """Accuracy by stage and kind of prompts, and what changed."""
     found = _by_stage(material, MAIN_KINDS, "stages", "Accuracy by stage")
     if found is None:
-        return "Accuracy by stage: no question of the core was asked (evaluation.held_out_facts)."
+        return (
+            "Accuracy by stage: nothing was asked about held-out facts at the end of training "
+            "(evaluation.held_out_facts, or training has not ended)."
+        )
     changes = changes_table(material, MAIN_KINDS)
     parts = (*found.parts, *(() if changes is None else (changes,)))
     return Section(found.identifier, found.title, found.scope, parts, found.pictures)
@@ -104,7 +107,7 @@ def controls_section(material: Material) -> Section | str:
     if found is None:
         return (
             "Controls: neither unrelated prompts nor another relation's nor reversed ones were "
-            "asked (evaluation.unrelated_prompts, evaluation.control_facts)."
+            "asked at the end of training (evaluation.unrelated_prompts, evaluation.control_facts)."
         )
     note = (
         " The fact's object counts as the answer although the question asks for something else: "
@@ -206,6 +209,9 @@ def languages_section(material: Material) -> Section | str:
     languages = _languages(material)
     if len(languages) < 2:
         return "Languages: only English was asked (evaluation.languages)."
+    what = What(material.relation, "test")
+    if not having(material.groups, what):
+        return "Languages: nothing was asked at the end of training yet."
     rows: list[list[Content]] = []
     drawn: list[Line] = []
     for group in material.groups:
@@ -227,7 +233,7 @@ def languages_section(material: Material) -> Section | str:
         "languages", title, drawn, x=Axis("language", ticks=tuple(languages)),
         y=ACCURACY, among=material.num_options, joined=False,
     )  # fmt: skip
-    told = scope(having(material.groups, what := What(material.relation, "test")), None, what)
+    told = scope(having(material.groups, what), None, what)
     headings = [*place_headings(material, relation=False), "asked with", *languages]
     return Section(
         "languages",

@@ -80,6 +80,8 @@ def _fact_sets(material: Material) -> dict[str, FactSet]:
     found: dict[str, FactSet] = {}
     by_text: dict[bytes, FactSet] = {}
     for cell in material.cells:
+        if cell.end[0] not in cell.places:
+            continue
         path = cell.places[cell.end[0]].facts_json
         try:
             text = path.read_bytes()

@@ -127,7 +127,8 @@ def _trained(spec: ExperimentSpec) -> str:
 
 
 def _facts(material: Material) -> str:
-    resolved = [Resolved.read(cell.places[cell.end[0]]) for cell in material.cells]
+    started = [cell for cell in material.cells if cell.end[0] in cell.places]
+    resolved = [Resolved.read(cell.places[cell.end[0]]) for cell in started]
     specs = [cell.spec for cell in material.cells]
     numbers = dict.fromkeys(one.trained_facts + one.held_out_facts for one in resolved)
     sources = dict.fromkeys(spec.facts.source for spec in specs)
