@@ -11,7 +11,7 @@ from helpers import micro_spec
 from rotescale.analysis.report.accuracy import heat_section, languages_section
 from rotescale.analysis.report.build import makers
 from rotescale.analysis.report.epochs import epochs_section
-from rotescale.analysis.report.estimates import Estimate, What, estimate, scope
+from rotescale.analysis.report.estimates import OWN, Estimate, What, estimate, scope
 from rotescale.analysis.report.figures import Axis, Line, Point, heat_picture, lines_picture
 from rotescale.analysis.report.material import Cell, Group, Material
 from rotescale.analysis.report.methods import cost_section, paired_section
@@ -163,15 +163,26 @@ def test_what_has_not_ended_has_sentences() -> None:
     assert sections == ["cost"]
 
 
+def test_settings_about_a_relation_each_show_their_own() -> None:
+    groups = [
+        group({"relation": name}, [row(relation=name, value=value)], f"facts.relations=[{name}]")
+        for name, value in (("author", 0.25), ("mother", 0.75))
+    ]
+    found = [estimate(one, one.first.end, What(OWN, "test")) for one in groups]
+    assert [one and one.value for one in found] == [0.25, 0.75]
+    section = made(cost_section(material(*groups)))
+    assert "author: 200 0.25; mother: 200 0.75" in section.pictures[0].alt
+
+
 def test_of_many_settings_figures_show_some_and_say_so() -> None:
     groups = [
         group({"method": method, "k": str(k)}, [row()]) for method in ("a", "b") for k in range(5)
     ]
-    chosen = shown(material(*groups))
+    chosen = shown(groups)
     assert len(chosen) == MOST_FIGURES
     assert [one.labels["k"] for one in chosen] == ["0", "4", "0", "4"]
-    assert "4 of 10 settings" in which(material(*groups))
-    assert which(material(*groups[:3])) == ""
+    assert "4 of 10 settings" in which(groups)
+    assert which(groups[:3]) == ""
 
 
 def test_a_sentence_says_what_intervals_are_about() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rotescale.analysis import paper
-from rotescale.analysis.report.estimates import Estimate, What, estimate, scope, shared_axes
+from rotescale.analysis.report.estimates import OWN, Estimate, What, estimate, scope, shared_axes
 from rotescale.analysis.report.figures import (
     Axis,
     Line,
@@ -45,7 +45,6 @@ def paper_section(material: Material) -> Section | str:
             "Beside the paper's table: it takes a phase that memorizes and a last phase with "
             "prompts."
         )
-    relation = material.relation
     keyed: list[tuple[tuple[float, ...], bool, list[Content]]] = []
     for row in paper.MAIN_TABLE:
         setting = (row.memorize_epochs, row.facts_per_relation, 1, row.generalize_epochs)
@@ -55,8 +54,8 @@ def paper_section(material: Material) -> Section | str:
     for group in ours:
         own = settings_of(group)
         order = tuple(float(v) if isinstance(v, int) else 1e9 for v in own)
-        found = [_key_token(group, relation)]
-        found += [estimate(group, group.first.taught, What(relation, k)) for k in ("train", "test")]
+        found = [_key_token(group)]
+        found += [estimate(group, group.first.taught, What(OWN, k)) for k in ("train", "test")]
         keyed.append((order, False, [f"ours, {group.name}", *own, *map(number, found)]))
     keyed.sort(key=lambda one: one[:2])
     whole = table(
@@ -66,7 +65,7 @@ def paper_section(material: Material) -> Section | str:
         [row for _, _, row in keyed],
         quoted=[place for place, (_, theirs, _) in enumerate(keyed) if theirs],
     )  # fmt: skip
-    told = scope(ours, None, What(relation, "train"))
+    told = scope(ours, None, What(OWN, "train"))
     return Section(
         "paper",
         "Beside the paper's table",
@@ -82,10 +81,10 @@ def _compares(group: Group) -> bool:
     return measured and group.first.memorize is not None and group.first.generalize is not None
 
 
-def _key_token(group: Group, relation: str) -> Estimate | None:
+def _key_token(group: Group) -> Estimate | None:
     memorize = group.first.memorize
     assert memorize is not None
-    return estimate(group, (memorize.name, None), What(relation, "key_token"))
+    return estimate(group, (memorize.name, None), What(OWN, "key_token"))
 
 
 def stages_section(material: Material) -> Section | str:
@@ -119,12 +118,13 @@ def controls_section(material: Material) -> Section | str:
 def _by_stage(
     material: Material, kinds: Sequence[str], identifier: str, title: str
 ) -> Section | None:
-    relation, groups = material.relation, material.groups
-    told = [what for kind in kinds if having(groups, what := What(relation, kind))]
+    groups = material.groups
+    told = [what for kind in kinds if having(groups, what := What(OWN, kind))]
     if not told:
         return None
+    known = having(groups, told[0])
     pictures = []
-    for place, group in enumerate(shown(material)):
+    for place, group in enumerate(shown(known)):
         name = "Held-out facts" if len(groups) == 1 else f"{group.name}: held-out facts"
         whats = [(HEADINGS[what.prompts], what) for what in told]
         pictures.append(
@@ -134,11 +134,11 @@ def _by_stage(
         )
     stages = ends(groups)
     caption = f"{title}: multiple choice with 95 % intervals; n counts questions"
-    known = scope(having(groups, told[0]), None, told[0])
+    scoped = scope(known, None, told[0])
     return Section(
         identifier,
         title,
-        f"Multiple choice among a fact's options: {known}." + which(material),
+        f"Multiple choice among a fact's options: {scoped}." + which(known),
         (stages_table(material, caption, kinds, stages),),
         tuple(picture for picture in pictures if picture is not None),
     )
@@ -152,7 +152,7 @@ def heat_section(material: Material) -> Section | str:
     for group in groups:
         place = (_facts(group), _prompts(group))
         grids.setdefault(rest_name(group, axes) if axes else "", {})[place] = group
-    what = What(material.relation, "test")
+    what = What(OWN, "test")
     chosen = {name: grid for name, grid in grids.items() if len(grid) > 1}
     known = [group for grid in chosen.values() for group in having(grid.values(), what)]
     if not known:
@@ -209,15 +209,16 @@ def languages_section(material: Material) -> Section | str:
     languages = _languages(material)
     if len(languages) < 2:
         return "Languages: only English was asked (evaluation.languages)."
-    what = What(material.relation, "test")
-    if not having(material.groups, what):
+    what = What(OWN, "test")
+    known = having(material.groups, what)
+    if not known:
         return "Languages: nothing was asked at the end of training yet."
     rows: list[list[Content]] = []
     drawn: list[Line] = []
     for group in material.groups:
         for kind in ("train", "test", "unrelated"):
             found = [
-                estimate(group, group.first.end, What(material.relation, kind, language=language))
+                estimate(group, group.first.end, What(OWN, kind, language=language))
                 for language in languages
             ]
             if not any(found):
@@ -225,7 +226,7 @@ def languages_section(material: Material) -> Section | str:
             rows.append([*placed(material, group), HEADINGS[kind], *map(number, found)])
             points = tuple(point(x, one) for x, one in enumerate(found) if one is not None)
             name = HEADINGS[kind] if len(material.groups) == 1 else group.name
-            if group in shown(material) and (kind == "test" or len(material.groups) == 1):
+            if group in shown(known) and (kind == "test" or len(material.groups) == 1):
                 style = STYLES[kind] if len(material.groups) == 1 else None
                 drawn.append(Line(name, points, style))
     title = "At the end of training" + ("" if len(material.groups) == 1 else ": test prompts")
@@ -233,14 +234,14 @@ def languages_section(material: Material) -> Section | str:
         "languages", title, drawn, x=Axis("language", ticks=tuple(languages)),
         y=ACCURACY, among=material.num_options, joined=False,
     )  # fmt: skip
-    told = scope(having(material.groups, what), None, what)
+    told = scope(known, None, what)
     headings = [*place_headings(material, relation=False), "asked with", *languages]
     return Section(
         "languages",
         "Languages",
         f"The same facts and prompts in each language, at the end of training; phases train on "
         f"English prompts: {told}. The translations were not read by native speakers."
-        + which(material),
+        + which(known),
         (table("Accuracy on held-out facts by language", headings, rows),),
         (picture,),
     )

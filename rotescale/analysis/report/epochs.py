@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rotescale.analysis.report.estimates import What, estimate, scope, shared_axes
+from rotescale.analysis.report.estimates import OWN, What, estimate, scope, shared_axes
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
 from rotescale.analysis.report.material import BASE, Cell, Group, Material, Stage
 from rotescale.analysis.report.page import Picture, Section
@@ -28,7 +28,7 @@ def epochs_section(material: Material) -> Section | str:
             "Accuracy over phase-1 epochs: it takes measurements on the way "
             "(phases.0.evaluate_epochs) or a study with several numbers of epochs."
         )
-    what = What(material.relation, "test")
+    what = What(OWN, "test")
     groups = having(material.groups, what)
     return Section(
         "epochs",
@@ -80,7 +80,7 @@ def _on_the_way(material: Material) -> list[Picture]:
     for place, group in enumerate(ways):
         lines = []
         for kind in MAIN_KINDS:
-            what = What(material.relation, kind)
+            what = What(OWN, kind)
             found = [(e, estimate(group, stage, what)) for e, stage in way_points(group)]
             points = tuple(point(epoch, one) for epoch, one in found if one is not None)
             if points:
@@ -113,7 +113,7 @@ def _separate(material: Material) -> list[Picture]:
         drawn = []
         for name, by_epochs in lines.items():
             found = [
-                (epochs, estimate(group, group.first.end, What(material.relation, kind)))
+                (epochs, estimate(group, group.first.end, What(OWN, kind)))
                 for epochs, group in sorted(by_epochs.items())
             ]
             points = tuple(point(epochs, one) for epochs, one in found if one is not None)

@@ -18,6 +18,9 @@ from rotescale.evaluation.metrics import (
 from rotescale.records import ALL_RELATIONS
 from rotescale.spec import BASE_LANGUAGE
 
+OWN = ""
+"""The relation of a group: all that its suite asks about together, or the only one."""
+
 _BOOTSTRAP_SEED = 0
 
 
@@ -26,6 +29,7 @@ class What:
     """Which value: all that a row says but when it was measured."""
 
     relation: str
+    """One of them, ``all``, or ``OWN``."""
     prompts: str
     split: str = "held_out"
     suite: str = CORE
@@ -80,7 +84,13 @@ def estimate(group: Group, stage: Stage, what: What) -> Estimate | None:
     return known[stage, what]
 
 
+def of_group(what: What, group: Group) -> What:
+    """With the group's relation where it says ``OWN``."""
+    return replace(what, relation=group.relation(what.suite)) if what.relation == OWN else what
+
+
 def _estimate(group: Group, stage: Stage, what: What) -> Estimate | None:
+    what = of_group(what, group)
     rows = {cell: row for cell in group.cells if (row := cell.row(stage, what.role)) is not None}
     if not rows:
         return None
@@ -149,8 +159,8 @@ def _pairs(before: tuple[Group, Stage], after: tuple[Group, Stage], what: What) 
     for cell in before[0].cells:
         if cell.spec.seed not in later:
             continue
-        of_a = _keyed(cell, before[1], what)
-        of_b = _keyed(later[cell.spec.seed], after[1], what)
+        of_a = _keyed(cell, before[1], of_group(what, before[0]))
+        of_b = _keyed(later[cell.spec.seed], after[1], of_group(what, after[0]))
         both = [key for key in of_a if key in of_b]
         if both:
             pairs[cell.spec.seed] = ([of_a[k] for k in both], [of_b[k] for k in both])

@@ -12,7 +12,7 @@ from rotescale.analysis.results import core_relations
 from rotescale.analysis.study_table import Cost, check_same_facts
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.metrics import Outcome
-from rotescale.records import EvaluationRow, Records, read_records
+from rotescale.records import ALL_RELATIONS, EvaluationRow, Records, read_records
 from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec, PhaseSpec
 from rotescale.spec_file import load_spec
@@ -109,6 +109,12 @@ class Group:
         """The study's method; empty for a run."""
         return self.labels.get(METHOD, "")
 
+    def relation(self, suite: str) -> str:
+        """What the suite asks about: all relations together, or the only one."""
+        rows = (row for cell in self.cells for row in cell.rows if row.suite == suite)
+        found = list(dict.fromkeys(row.relation for row in rows))
+        return ALL_RELATIONS if ALL_RELATIONS in found else next(iter(found), ALL_RELATIONS)
+
     def stages(self) -> list[Stage]:
         """Those of its cells."""
         return list(dict.fromkeys(stage for cell in self.cells for stage in cell.stages()))
@@ -136,12 +142,7 @@ class Material:
     def relations(self) -> list[str]:
         """Those of the core, in order; ``all`` last where there are several."""
         found = core_relations(row for cell in self.cells for row in cell.rows)
-        return sorted(found, key=lambda name: name == "all")
-
-    @property
-    def relation(self) -> str:
-        """What figures are about: all relations together, or the only one."""
-        return next(reversed(self.relations), "all")
+        return sorted(found, key=lambda name: name == ALL_RELATIONS)
 
 
 def load_material(root: StoragePath) -> Material:
@@ -267,7 +268,14 @@ def _groups(cells: Sequence[Cell]) -> tuple[Group, ...]:
         # Cells that differ in what they ask alone are no sample of one procedure.
         seeds = {cell.spec.seed for cell in same}
         found += [same] if len(seeds) == len(same) else [[cell] for cell in same]
-    shared = [dict(set.intersection(*(set(c.labels.items()) for c in same))) for same in found]
+    shared = [
+        {
+            axis: v
+            for axis, v in same[0].labels.items()
+            if all(c.labels.get(axis) == v for c in same)
+        }
+        for same in found
+    ]
     varied = [axis for axis in _axes(cells) if len({one.get(axis) for one in shared}) > 1]
     return tuple(
         Group(_name(labels, varied) or same[0].name, labels, tuple(same))

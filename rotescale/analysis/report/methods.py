@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from rotescale.analysis.report.estimates import Estimate, What, difference, estimate, scope
+from rotescale.analysis.report.estimates import OWN, Estimate, What, difference, estimate, scope
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
 from rotescale.analysis.report.material import Group, Material
 from rotescale.analysis.report.page import Content, Html, Number, Picture, Section, number, table
@@ -25,7 +25,7 @@ def cost_section(material: Material) -> Section | str:
     """Trained tokens and seconds, and the accuracy that they bought."""
     if not any(cell.cost.num_tokens for cell in material.cells):
         return "Cost: no steps were recorded."
-    what = What(material.relation, "test")
+    what = What(OWN, "test")
     rows: list[list[Content]] = []
     for group in material.groups:
         names = [phase.name for phase in group.first.spec.phases]
@@ -108,7 +108,7 @@ def paired_section(material: Material) -> Section | str:
     rows: list[list[Content]] = []
     for one, two in pairs[:_MOST_PAIRS]:
         for kind in MAIN_KINDS:
-            what = What(material.relation, kind)
+            what = What(OWN, kind)
             found = difference((two, two.first.end), (one, one.first.end), what)
             if found is not None:
                 counts: list[Content] = [found.num_facts, len(found.seeds)]

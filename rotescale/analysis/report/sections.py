@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
-from rotescale.analysis.report.estimates import Estimate, What, difference, estimate
+from rotescale.analysis.report.estimates import OWN, Estimate, What, difference, estimate
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, Point, lines_picture
 from rotescale.analysis.report.material import Group, Material, Stage
 from rotescale.analysis.report.page import Content, Html, Number, Picture, Section, number, table
@@ -27,25 +27,25 @@ STYLES = {
 ACCURACY = Axis("multiple-choice accuracy", unit=True)
 
 
-def shown(material: Material) -> list[Group]:
+def shown(groups: Sequence[Group]) -> list[Group]:
     """The settings that get figures: all of a few; of many, each method's last and first."""
-    if len(material.groups) <= MOST_FIGURES:
-        return list(material.groups)
-    methods = list(dict.fromkeys(group.method for group in material.groups))
-    by_method = [[g for g in material.groups if g.method == m] for m in methods]
-    order = [groups[-1] for groups in by_method] + [groups[0] for groups in by_method]
-    kept = list(dict.fromkeys(id(group) for group in order))[:MOST_FIGURES]
-    return [group for group in material.groups if id(group) in kept]
+    if len(groups) <= MOST_FIGURES:
+        return list(groups)
+    methods = dict.fromkeys(group.method for group in groups)
+    by_method = [[group for group in groups if group.method == method] for method in methods]
+    order = dict.fromkeys([of[-1] for of in by_method] + [of[0] for of in by_method])
+    kept = list(order)[:MOST_FIGURES]
+    return [group for group in groups if group in kept]
 
 
-def which(material: Material) -> str:
+def which(groups: Sequence[Group]) -> str:
     """Says which settings the figures are of, where they are not of all."""
-    found = shown(material)
-    if len(found) == len(material.groups):
+    found = shown(groups)
+    if len(found) == len(groups):
         return ""
     return (
-        f" Figures show {len(found)} of {len(material.groups)} settings, chosen by their place in "
-        "the study and not by their results; the table has all."
+        f" Figures show {len(found)} of {len(groups)} settings, chosen by their place in the study "
+        "and not by their results; the table has all."
     )
 
 
@@ -153,7 +153,7 @@ def changes_table(material: Material, kinds: Sequence[str]) -> Html | None:
         stages = ends([group])
         for before, after in pairwise(stages):
             for kind in kinds:
-                what = What(material.relation, kind)
+                what = What(OWN, kind)
                 found = difference((group, before), (group, after), what)
                 if found is not None:
                     change = f"{stage_name(before)} → {stage_name(after)}"

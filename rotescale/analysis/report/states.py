@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rotescale.analysis import paper
-from rotescale.analysis.report.estimates import What, estimate
+from rotescale.analysis.report.estimates import OWN, What, estimate
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
 from rotescale.analysis.report.material import Group, Material, Stage
 from rotescale.analysis.report.page import Content, Picture, Section, number, table
 from rotescale.analysis.report.sections import (
     ends,
+    measured,
     place_headings,
     placed,
     point,
@@ -22,6 +23,7 @@ from rotescale.analysis.report.sections import (
 from rotescale.analysis.results import HEADINGS
 from rotescale.evaluation.similarity import COSINE, DELTA
 from rotescale.evaluation.similarity import SUITE as REPRESENTATIONS
+from rotescale.records import EvaluationRow
 from rotescale.spec import BASE_LANGUAGE
 
 _COSINES = {DELTA: "ΔCosSim", COSINE: "cosine to the key token"}
@@ -29,7 +31,7 @@ _COSINES = {DELTA: "ΔCosSim", COSINE: "cosine to the key token"}
 
 def states_section(material: Material) -> Section | str:
     """Cosines of hidden states, layer by layer, where they were kept."""
-    rows = [r for c in material.cells for r in c.rows if r.suite == REPRESENTATIONS]
+    rows = [r for g in material.groups for r in _rows(g) if r.suite == REPRESENTATIONS]
     whats = dict.fromkeys(
         What(*(r.relation, r.prompts, r.split, r.suite, r.language, r.metric),
              layer=r.layer)
@@ -38,10 +40,11 @@ def states_section(material: Material) -> Section | str:
     layers = sorted({what.layer for what in whats if what.layer is not None})
     if not layers:
         return "Representations: no hidden states were kept (evaluation.representation_facts)."
-    stages = ends(material.groups)
+    known = [g for g in material.groups if any(r.suite == REPRESENTATIONS for r in _rows(g))]
+    stages = measured(ends(known), known, list(whats))
     last = [what for what in whats if what.layer == layers[-1]]
     lines: list[list[Content]] = []
-    for group in material.groups:
+    for group in known:
         for what in last:
             found = [estimate(group, stage, what) for stage in stages]
             if any(found):
@@ -58,30 +61,31 @@ def states_section(material: Material) -> Section | str:
         "relation less that between relations; other cosines are to the same fact's state at its "
         "key token. Means over seeds have no interval here. "
         + paper.SUITES[REPRESENTATIONS]
-        + which(material),
+        + which(known),
         (table(caption, [*headings, *map(stage_name, stages)], lines),),
-        tuple(_layer_pictures(material, last, layers)),
+        tuple(_layer_pictures(known, last, layers)),
     )
 
 
 def _layer_pictures(
-    material: Material, last: Sequence[What], layers: Sequence[int]
+    groups: Sequence[Group], last: Sequence[What], layers: Sequence[int]
 ) -> list[Picture]:
     """Layer by layer, a line per stage: ΔCosSim of the key token, and a cosine to test prompts."""
     pictures = []
-    for place, group in enumerate(shown(material)):
+    for place, group in enumerate(shown(groups)):
         for metric, kind in ((DELTA, "key_token"), (COSINE, "test")):
             chosen = [what for what in last if (what.metric, what.prompts) == (metric, kind)]
             chosen.sort(key=lambda what: (what.split != "held_out", what.language != BASE_LANGUAGE))
             lines = []
             for stage in _some(group) if chosen else ():
-                found = [(n, estimate(group, stage, replace(chosen[0], layer=n))) for n in layers]
+                first = replace(chosen[0], relation=OWN)
+                found = [(n, estimate(group, stage, replace(first, layer=n))) for n in layers]
                 points = tuple(point(layer, one) for layer, one in found if one is not None)
                 if points:
                     lines.append(Line(stage_name(stage), points))
             if lines:
                 title = f"{_COSINES[metric]}: {HEADINGS[kind]}"
-                if len(material.groups) > 1:
+                if len(groups) > 1:
                     title = f"{group.name}: {title}"
                 name = f"{REPRESENTATIONS}-{metric.replace('_', '-')}-{place + 1}"
                 axis = Axis("layer", whole=True)
@@ -93,3 +97,7 @@ def _some(group: Group) -> list[Stage]:
     """All stages, or the ends of phases where there are more than can be told apart."""
     stages = group.stages()
     return stages if len(stages) <= MOST_LINES else ends([group])
+
+
+def _rows(group: Group) -> list[EvaluationRow]:
+    return [row for cell in group.cells for row in cell.rows]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from rotescale.analysis import paper
 from rotescale.analysis.report.epochs import on_the_way, way_points, way_title
-from rotescale.analysis.report.estimates import What, estimate, scope, shared_axes
+from rotescale.analysis.report.estimates import OWN, What, estimate, scope, shared_axes
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
 from rotescale.analysis.report.material import Group, Material, Stage
 from rotescale.analysis.report.page import Content, Picture, Section, number, table
@@ -27,7 +28,6 @@ from rotescale.analysis.results import HEADINGS, SUITE_METRICS
 from rotescale.evaluation.items import CORE
 from rotescale.evaluation.metrics import TEXT_LOSS
 from rotescale.evaluation.similarity import SUITE as REPRESENTATIONS
-from rotescale.records import ALL_RELATIONS
 
 _CAPABILITY = "capability"
 _IN_CONTEXT = "in_context_"
@@ -121,15 +121,15 @@ def _section(material: Material, name: str, suites: Sequence[str]) -> Section:
         [*headings, "n", *map(stage_name, stages)],
         rows,
     )
-    first = next(what for what in whats if what.split == whats[-1].split)
-    groups = [g for g in material.groups if any(estimate(g, s, first) for s in stages)]
+    first = replace(whats[-1], relation=OWN)
+    known = [g for g in material.groups if any(estimate(g, s, first) for s in stages)]
     return Section(
         name.replace("_", "-"),
         _title(name),
-        f"{_told(name)} {_scope(groups, first, stages)} {paper.SUITES.get(name, '')}".strip()
-        + which(material),
+        f"{_told(name)} {_scope(known, first, stages)} {paper.SUITES.get(name, '')}".strip()
+        + which(known),
         (whole,),
-        tuple(_pictures(material, name, whats)),
+        tuple(_pictures(material, known, name, whats)),
     )
 
 
@@ -150,20 +150,22 @@ def _scope(groups: Sequence[Group], what: What, stages: Sequence[Stage]) -> str:
     return f"Shown: {told}."
 
 
-def _pictures(material: Material, name: str, whats: Sequence[What]) -> list[Picture]:
+def _pictures(
+    material: Material, groups: Sequence[Group], name: str, whats: Sequence[What]
+) -> list[Picture]:
     if name == _CAPABILITY:
-        return _loss_pictures(material, whats)
-    relations = [what.relation for what in whats]
-    relation = ALL_RELATIONS if ALL_RELATIONS in relations else relations[0]
+        return _loss_pictures(material, groups, whats)
+    several = len({what.suite for what in whats}) > 1
+    drawn = dict.fromkeys(
+        replace(what, relation=OWN)
+        for what in whats
+        if what.split == "held_out" or name in _BOTH_SPLITS
+    )
     pictures = []
-    for place, group in enumerate(shown(material)):
-        labelled = [
-            (_label(what, several=len({w.suite for w in whats}) > 1), what)
-            for what in whats
-            if what.relation == relation and (what.split == "held_out" or name in _BOTH_SPLITS)
-        ]
+    for place, group in enumerate(shown(groups)):
+        labelled = [(_label(what, several=several), what) for what in drawn]
         title = "" if len(material.groups) == 1 else f"{group.name}: "
-        title += relation if name in _BOTH_SPLITS else f"{relation}, held-out facts"
+        title += "all facts" if name in _BOTH_SPLITS else "held-out facts"
         file = f"{name.replace('_', '-')}-{place + 1}"
         among = None if name in _ABOUT_SUBJECTS else material.num_options
         pictures.append(stages_picture(file, title, group, labelled, among=among))
@@ -177,7 +179,9 @@ def _label(what: What, *, several: bool) -> str:
     return f"{context}{kind}{split}"
 
 
-def _loss_pictures(material: Material, whats: Sequence[What]) -> list[Picture]:
+def _loss_pictures(
+    material: Material, known: Sequence[Group], whats: Sequence[What]
+) -> list[Picture]:
     """The loss over phase-1 epochs: on the way, and at the ends of separate schedules."""
     axes = (Axis("epochs of phase 1", whole=True), Axis("nats per token"))
     pictures = []
@@ -203,7 +207,7 @@ def _loss_pictures(material: Material, whats: Sequence[What]) -> list[Picture]:
     if pictures:
         return pictures
     drawn = []
-    for place, group in enumerate(shown(material)):
+    for place, group in enumerate(shown(known)):
         labelled = [(what.relation, what) for what in whats]
         title = "Held-out text" if len(material.groups) == 1 else group.name
         drawn.append(stages_picture(f"capability-{place + 1}", title, group, labelled, y=axes[1]))
