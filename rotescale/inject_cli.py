@@ -78,7 +78,12 @@ def inject(
     command += [] if on is None else ["--on", str(on)]
     command += [part for override in overrides or () for part in ("--set", override)]
     command += ["--dry-run"] if dry_run else []
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    code = subprocess.run(command, check=False).returncode
+    if code == 0 and not dry_run:
+        place = str(storage_path(launch.storage) / run)
+        report = [sys.executable, "-m", "rotescale.cli", "report", place]
+        code = subprocess.run(report, check=False).returncode
+    raise typer.Exit(code)
 
 
 def _weights(model: str) -> Weights:

@@ -109,7 +109,13 @@ def test_both_phases_of_each_architecture(
         assert tokenizer("[X:mother]")["input_ids"] == [*prepared.key_token_ids["mother"]]
 
 
-@pytest.mark.parametrize("victims", [{"rank": 1}, {}], ids=["one worker", "all workers"])
+@pytest.mark.parametrize(
+    "victims",
+    [
+        pytest.param({"rank": 1}, marks=pytest.mark.slow, id="one worker"),
+        pytest.param({}, id="all workers"),
+    ],
+)
 def test_killed_workers_are_replaced_and_the_run_ends_as_if_undisturbed(
     victims: dict[str, int],
     cluster: None,
@@ -131,7 +137,13 @@ def test_killed_workers_are_replaced_and_the_run_ends_as_if_undisturbed(
     assert_equal_runs(run_dir, undisturbed)
 
 
-@pytest.mark.parametrize("fork", [True, False], ids=["forked", "in Ray's processes"])
+@pytest.mark.parametrize(
+    "fork",
+    [
+        pytest.param(True, id="forked"),
+        pytest.param(False, marks=pytest.mark.slow, id="in Ray's processes"),
+    ],
+)
 def test_a_user_error_is_tried_exactly_once(
     fork: bool, cluster: None, tmp_path: Path, model_cache: Path
 ) -> None:

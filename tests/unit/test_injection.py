@@ -175,4 +175,5 @@ def test_inject_from_a_table_to_a_model_folder(tmp_path: Path, model_cache: Path
     assert "subject = 'Employee', object = 'Manager'" in done.stdout
     assert "left out 3 rows: 1 x empty cell, 2 x duplicate subject" in done.stdout
     assert "capability" in done.stdout
+    assert list((tmp_path / "runs" / "staff-injected").rglob("*.html"))
     assert (tmp_path / "runs" / "staff-injected" / "models" / "generalize" / "export.json").exists()
