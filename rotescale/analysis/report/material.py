@@ -196,7 +196,9 @@ def _of_study(study: StudyDir) -> Material:
     if not measured:
         raise DataError(f"{study.root}: no run of the study was measured yet; run it first")
     found = tuple(runs.values())
-    return Material(study.name, True, _groups(measured), found, records, _num_options(found))
+    return Material(
+        study.name, True, _groups(measured, study.name), found, records, _num_options(found)
+    )
 
 
 def _num_options(runs: Iterable[RunDir]) -> int | None:
@@ -256,7 +258,7 @@ def _cell(
     return Cell(spec.name, labels, spec, places, tuple(rows), costs)
 
 
-def _groups(cells: Sequence[Cell]) -> tuple[Group, ...]:
+def _groups(cells: Sequence[Cell], study: str) -> tuple[Group, ...]:
     """Cells by everything but the seed, in the order of the study."""
     alike: dict[tuple[str, str], list[Cell]] = defaultdict(list)
     for cell in cells:
@@ -268,19 +270,18 @@ def _groups(cells: Sequence[Cell]) -> tuple[Group, ...]:
         # Cells that differ in what they ask alone are no sample of one procedure.
         seeds = {cell.spec.seed for cell in same}
         found += [same] if len(seeds) == len(same) else [[cell] for cell in same]
-    shared = [
-        {
-            axis: v
-            for axis, v in same[0].labels.items()
-            if all(c.labels.get(axis) == v for c in same)
-        }
-        for same in found
-    ]
+    shared = [_shared_labels(same) for same in found]
     varied = [axis for axis in _axes(cells) if len({one.get(axis) for one in shared}) > 1]
     return tuple(
-        Group(_name(labels, varied) or same[0].name, labels, tuple(same))
+        Group(_name(labels, varied) or study, labels, tuple(same))
         for labels, same in zip(shared, found, strict=True)
     )
+
+
+def _shared_labels(cells: Sequence[Cell]) -> dict[str, str]:
+    """What all of them are labelled with, in the order of the first's axes."""
+    labels = cells[0].labels.items()
+    return {axis: v for axis, v in labels if all(c.labels.get(axis) == v for c in cells)}
 
 
 def _axes(cells: Iterable[Cell]) -> list[str]:
