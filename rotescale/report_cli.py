@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from rotescale.errors import SpecError
 from rotescale.run_dir import RunDir
 
 console = Console()
@@ -26,6 +28,7 @@ def report(
 
     The page is one file that opens without a network. Nothing is trained or measured.
     """
+    _require_packages()
     from rotescale.analysis.report.build import write_report
     from rotescale.analysis.report.material import load_material
 
@@ -37,3 +40,12 @@ def report(
     console.print(f"report:  {page}", soft_wrap=True)
     if figures:
         console.print(f"figures: {figures[0].parent} ({len(figures)} files)", soft_wrap=True)
+
+
+def _require_packages() -> None:
+    missing = [name for name in ("matplotlib", "pyarrow", "torch") if find_spec(name) is None]
+    if missing:
+        raise SpecError(
+            f"{', '.join(missing)} not installed: this is the bare package, which plans and "
+            "launches; install rotescale[train] to make reports here"
+        )

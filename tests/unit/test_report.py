@@ -227,6 +227,14 @@ def test_a_folder_that_is_neither_run_nor_study_is_refused(tmp_path: Path) -> No
         rotescale("report", tmp_path)
 
 
+def test_the_bare_package_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rotescale.report_cli.find_spec", lambda _: None)
+    with pytest.raises(SpecError, match=r"matplotlib, pyarrow, torch not installed.*\[train\]"):
+        rotescale("report", tmp_path)
+
+
 def test_a_run_that_was_never_evaluated_is_refused(reported_run: RunDir, tmp_path: Path) -> None:
     root = tmp_path / "micro"
     root.mkdir()

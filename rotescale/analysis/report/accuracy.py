@@ -234,14 +234,13 @@ def languages_section(material: Material) -> Section | str:
         "languages", title, drawn, x=Axis("language", ticks=tuple(languages)),
         y=ACCURACY, among=material.num_options, joined=False,
     )  # fmt: skip
-    told = scope(known, None, what)
     headings = [*place_headings(material, relation=False), "asked with", *languages]
     return Section(
         "languages",
         "Languages",
         f"The same facts and prompts in each language, at the end of training; phases train on "
-        f"English prompts: {told}. The translations were not read by native speakers."
-        + which(known),
+        f"English prompts: {scope(known, None, what)}. No native speaker has read the "
+        "translations that ship." + which(known),
         (table("Accuracy on held-out facts by language", headings, rows),),
         (picture,),
     )

@@ -14,6 +14,7 @@ _PIXELS_PER_INCH = 96
 _PNG_DPI = 200
 _JITTER = 0.05
 _FEW_TICKS = 7
+_LONGEST_LABEL = 46
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,9 @@ def lines_picture(
         if x.whole and len(places) <= _FEW_TICKS:
             axes.set_xticks(places)
         if among is not None:
-            axes.set_xlabel(f"{x.name}  (dotted: chance among {among})")
+            told = f"(dotted: chance among {among})"
+            gap = "\n" if len(x.name) + len(told) > _LONGEST_LABEL else "  "
+            axes.set_xlabel(f"{x.name}{gap}{told}")
 
     told = "; ".join(
         f"{line.name}: " + ", ".join(f"{_tick(x, p.x)} {p.y:.2f}" for p in line.points)

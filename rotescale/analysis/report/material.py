@@ -271,7 +271,8 @@ def _groups(cells: Sequence[Cell], study: str) -> tuple[Group, ...]:
         seeds = {cell.spec.seed for cell in same}
         found += [same] if len(seeds) == len(same) else [[cell] for cell in same]
     shared = [_shared_labels(same) for same in found]
-    varied = [axis for axis in _axes(cells) if len({one.get(axis) for one in shared}) > 1]
+    axes = dict.fromkeys(axis for cell in cells for axis in cell.labels)
+    varied = [axis for axis in axes if len({one.get(axis) for one in shared}) > 1]
     return tuple(
         Group(_name(labels, varied) or study, labels, tuple(same))
         for labels, same in zip(shared, found, strict=True)
@@ -282,10 +283,6 @@ def _shared_labels(cells: Sequence[Cell]) -> dict[str, str]:
     """What all of them are labelled with, in the order of the first's axes."""
     labels = cells[0].labels.items()
     return {axis: v for axis, v in labels if all(c.labels.get(axis) == v for c in cells)}
-
-
-def _axes(cells: Iterable[Cell]) -> list[str]:
-    return list(dict.fromkeys(axis for cell in cells for axis in cell.labels))
 
 
 def _name(labels: Mapping[str, str], varied: Iterable[str]) -> str:
