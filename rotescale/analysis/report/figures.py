@@ -128,7 +128,7 @@ def _draw_line(
 ) -> None:
     line = lines[number]
     # Side by side, so that intervals do not cover each other.
-    shift = (number - (len(lines) - 1) / 2) * _jitter(lines, x)
+    shift = 0.0 if x.starts_at_zero else (number - (len(lines) - 1) / 2) * _jitter(lines, x)
     style = (number if line.style is None else line.style) % MOST_LINES
     below = [max(0.0, p.y - (p.y if p.low is None else p.low)) for p in line.points]
     above = [max(0.0, (p.y if p.high is None else p.high) - p.y) for p in line.points]
