@@ -15,7 +15,7 @@ from rotescale.launch_spec import LaunchSpec
 from rotescale.spec_file import load_spec
 
 if TYPE_CHECKING:
-    from rotescale.study_runner import StudyRunner
+    from rotescale.study.runner import StudyRunner
 
 console = Console()
 
@@ -38,9 +38,9 @@ def study(
 ) -> None:
     """Run a study, or what is left of it, and collect its results in one table."""
     from rotescale.preparation import load_facts
-    from rotescale.study_plan import make_plan
-    from rotescale.study_runner import StudyRunner, failures
-    from rotescale.study_spec import load_study
+    from rotescale.study.plan import make_plan
+    from rotescale.study.runner import StudyRunner, failures
+    from rotescale.study.spec import load_study
 
     spec, cells = load_study(path, tuple(overrides or ()))
     plan = make_plan(spec.name, cells)

@@ -12,9 +12,9 @@ from typing import Any
 from rotescale.errors import DataError
 from rotescale.records import EvaluationRow, read_records
 from rotescale.run_dir import RunDir
-from rotescale.study_plan import Plan
-from rotescale.study_runner import StudyDir
-from rotescale.study_spec import METHOD, StudySpec
+from rotescale.study.plan import Plan
+from rotescale.study.runner import StudyDir
+from rotescale.study.spec import METHOD, StudySpec
 
 _MEASURED = tuple(
     name for name in EvaluationRow.model_fields if name not in ("kind", "attempt", "seed")

@@ -16,9 +16,9 @@ from rotescale.cli import app
 from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json, load_spec
-from rotescale.study_plan import make_plan
-from rotescale.study_runner import StudyDir
-from rotescale.study_spec import load_study
+from rotescale.study.plan import make_plan
+from rotescale.study.runner import StudyDir
+from rotescale.study.spec import load_study
 
 HOSTILE = '<script>window.hit = 1</script>"><img src=x onerror="window.hit=1"> $x_{$ &amp;'
 """Part of every subject and object of the run."""

@@ -24,7 +24,7 @@ from rotescale.evaluation.metrics import mean_over_seeds
 from rotescale.object_store import RemotePath
 from rotescale.run_dir import RunDir
 from rotescale.storage import write_atomic
-from rotescale.study_runner import StudyDir
+from rotescale.study.runner import StudyDir
 
 _WITHOUT = shutil.ignore_patterns("checkpoints", "data", "models", "prepared-model", "report")
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"

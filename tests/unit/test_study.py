@@ -13,9 +13,9 @@ from helpers import MICRO, QUICK, ROOT
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.errors import DataError, SpecError
 from rotescale.launch_spec import LaunchSpec
-from rotescale.study_plan import Plan, make_plan
-from rotescale.study_runner import Status, StudyDir, StudyRunner, failures
-from rotescale.study_spec import Cell, StudySpec, load_study
+from rotescale.study.plan import Plan, make_plan
+from rotescale.study.runner import Status, StudyDir, StudyRunner, failures
+from rotescale.study.spec import Cell, StudySpec, load_study
 
 GRID: dict[str, Any] = {
     "name": "grid",

@@ -17,8 +17,8 @@ from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec, PhaseSpec
 from rotescale.spec_file import load_spec
 from rotescale.storage import StoragePath
-from rotescale.study_runner import StudyDir
-from rotescale.study_spec import METHOD
+from rotescale.study.runner import StudyDir
+from rotescale.study.spec import METHOD
 
 Stage = tuple[str, int | None]
 """``base`` or a phase, and the epoch on the way; None: its end."""

@@ -11,7 +11,7 @@ from rotescale.analysis.report.material import Group, Material, Stage
 from rotescale.analysis.report.page import Content, Html, Number, Picture, Section, number, table
 from rotescale.analysis.results import HEADINGS
 from rotescale.evaluation.items import CORE, SPLITS
-from rotescale.study_spec import METHOD
+from rotescale.study.spec import METHOD
 
 Maker = Callable[[Material], "Section | str"]
 """Makes a section; a sentence instead where nothing of it was measured, saying what would be."""

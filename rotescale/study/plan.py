@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rotescale.spec import ExperimentSpec
-from rotescale.study_spec import Cell
+from rotescale.study.spec import Cell
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec_file import dump_json
 from rotescale.storage import node_folder, remove_folder, storage_path, write_atomic
-from rotescale.study_plan import Node, Plan
-from rotescale.study_spec import StudySpec
+from rotescale.study.plan import Node, Plan
+from rotescale.study.spec import StudySpec
 
 Status = Literal["waiting", "running", "finished", "failed", "blocked"]
 """``blocked``: a run that it goes on from has failed."""

@@ -1,0 +1,1 @@
+"""A study: one experiment varied along axes, as a graph of runs."""
