@@ -30,7 +30,7 @@ from rotescale.spec import (
     PhaseSpec,
     Weights,
 )
-from rotescale.storage import write_atomic
+from rotescale.storage import remove_folder, write_atomic
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "subject": ("subject", "head", "entity", "name", "person", "title", "item", "key", "who"),
@@ -192,7 +192,12 @@ def _with_options(rows: Sequence[Row], refused: list[Problem]) -> list[Row]:
 
 
 def write_injection(injection: Injection, folder: Path) -> FileFacts:
-    """The facts as rotescale's own files in ``folder``, and there ``refused.csv``; their spec."""
+    """The facts as rotescale's own files in ``folder``, and there ``refused.csv``; their spec.
+
+    What an earlier call left there is replaced, so that a command that was cut goes on; a run that
+    was begun with other facts refuses them.
+    """
+    remove_folder(folder / "facts")
     paths = write_files(injection.fact_set, folder / "facts")
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -229,7 +234,7 @@ def experiment(
     rate = fast * (slow / fast) ** place
     usual = _SMALL_BATCH + place * (_LARGE_BATCH - _SMALL_BATCH)
     rate = float(f"{rate * math.sqrt(batch / usual):.1e}")
-    least = min(len(members) for members in _members(fact_set).values())
+    least = min(len(fact_set.of(relation.name)) for relation in fact_set.relations)
     told = max(1, min(50, least // 2))
     second_batch = min(20, told * len(fact_set.relations))
     steps_per_epoch = math.ceil(told * len(fact_set.relations) / second_batch)
@@ -262,10 +267,3 @@ def experiment(
             trained_facts=25, held_out_facts=50, generation_facts=10, text_pieces=20
         ),
     )
-
-
-def _members(fact_set: FactSet) -> dict[str, list[Fact]]:
-    return {
-        relation.name: [fact for fact in fact_set.facts if fact.relation == relation.name]
-        for relation in fact_set.relations
-    }

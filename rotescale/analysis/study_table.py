@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from rotescale.errors import DataError
 from rotescale.records import EvaluationRow, read_records
 from rotescale.run_dir import RunDir
+from rotescale.storage import write_atomic
 from rotescale.study.plan import Plan
 from rotescale.study.runner import StudyDir
 from rotescale.study.spec import METHOD, StudySpec
@@ -52,7 +54,7 @@ def study_rows(study: StudySpec, plan: Plan, folder: StudyDir) -> list[dict[str,
     """A row per value that was measured in any finished run, once per cell that it is about.
 
     What a shared run measured, of the untrained model and its own phases, belongs to every cell
-    that goes on from it. ``trained_tokens`` and ``seconds`` are those of the cell's whole lineage.
+    that goes on from it. ``trained_tokens`` and ``training_seconds`` are those of the cell's whole lineage.
     """
     evaluations = {n.name: read_records(folder.run(n.name)).evaluations for n in plan.nodes}
     costs = {node.name: cost_of(folder.run(node.name)) for node in plan.nodes}
@@ -108,7 +110,9 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     import pyarrow.parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    table = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), table)
+    write_atomic(path, table.getvalue())
 
 
 def check_same_facts(folder: StudyDir, names: Iterable[str]) -> None:

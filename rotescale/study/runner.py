@@ -153,7 +153,7 @@ class StudyRunner:
                 tidy(self.folder.run(node.name), keep_weights=self.study.keep == "weights")
 
     def _stop(self) -> None:
-        """End the runs that are still going; they save what they have and go on another time."""
+        """End the runs that are still going; another time they go on from what is on storage."""
         for process in self._running.values():
             process.send_signal(signal.SIGINT)
         for process in self._running.values():

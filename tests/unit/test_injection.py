@@ -70,6 +70,7 @@ def test_a_messy_table_is_understood_and_what_is_left_out_is_told(tmp_path: Path
 
 def test_the_facts_are_written_and_read_back(tmp_path: Path) -> None:
     found = read_injection(messy_table(tmp_path / "staff.csv"))
+    write_injection(found, tmp_path / "out")
     written = write_injection(found, tmp_path / "out")
     assert written.relations_file is not None
     paths = [Path(path) for path in written.paths]
