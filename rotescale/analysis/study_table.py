@@ -54,7 +54,8 @@ def study_rows(study: StudySpec, plan: Plan, folder: StudyDir) -> list[dict[str,
     """A row per value that was measured in any finished run, once per cell that it is about.
 
     What a shared run measured, of the untrained model and its own phases, belongs to every cell
-    that goes on from it. ``trained_tokens`` and ``training_seconds`` are those of the cell's whole lineage.
+    that goes on from it. ``trained_tokens`` and ``training_seconds`` are those of the cell's whole
+    lineage.
     """
     evaluations = {n.name: read_records(folder.run(n.name)).evaluations for n in plan.nodes}
     costs = {node.name: cost_of(folder.run(node.name)) for node in plan.nodes}
