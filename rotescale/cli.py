@@ -14,6 +14,7 @@ from rich.console import Console
 
 from rotescale.checkpoint_cli import checkpoint_app
 from rotescale.errors import SpecError, StorageError, exit_with_error
+from rotescale.facts import FactSet
 from rotescale.facts_cli import facts_app, say
 from rotescale.inject_cli import inject
 from rotescale.launch_spec import LaunchSpec
@@ -81,11 +82,16 @@ def run(
         for line in describe(spec, launch, fact_set):
             console.print(line, highlight=False)
         return
-    _train(spec, launch, retry=retry, branch_from=branch_from)
+    _train(spec, launch, fact_set, retry=retry, branch_from=branch_from)
 
 
 def _train(
-    spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool, branch_from: str | None
+    spec: ExperimentSpec,
+    launch: LaunchSpec,
+    fact_set: FactSet,
+    *,
+    retry: bool,
+    branch_from: str | None,
 ) -> None:
     """Prepare, train and show; each is skipped where it was done before."""
     _require_training_packages()
@@ -109,7 +115,12 @@ def _train(
             console.print(f"{run_dir.root} failed before; --retry goes on once the cause is gone.")
             driver.raise_outcome(run_dir)
     with console.status("preparing") as status:
-        prepare_run(spec, launch, report=lambda what: status.update(f"preparing: {what}"))
+        prepare_run(
+            spec,
+            launch,
+            fact_set=fact_set,
+            report=lambda what: status.update(f"preparing: {what}"),
+        )
     if branch_from is not None:
         _branch(run_dir, spec, RunDir.at(branch_from))
     num_examples = Resolved.read(run_dir).num_examples

@@ -69,6 +69,12 @@ def load_facts(spec: ExperimentSpec, *, note: Callable[[str], object] = lambda _
     there is.
     """
     fact_set = load_source(spec.facts, note=note)
+    check_enough(spec, fact_set)
+    return fact_set
+
+
+def check_enough(spec: ExperimentSpec, fact_set: FactSet) -> None:
+    """Raise SpecError or DataError where a phase or the evaluation asks for more than there is."""
     wording = Wording.placeholder(relation.name for relation in fact_set.relations)
     for phase in spec.phases:
         check_beside(phase)
@@ -79,7 +85,6 @@ def load_facts(spec: ExperimentSpec, *, note: Callable[[str], object] = lambda _
             next(examples, None)
     check_languages(fact_set, spec.evaluation)
     check_suites(fact_set, spec.evaluation, spec.phases)
-    return fact_set
 
 
 def describe(spec: ExperimentSpec, launch: LaunchSpec, fact_set: FactSet) -> list[str]:
@@ -101,12 +106,17 @@ def describe(spec: ExperimentSpec, launch: LaunchSpec, fact_set: FactSet) -> lis
 
 
 def prepare_run(
-    spec: ExperimentSpec, launch: LaunchSpec, *, report: Callable[[str], None] = lambda _: None
+    spec: ExperimentSpec,
+    launch: LaunchSpec,
+    *,
+    fact_set: FactSet | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> RunDir:
     """Make the run folder ready for workers; what is there already is used again.
 
     Everything that can be wrong with facts and model is found before the folder is created.
-    ``report`` is told what is being done.
+    ``fact_set`` is what ``load_facts`` gave for the spec, where the caller has it; ``report`` is
+    told what is being done.
     """
     # transformers imports DeepSpeed, which complains of a machine without a GPU unless told.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if launch.gpus_per_worker else "cpu")
@@ -116,7 +126,7 @@ def prepare_run(
     from rotescale.model.sources import fetch, resolved
     from rotescale.model.trained import check_trainable, count_parameters
 
-    fact_set = load_facts(spec)
+    fact_set = load_facts(spec) if fact_set is None else fact_set
     _check_devices(launch)
     root = RunDir.of(launch.storage, spec.name).root
     if isinstance(root, RemotePath):

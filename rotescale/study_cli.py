@@ -37,15 +37,17 @@ def study(
     ] = False,
 ) -> None:
     """Run a study, or what is left of it, and collect its results in one table."""
-    from rotescale.preparation import load_facts
+    from rotescale.facts import load_source
+    from rotescale.preparation import check_enough
     from rotescale.study.plan import make_plan
     from rotescale.study.runner import StudyRunner, failures
     from rotescale.study.spec import load_study
 
     spec, cells = load_study(path, tuple(overrides or ()))
     plan = make_plan(spec.name, cells)
-    for facts in {cell.spec.prefix_digest(0): cell.spec for cell in cells}.values():
-        load_facts(facts)
+    sources = {facts: load_source(facts) for facts in {cell.spec.facts for cell in cells}}
+    for cell in cells:
+        check_enough(cell.spec, sources[cell.spec.facts])
     launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
     runner = StudyRunner(
         study=spec,

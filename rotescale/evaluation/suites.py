@@ -138,12 +138,10 @@ class Suites:
             return
         found = 0
         for chain in chains():
-            places = {id(fact): place for place, fact in enumerate(self.fact_set.facts)}
             pairs = chained(self.fact_set, chain)
             random.Random(f"{self.seed}/two_hop/{chain.first}/{chain.second}").shuffle(pairs)
-            for place, second in pairs[: self.spec.two_hop_facts]:
+            for place, hop in pairs[: self.spec.two_hop_facts]:
                 subject = self.fact_set.facts[place].subject
-                hop = places[id(second)]
                 options, gold = shuffled_options(self.fact_set, hop, kind="train", seed=self.seed)
                 for index, prompt in enumerate(chain.prompts):
                     text = Relation.fill(self.wording.prompt(prompt), subject)

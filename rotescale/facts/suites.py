@@ -12,7 +12,7 @@ import yaml
 from rotescale.errors import DataError
 from rotescale.facts.prompts import SHIPPED_DIR
 from rotescale.facts.text import normalise
-from rotescale.facts.types import SUBJECT_FIELD, Fact, FactSet
+from rotescale.facts.types import SUBJECT_FIELD, FactSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +77,12 @@ def chains() -> tuple[Chain, ...]:
     )
 
 
-def chained(fact_set: FactSet, chain: Chain) -> list[tuple[int, Fact]]:
-    """The places of the first relation's facts whose object the second relation tells something of.
-
-    With the fact that it tells; in the order of the first.
-    """
+def chained(fact_set: FactSet, chain: Chain) -> list[tuple[int, int]]:
+    """Places of facts of the two relations that follow each other, in the order of the first."""
     second = {
-        normalise(fact.subject): fact for fact in fact_set.facts if fact.relation == chain.second
+        normalise(fact.subject): place
+        for place, fact in enumerate(fact_set.facts)
+        if fact.relation == chain.second
     }
     return [
         (place, second[normalise(fact.object)])

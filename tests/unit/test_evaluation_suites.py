@@ -51,7 +51,7 @@ def test_chains_go_on_from_every_mother() -> None:
     pairs = chained(FACTS, chain)
     assert len(pairs) == 100
     for place, second in pairs:
-        assert FACTS.facts[place].object == second.subject
+        assert FACTS.facts[place].object == FACTS.facts[second].subject
     names = [fact.object for fact in FACTS.of("educated_at")]
     others = load_shipped().facts
     taken = {normalise(name) for fact in others for name in (fact.subject, fact.object)}
