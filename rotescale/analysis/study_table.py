@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rotescale.errors import DataError
-from rotescale.records import EvaluationRow, read_records
-from rotescale.run_dir import RunDir
+from rotescale.records import EvaluationRow, Records, read_records
 from rotescale.storage import write_atomic
 from rotescale.study.plan import Plan
 from rotescale.study.runner import StudyDir
@@ -42,10 +41,10 @@ class Cost:
         )
 
 
-def cost_of(run_dir: RunDir) -> Cost:
+def cost_of(records: Records) -> Cost:
     """Of the steps that the run itself has done, not those that it branched from."""
     total = Cost()
-    for step in read_records(run_dir).steps:
+    for step in records.steps:
         total += Cost(step.num_tokens, step.target_tokens, step.seconds)
     return total
 
@@ -57,8 +56,9 @@ def study_rows(study: StudySpec, plan: Plan, folder: StudyDir) -> list[dict[str,
     that goes on from it. ``trained_tokens`` and ``training_seconds`` are those of the cell's whole
     lineage.
     """
-    evaluations = {n.name: read_records(folder.run(n.name)).evaluations for n in plan.nodes}
-    costs = {node.name: cost_of(folder.run(node.name)) for node in plan.nodes}
+    records = {node.name: read_records(folder.run(node.name)) for node in plan.nodes}
+    evaluations = {name: found.evaluations for name, found in records.items()}
+    costs = {name: cost_of(found) for name, found in records.items()}
     bases = _untrained(plan, evaluations)
     rows = []
     for name, cell in plan.ends.items():
@@ -98,7 +98,7 @@ def _untrained(
 
 def shared_cost(plan: Plan, folder: StudyDir) -> tuple[Cost, Cost]:
     """What the study has trained, and what its cells would have trained one by one."""
-    costs = {node.name: cost_of(folder.run(node.name)) for node in plan.nodes}
+    costs = {node.name: cost_of(read_records(folder.run(node.name))) for node in plan.nodes}
     alone = [costs[one] for name in plan.ends for one in plan.lineage(name)]
     return sum(costs.values(), Cost()), sum(alone, Cost())
 
