@@ -35,6 +35,7 @@ scatter; all runs are printed.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
@@ -116,6 +117,9 @@ class Found:
 def measure(subject: Subject, folder: Path) -> list[Row]:
     """Measure one model, in ``folder``; prints every measurement and returns the rows."""
     CONSOLE.print(f"{subject.name}: making the model")
+    if subject.compact_memory:
+        # Read by glibc as the ranks start; without it, the threshold grows with what is freed.
+        os.environ |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "1048576")
     prepared = make_folder(subject, out=folder)
     saved = run_ranks(measure_saving, subject, prepared.folder, folder, world_size=2, logs=folder)
     details = {detail.what: _of_all_ranks(detail, saved) for detail in saved[0].details}
