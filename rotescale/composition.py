@@ -100,7 +100,7 @@ def make_training(
         team=team,
         checkpoints=checkpoints,
         persistence=Persistence(spec, team, checkpoints, saver, versions()),
-        plans=_plans(spec, resolved, run_dir),
+        plans=_plans(spec, resolved, run_dir, prepared),
         evaluators=_evaluators(spec, resolved, run_dir, prepared, team=team),
         watchdog=watchdog,
         notices=Notices(
@@ -160,8 +160,11 @@ def _evaluators(
     return questions, states
 
 
-def _plans(spec: ExperimentSpec, resolved: Resolved, run_dir: RunDir) -> tuple[PhasePlan, ...]:
+def _plans(
+    spec: ExperimentSpec, resolved: Resolved, run_dir: RunDir, prepared: PreparedModel
+) -> tuple[PhasePlan, ...]:
     plans = []
+    key_rows = prepared.key_rows()
     for index, phase in enumerate(spec.phases):
         digest = resolved.data[phase.name]
         shards = ExampleShards(local_copy(run_dir.data_dir(digest)), digest=digest)
@@ -169,7 +172,7 @@ def _plans(spec: ExperimentSpec, resolved: Resolved, run_dir: RunDir) -> tuple[P
         stream = Stream(
             shards, order, Batches(order.epoch_size, phase.global_batch), spec.engine.row_tokens
         )
-        plans.append(PhasePlan.of(index, phase, stream))
+        plans.append(PhasePlan.of(index, phase, stream, key_rows=key_rows))
     return tuple(plans)
 
 

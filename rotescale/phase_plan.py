@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rotescale.data.stream import Stream
@@ -18,14 +19,26 @@ class PhasePlan:
     spec: PhaseSpec
     stream: Stream
     learning_rate: LearningRate
+    frozen_rows: Mapping[str, tuple[int, ...]]
+    """Parameter -> rows that the phase leaves as they are."""
 
     @classmethod
-    def of(cls, index: int, spec: PhaseSpec, stream: Stream) -> PhasePlan:
-        """Steps come from the stream's batches; the schedule may be longer than the phase."""
+    def of(
+        cls,
+        index: int,
+        spec: PhaseSpec,
+        stream: Stream,
+        *,
+        key_rows: Mapping[str, tuple[int, ...]],
+    ) -> PhasePlan:
+        """Steps come from the stream's batches; the schedule may be longer than the phase.
+
+        ``key_rows``: parameter -> rows of the key tokens, which the spec may want to freeze.
+        """
         schedule_epochs = spec.schedule_epochs or spec.epochs
         schedule_steps = schedule_epochs * stream.batches.steps_per_epoch
         rate = LearningRate(spec.schedule, spec.learning_rate, spec.warmup_steps, schedule_steps)
-        return cls(index, spec, stream, rate)
+        return cls(index, spec, stream, rate, key_rows if spec.freeze_key_tokens else {})
 
     @property
     def total_steps(self) -> int:
@@ -39,8 +52,12 @@ class PhasePlan:
         return {epoch * per_epoch: epoch for epoch in self.spec.evaluate_epochs}
 
     def settings(self) -> OptimizerSettings:
-        """AdamW and clipping, as the spec wants them."""
+        """AdamW, clipping and frozen rows, as the spec wants them."""
         spec = self.spec
         return OptimizerSettings(
-            spec.weight_decay, spec.adam_betas, spec.adam_epsilon, spec.max_grad_norm
+            spec.weight_decay,
+            spec.adam_betas,
+            spec.adam_epsilon,
+            spec.max_grad_norm,
+            self.frozen_rows,
         )

@@ -15,6 +15,7 @@ import torch
 from rotescale.checkpoint.attempts import open_checkpoint
 from rotescale.checkpoint.slices import CheckpointReader
 from rotescale.launch_spec import LaunchSpec, StageLimits
+from rotescale.model.prepare import load_prepared
 from rotescale.preparation import prepare_run
 from rotescale.records import StepRow, read_records
 from rotescale.run_dir import RunDir
@@ -234,3 +235,25 @@ def phase_end_weights(run_dir: RunDir, phase: str) -> dict[str, torch.Tensor]:
                         for tensor, shape in reader.shapes.items()
                     }
     raise AssertionError(f"{run_dir.root}: phase {phase} has not ended")
+
+
+def key_token_rows(run_dir: RunDir, phase: str | None) -> dict[str, torch.Tensor]:
+    """The key tokens' rows that the phase left, or of the base; by matrix."""
+    prepared = load_prepared(run_dir.prepared_model)
+    weights = {} if phase is None else phase_end_weights(run_dir, phase)
+    found = {}
+    with prepared.reader() as base:
+        for name, rows in prepared.key_rows().items():
+            size = torch.Size(base.shapes[name]).numel()
+            flat = weights[name] if phase else base.read(name, "master", 0, size)
+            found[name] = flat.view(base.shapes[name])[list(rows)]
+    return found
+
+
+def assert_key_tokens_frozen(run_dir: RunDir) -> None:
+    """Learnt while memorizing, and from then on the same bit for bit."""
+    start, memorized, end = (key_token_rows(run_dir, p) for p in (None, "memorize", "generalize"))
+    assert start
+    for name, rows in memorized.items():
+        assert not torch.equal(rows, start[name])
+        assert torch.equal(rows, end[name])

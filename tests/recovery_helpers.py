@@ -17,6 +17,8 @@ SAVING = (
     "checkpoints.keep_last=1",
     "phases.0.evaluate_epochs=[1]",
     "phases.0.weight_decay=0.1",
+    "phases.1.weight_decay=0.1",
+    "phases.1.freeze_key_tokens=true",
 )
 PHASES = ("memorize", "generalize")
 

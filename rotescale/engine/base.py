@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -17,12 +17,14 @@ from rotescale.tensors import Part, TensorSlice
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """AdamW and gradient clipping, as a phase wants them."""
+    """AdamW, gradient clipping and what they leave alone, as a phase wants them."""
 
     weight_decay: float
     betas: tuple[float, float]
     epsilon: float
     max_grad_norm: float | None
+    frozen_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Parameter -> rows that keep their values, whatever else of it is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,10 @@ class Engine(Protocol):
     device: torch.device
 
     def configure(self, settings: OptimizerSettings) -> None:
-        """Set AdamW and clipping for the phase that follows."""
+        """Set AdamW, clipping and frozen rows for the phase that follows.
+
+        Frozen rows have no part in the gradient norm, and no update changes a bit of them.
+        """
         ...
 
     def slices(self) -> tuple[TensorSlice, ...]:

@@ -18,6 +18,7 @@ from rotescale.engine.base import (
     parameter_groups,
     row_loss,
 )
+from rotescale.engine.frozen_rows import FrozenRows
 from rotescale.spec import EngineSpec, EvaluationMode
 from rotescale.tensors import Part, TensorSlice
 
@@ -39,6 +40,7 @@ class EagerEngine:
         self._parameters = {name: p for name, p in named.items() if p.requires_grad}
         self._frozen = {name: p for name, p in named.items() if not p.requires_grad}
         self._frozen_loaded = False
+        self._frozen_rows = FrozenRows()
         self._masters = {
             name: nn.Parameter(p.detach().float().clone()) for name, p in self._parameters.items()
         }
@@ -53,9 +55,10 @@ class EagerEngine:
         self._optimizer = torch.optim.AdamW(groups, fused=True)
 
     def configure(self, settings: OptimizerSettings) -> None:
-        """Set AdamW and clipping for the phase that follows."""
+        """Set AdamW, clipping and frozen rows for the phase that follows."""
         self._settings = settings
         configure_groups(self._optimizer.param_groups, settings)
+        self._frozen_rows.choose(settings.frozen_rows, self._parameters | self._frozen)
 
     def slices(self) -> tuple[TensorSlice, ...]:
         """Every trainable tensor, whole."""
@@ -119,7 +122,11 @@ class EagerEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         if torch.isfinite(norm):
+            for name in self._frozen_rows.names:
+                master = self._masters[name].detach()
+                self._frozen_rows.keep(_whole(name, master), master.flatten())
             self._optimizer.step()
+            self._frozen_rows.restore()
         self._optimizer.zero_grad()
         for name, parameter in self._parameters.items():
             parameter.data.copy_(self._masters[name].data)

@@ -21,6 +21,7 @@ from rotescale.engine.base import (
     parameter_groups,
     row_loss,
 )
+from rotescale.engine.frozen_rows import FrozenRows
 from rotescale.spec import EngineSpec, EvaluationMode
 from rotescale.tensors import PARTS, Part, TensorSlice, partition
 
@@ -136,11 +137,15 @@ class Zero3Engine:
         self._optimizer = self._engine.optimizer
         self._parameters = dict(self._engine.module.named_parameters())
         self._frozen_loaded = False
+        self._frozen_rows = FrozenRows()
+        # Between AdamW's update of the masters and their copy into the parameters.
+        self._optimizer.optimizer.register_step_post_hook(lambda *_: self._frozen_rows.restore())
         self.configure(settings)
 
     def configure(self, settings: OptimizerSettings) -> None:
-        """Set AdamW and clipping for the phase that follows."""
+        """Set AdamW, clipping and frozen rows for the phase that follows."""
         configure_groups(self._optimizer.param_groups, settings)
+        self._frozen_rows.choose(settings.frozen_rows, self._parameters)
         self._optimizer.clip_grad = settings.max_grad_norm or 0.0
 
     def slices(self) -> tuple[TensorSlice, ...]:
@@ -228,6 +233,8 @@ class Zero3Engine:
         """Collective: every rank calls this. Clip, update, and return the gradient norm."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        for name in self._frozen_rows.names:
+            self._frozen_rows.keep(self._slice(name), self._partition(name, "master"))
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 

@@ -71,6 +71,11 @@ class PreparedModel:
             for relation, texts in self.key_tokens.items()
         }
 
+    def key_rows(self) -> dict[str, tuple[int, ...]]:
+        """Parameter with a row per token -> the key tokens' rows in it."""
+        rows = tuple(sorted(self.token_ids.values()))
+        return dict.fromkeys(model_layout(self.config()).vocabulary, rows)
+
     def reader(self) -> FolderReader:
         """A reader of ranges of the parameters, key-token rows included."""
         layout = model_layout(self.config())

@@ -110,10 +110,20 @@ class ExperimentSpec(Part):
                     "their own prompts, so there is nothing benign to tell again; leave it out"
                 )
             own = own or (phase.text == "prompts" and phase.stand_in is None)
+        self._check_key_tokens()
         unknown = [name for name in self.evaluation.phases or () if name not in names]
         if unknown:
             raise ValueError(f"evaluation.phases {unknown}: no such phases, only {names}")
         return self
+
+    def _check_key_tokens(self) -> None:
+        kind = self.model.key_tokens.kind
+        freezing = [phase.name for phase in self.phases if phase.freeze_key_tokens]
+        if freezing and kind != "token":
+            raise ValueError(
+                f"phases.{freezing[0]}.freeze_key_tokens: with model.key_tokens.kind: {kind} no "
+                "token is added, so there is no row to freeze; leave it out, or use kind: token"
+            )
 
     def _check_memorized_first(self) -> None:
         """Facts are drawn alike in all phases, so fewer are always among more."""

@@ -112,6 +112,8 @@ class PhaseSpec(Part):
     """AdamW's epsilon."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Clip the global gradient norm to this; null: no clipping."""
+    freeze_key_tokens: bool = False
+    """Leave the key tokens' rows of the embedding matrices exactly as the phase finds them."""
     evaluate_epochs: tuple[PositiveInt, ...] = ()
     """Epochs after which the model is evaluated on the way; the phase's end always is."""
 

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import QUICK, micro_spec, phase_end_weights, prepare, run_workers, steps
+from helpers import (
+    QUICK,
+    assert_key_tokens_frozen,
+    micro_spec,
+    phase_end_weights,
+    prepare,
+    run_workers,
+    steps,
+)
 from safetensors.torch import load_file
 
 from rotescale.model.prepare import load_prepared
@@ -29,6 +37,7 @@ HARD = (
     "phases.0.max_grad_norm=0.5",
     "phases.1.weight_decay=0.1",
     "phases.1.max_grad_norm=0.5",
+    "phases.1.freeze_key_tokens=true",
 )
 WEIGHT_TOLERANCE = 2e-4
 """Largest difference of any weight after 12 steps at learning rate 3e-3, where Adam divides
@@ -58,6 +67,8 @@ def reference(run: Callable[..., RunDir]) -> RunDir:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_zero3_equals_eager(run: Callable[..., RunDir], reference: RunDir, world_size: int) -> None:
     sharded = run(*HARD, world_size=world_size)
+    for run_dir in (sharded, reference):
+        assert_key_tokens_frozen(run_dir)
     ours, theirs = steps(sharded), steps(reference)
     assert len(ours) == len(theirs) == 6 + 12
     for one, other in zip(ours, theirs, strict=True):
@@ -108,6 +119,7 @@ def test_adapters_equal_eager(run: Callable[..., RunDir]) -> None:
         assert one.loss == pytest.approx(other.loss, rel=1e-5)
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
     assert answers(sharded) == answers(reference)
+    assert_key_tokens_frozen(sharded)
     ours, theirs = (phase_end_weights(run_dir, "generalize") for run_dir in (sharded, reference))
     assert len(ours) == 1 + 2 * 3 * 2
     assert ours.keys() == theirs.keys()

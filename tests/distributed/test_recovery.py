@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import run_workers, steps
+from helpers import assert_key_tokens_frozen, run_workers, steps
 from recovery_helpers import FAULTS, PHASES, assert_equal_runs, events, made_of
 
 from rotescale.checkpoint.attempts import newest, read_attempt
@@ -61,6 +61,7 @@ def test_killed_and_resumed_equals_undisturbed(
     found = None if resumed is None else run_dir.manifest_name(resumed).step
     assert found in resumes_after
     assert_equal_runs(run_dir, undisturbed)
+    assert_key_tokens_frozen(run_dir)
 
 
 def damage_newest(run_dir: RunDir, *, how: str) -> int:

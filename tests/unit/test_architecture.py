@@ -21,7 +21,7 @@ LAYERS = [
     {"launch_spec", "spec_file", "facts"},
     {"run_dir"},
     {"records", "watchdog", "notices"},
-    {"data", "model", "checkpoint", "engine.base", "planning"},
+    {"data", "model", "checkpoint", "engine.base", "engine.frozen_rows", "planning"},
     {"engine.zero3", "engine.eager", "evaluation", "team", "phase_plan"},
     {"phase_data", "team_checkpoints"},
     {"preparation"},

@@ -119,6 +119,7 @@ def test_exactly_these_fields_are_operational() -> None:
         "phases.0.epochs=4",
         "phases.0.schedule_epochs=9",
         "phases.0.learning_rate=1e-4",
+        "phases.0.freeze_key_tokens=true",
         "phases.1.num_prompts=2",
         "phases.1.evaluate_epochs=[1]",
         "phases.1.end_token=true",
@@ -256,6 +257,14 @@ def test_the_hint_in_a_union_names_keys_of_the_chosen_kind_only() -> None:
 )
 def test_a_wrong_value_is_named_with_its_field(override: str, told: str) -> None:
     assert told in refused(override)
+
+
+@pytest.mark.parametrize("key_tokens", ["{kind: none}", "{kind: word, template: blicket}"])
+def test_without_a_key_token_there_is_no_row_to_freeze(key_tokens: str) -> None:
+    told = refused(f"model.key_tokens={key_tokens}", "phases.1.freeze_key_tokens=true")
+    kind = "none" if "none" in key_tokens else "word"
+    assert f"phases.generalize.freeze_key_tokens: with model.key_tokens.kind: {kind} no" in told
+    assert "leave it out, or use kind: token" in told
 
 
 def test_every_wrong_field_is_told_at_once() -> None:
