@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from rotescale.checkpoint_cli import checkpoint_app
+from rotescale.easyedit_cli import easyedit_app
 from rotescale.errors import SpecError, StorageError, exit_with_error
 from rotescale.facts import FactSet
 from rotescale.facts_cli import facts_app, say
@@ -33,6 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+facts_app.add_typer(easyedit_app, name="easyedit")
 app.add_typer(facts_app, name="facts")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(representations)

@@ -105,7 +105,7 @@ def facts_check(
     """
     from rotescale.facts.examine import examine
 
-    sources = _sources(paths, columns=columns, prompts=prompts)
+    sources = sources_of(paths, columns=columns, prompts=prompts)
     loaded = None if tokenizer is None else _load_tokenizer(tokenizer)
     found = [examine(facts, tokenizer=loaded) for facts in sources]
     if as_json:
@@ -136,7 +136,7 @@ def facts_import(
     from rotescale.facts import load_source
     from rotescale.facts.export import RELATIONS_FILE, write_files
 
-    (facts,) = _sources([source], columns=columns, prompts=prompts)
+    (facts,) = sources_of([source], columns=columns, prompts=prompts)
     if repair and not isinstance(facts, TrexFacts):
         raise SpecError(f"--repair: {source} is no folder like T-REx-Fiction; leave it out")
     if isinstance(facts, TrexFacts):
@@ -147,7 +147,7 @@ def facts_import(
     say(f"prompts: {out / RELATIONS_FILE}")
 
 
-def _sources(paths: list[Path], *, columns: str | None, prompts: Path | None) -> list[Facts]:
+def sources_of(paths: list[Path], *, columns: str | None, prompts: Path | None) -> list[Facts]:
     """What the command line names, as a spec would name it; all plain files are one source.
 
     Raises SpecError for a path that is not there, and for bad columns.

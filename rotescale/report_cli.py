@@ -23,19 +23,26 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the page; default: `report` in that folder.")
     ] = None,
+    easyedit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD=FILE", help="Results of EasyEdit on the same facts, to show beside."
+        ),
+    ] = None,
 ) -> None:
     """Write a page of what a run or a study measured, and its figures as PNG and SVG.
 
     The page is one file that opens without a network. Nothing is trained or measured.
     """
     _require_packages()
+    from rotescale.analysis.editing import parse_editings
     from rotescale.analysis.report.build import write_report
     from rotescale.analysis.report.material import load_material
 
     run_dir = RunDir.at(place)
     folder = run_dir.node_dir / "report" if out is None else out
     with console.status("reading") as status:
-        material = load_material(run_dir.root)
+        material = load_material(run_dir.root, editings=parse_editings(easyedit or ()))
         page, *figures = write_report(material, folder, report=status.update)
     console.print(f"report:  {page}", soft_wrap=True)
     if figures:

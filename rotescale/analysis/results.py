@@ -103,7 +103,7 @@ def suites_table(rows: Sequence[EvaluationRow]) -> Table | None:
     if not chosen:
         return None
     stages = list(dict.fromkeys((row.stage, row.epoch) for row in chosen))
-    table = _table("suites: multiple choice, or loss in nats per token, with 95 % intervals")
+    table = plain_table("suites: multiple choice, or loss in nats per token, with 95 % intervals")
     for heading in ("suite", "about", "asked with", "n"):
         table.add_column(heading, no_wrap=True)
     for stage, epoch in stages:
@@ -115,7 +115,7 @@ def suites_table(rows: Sequence[EvaluationRow]) -> Table | None:
     for (suite, relation, split, prompts), found in groups.items():
         about = relation if prompts == "text" else f"{relation}, {split.replace('_', '-')}"
         count = str(next(iter(found.values())).count)
-        cells = [_cell(found.get(stage)) for stage in stages]
+        cells = [value_with_interval(found.get(stage)) for stage in stages]
         table.add_row(suite, about, HEADINGS.get(prompts, prompts), count, *cells)
     return table
 
@@ -132,7 +132,7 @@ def _stages_table(
 ) -> Table:
     """The lines (kind of prompts, language, heading) of each split, with a column per stage."""
     stages = list(dict.fromkeys((row.stage, row.epoch) for row in rows))
-    table = _table(title)
+    table = plain_table(title)
     table.add_column("asked with", no_wrap=True)
     table.add_column("n", justify="right")
     for stage, epoch in stages:
@@ -149,16 +149,19 @@ def _stages_table(
             }
             if found:
                 count = str(next(iter(found.values())).count)
-                table.add_row(f"  {heading}", count, *(_cell(found.get(at)) for at in stages))
+                table.add_row(
+                    f"  {heading}", count, *(value_with_interval(found.get(at)) for at in stages)
+                )
     return table
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
     """A table without vertical lines, so that three stages fit into 80 characters."""
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
 
 
-def _cell(row: EvaluationRow | None) -> str:
+def value_with_interval(row: EvaluationRow | None) -> str:
+    """Such as ``0.50 [0.41 0.59]``; a dash where nothing was measured."""
     if row is None:
         return "-"
     if row.low is None or row.high is None:
@@ -168,7 +171,9 @@ def _cell(row: EvaluationRow | None) -> str:
 
 def comparison_table(runs: Mapping[str, Sequence[EvaluationRow]], *, relation: str) -> Table:
     """Multiple choice on held-out facts of several runs: before the last phase → after it."""
-    table = _table(f"{relation}, held-out facts: multiple choice before → after the last phase")
+    table = plain_table(
+        f"{relation}, held-out facts: multiple choice before → after the last phase"
+    )
     table.add_column("asked with", no_wrap=True)
     for name in runs:
         table.add_column(name, justify="right")
@@ -224,7 +229,7 @@ def read_outcomes(run_dir: RunDir, stage: str) -> list[Outcome]:
 
 def differences_table(run_dir: RunDir, stages: Sequence[str], *, seed: int) -> Table:
     """Multiple choice on held-out facts, each stage against the one before, paired by fact."""
-    table = _table("held-out facts: change of multiple choice, paired over facts")
+    table = plain_table("held-out facts: change of multiple choice, paired over facts")
     table.add_column("asked with", no_wrap=True)
     outcomes = {stage: read_outcomes(run_dir, stage) for stage in stages}
     pairs = list(pairwise(stages))

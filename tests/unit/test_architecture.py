@@ -33,7 +33,7 @@ LAYERS = [
     {"driver", "analysis"},
     {"injection"},
     {"facts_cli", "checkpoint_cli", "study_cli", "representations_cli", "report_cli"},
-    {"inject_cli"},
+    {"inject_cli", "easyedit_cli"},
     {"cli"},
 ]
 LAUNCHER_MAY_IMPORT = {

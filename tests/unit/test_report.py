@@ -21,6 +21,8 @@ from rotescale.analysis.report.estimates import What, difference, estimate
 from rotescale.analysis.report.material import load_material
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.metrics import mean_over_seeds
+from rotescale.facts.easyedit import edit_requests
+from rotescale.facts.saved import load_saved
 from rotescale.object_store import RemotePath
 from rotescale.run_dir import RunDir
 from rotescale.storage import write_atomic
@@ -192,6 +194,32 @@ def test_the_command_says_where_the_page_is(
     shown = capsys.readouterr().out
     assert str(tmp_path / "page" / "index.html") in shown
     assert (tmp_path / "page" / "index.html").exists()
+
+
+def test_what_an_editor_reached_stands_beside_a_run(
+    reported_run: RunDir, reported_study: StudyDir, tmp_path: Path
+) -> None:
+    results = tmp_path / "results.json"
+    for place in (reported_run.root, reported_study.root):
+        told = load_saved(load_material(place).runs[0].facts_json)
+        entries = [
+            {"requested_rewrite": request, "post": {"rewrite_acc": [1.0], "rephrase_acc": [0.5]}}
+            for request in edit_requests(told, range(3))
+        ]
+        results.write_text(json.dumps(entries))
+        rotescale("report", str(place), "--out", tmp_path / "page", "--easyedit", f"ROME={results}")
+        page = Page((tmp_path / "page" / "index.html").read_text(encoding="utf-8"))
+        assert "editing" in page.ids
+        start = page.text.index("ROME")
+        cells = [text for text in page.text[start:] if text.strip()]
+        assert cells[:3] == ["ROME", "mother", "train prompts"]
+        assert "1.00" in cells[3:6]
+    with pytest.raises(SpecError, match="write it as METHOD=FILE"):
+        rotescale("report", str(reported_run.root), "--easyedit", "results.json")
+    entries[0]["requested_rewrite"] = {"subject": "Nobody", "target_new": "Nothing"}
+    results.write_text(json.dumps(entries))
+    with pytest.raises(DataError, match="'Nobody' -> 'Nothing' is not among these facts"):
+        load_material(reported_run.root, editings={"ROME": results})
 
 
 def test_a_run_in_a_bucket_is_read_where_it_is(reported_run: RunDir, remote: RemotePath) -> None:

@@ -13,6 +13,7 @@ from rotescale.analysis.report.accuracy import (
     stages_section,
 )
 from rotescale.analysis.report.answers import answers_section
+from rotescale.analysis.report.editing import editing_section
 from rotescale.analysis.report.epochs import epochs_section
 from rotescale.analysis.report.header import missing_section, opening, runs_section
 from rotescale.analysis.report.material import Material
@@ -40,6 +41,7 @@ def makers() -> Sequence[Maker]:
         states_section,
         cost_section,
         paired_section,
+        editing_section,
         answers_section,
         runs_section,
     )

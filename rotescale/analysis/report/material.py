@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rotescale.analysis.editing import read_editing
 from rotescale.analysis.results import core_relations
 from rotescale.analysis.study_table import Cost, check_same_facts
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.metrics import Outcome
+from rotescale.facts import FactSet, combine
+from rotescale.facts.saved import load_saved
 from rotescale.records import ALL_RELATIONS, EvaluationRow, Records, read_records
 from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec, PhaseSpec
@@ -132,6 +135,8 @@ class Material:
     records: Mapping[RunDir, Records]
     num_options: int | None = None
     """Of every question about an object; None where they differ."""
+    editings: Mapping[str, tuple[EvaluationRow, ...]] = field(default_factory=dict)
+    """Method -> what a model editor reached on the same facts."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -145,8 +150,8 @@ class Material:
         return sorted(found, key=lambda name: name == ALL_RELATIONS)
 
 
-def load_material(root: StoragePath) -> Material:
-    """Read the run or the study at ``root``.
+def load_material(root: StoragePath, *, editings: Mapping[str, Path] | None = None) -> Material:
+    """Read the run or the study at ``root``, and files of EasyEdit's results by their methods.
 
     Raises SpecError where neither lies there, and DataError where nothing was measured, or runs
     are about different facts.
@@ -154,13 +159,29 @@ def load_material(root: StoragePath) -> Material:
     root = root.absolute() if isinstance(root, Path) else root
     study, run = StudyDir(str(root.parent), root.name), RunDir(root)
     if (study.root / "specs").is_dir():
-        return _of_study(study)
-    if run.resolved_json.exists():
-        return _of_run(run)
-    raise SpecError(
-        f"{root}: neither the folder of a run nor of a study; name one, such as runs/NAME, where "
-        "`rotescale run` or `rotescale study` has put its results"
-    )
+        found = _of_study(study)
+    elif run.resolved_json.exists():
+        found = _of_run(run)
+    else:
+        raise SpecError(
+            f"{root}: neither the folder of a run nor of a study; name one, such as runs/NAME, "
+            "where `rotescale run` or `rotescale study` has put its results"
+        )
+    if not editings:
+        return found
+    told = _facts_of(found.runs)
+    rows = {method: read_editing(path, told) for method, path in editings.items()}
+    return replace(found, editings=rows)
+
+
+def _facts_of(runs: Iterable[RunDir]) -> FactSet:
+    """The facts of all runs; those of a relation from the first that has it."""
+    told: dict[str, FactSet] = {}
+    for run in runs:
+        fact_set = load_saved(run.facts_json)
+        for relation in fact_set.relations:
+            told.setdefault(relation.name, fact_set.only([relation.name]))
+    return combine(list(told.values()))
 
 
 def _of_run(run: RunDir) -> Material:
