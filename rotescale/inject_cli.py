@@ -16,6 +16,7 @@ from rich.table import Table
 from rotescale.errors import SpecError
 from rotescale.facts_cli import parse_columns
 from rotescale.launch_spec import LaunchSpec
+from rotescale.run_dir import REFUSED_FILE, RunDir
 from rotescale.spec import FolderWeights, HubWeights, RandomWeights, Weights, WheelWeights
 from rotescale.spec_file import dump_json, load_spec
 from rotescale.storage import node_folder, storage_path, write_atomic
@@ -51,7 +52,7 @@ def inject(
 ) -> None:
     """Teach the facts of a table to a model: both phases, a model folder, what it learnt and lost.
 
-    What cannot be taught is listed with the reason, in refused.csv.
+    What cannot be taught is listed with the reason, in refused.csv and in the report.
     """
     from rotescale.injection import experiment, read_injection, write_injection
     from rotescale.model.build import parameter_shapes
@@ -73,15 +74,16 @@ def inject(
     spec = experiment(run, written, found.fact_set, weights=weights, num_parameters=num_parameters)
     path = folder / "experiment.json"
     write_atomic(path, dump_json(spec).encode())
-    console.print(f"experiment: {path}\nleft out:   {folder / 'refused.csv'}", highlight=False)
+    console.print(f"experiment: {path}\nleft out:   {folder / REFUSED_FILE}", highlight=False)
     command = [sys.executable, "-m", "rotescale.cli", "run", str(path)]
     command += [] if on is None else ["--on", str(on)]
     command += [part for override in overrides or () for part in ("--set", override)]
     command += ["--dry-run"] if dry_run else []
     code = subprocess.run(command, check=False).returncode
     if code == 0 and not dry_run:
-        place = str(storage_path(launch.storage) / run)
-        report = [sys.executable, "-m", "rotescale.cli", "report", place]
+        run_dir = RunDir.of(launch.storage, run)
+        write_atomic(run_dir.refused_csv, found.refused_csv())
+        report = [sys.executable, "-m", "rotescale.cli", "report", str(run_dir.root)]
         code = subprocess.run(report, check=False).returncode
     raise typer.Exit(code)
 
@@ -120,4 +122,4 @@ def _show(found: Injection) -> None:
         for problem in found.refused:
             counts[problem.kind.value] = counts.get(problem.kind.value, 0) + 1
         told = ", ".join(f"{number} x {kind}" for kind, number in counts.items())
-        console.print(f"left out {len(found.refused)} rows: {told}", highlight=False)
+        console.print(f"left out {found.num_refused} rows: {told}", highlight=False)

@@ -22,6 +22,7 @@ from rotescale.facts.prompts import load_relations, shipped_relations
 from rotescale.facts.repair import repaired
 from rotescale.facts.rows import Row, read_rows
 from rotescale.facts.trex import legal_name
+from rotescale.run_dir import REFUSED_FILE
 from rotescale.spec import (
     EvaluationSpec,
     ExperimentSpec,
@@ -41,6 +42,10 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 """Field -> what tables call it, the likeliest first; compared without case, as whole words."""
 
 
+REFUSED_COLUMNS = ("file", "line", "field", "reason", "remedy")
+"""A line is where a row begins in its file; of parquet it is the row's number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Injection:
     """What can be taught of a table, and what cannot."""
@@ -51,9 +56,24 @@ class Injection:
     worded: tuple[str, ...]
     """Relations whose prompts were made from their names."""
     refused: tuple[Problem, ...]
-    """Rows that are left out, and why."""
+    """Rows that are left out, and why, in their order; a row may have several faults."""
     notes: tuple[str, ...]
     """What was mended."""
+
+    @property
+    def num_refused(self) -> int:
+        """How many rows are left out."""
+        return len({problem.place for problem in self.refused})
+
+    def refused_csv(self) -> bytes:
+        """The rows that are left out, as a table with a line for each fault."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(REFUSED_COLUMNS)
+        for problem in self.refused:
+            file, row = problem.place
+            writer.writerow([file, row, problem.field, problem.what, problem.remedy])
+        return text.getvalue().encode()
 
 
 def guess_columns(columns: Sequence[str], *, where: str) -> dict[str, str]:
@@ -100,6 +120,8 @@ def read_injection(
         # A table of employees and employers tells who employs them.
         default = chosen["object"]
     rows = list(read_rows(path, relation=default, layout=layout, report=refused.append))
+    faulty = {problem.place for problem in refused}
+    rows = [row for row in rows if row.place not in faulty]
     known = {**shipped_relations(), **({} if prompts is None else load_relations(prompts))}
     as_known = {name.casefold(): name for name in known}
     names = {row.relation: legal_name(row.relation).casefold() for row in rows}
@@ -107,7 +129,7 @@ def read_injection(
         replace(row, relation=as_known.get(names[row.relation], names[row.relation]))
         for row in rows
     ]
-    rows = _without_conflicts(rows, refused)
+    rows = _without_conflicts(_without_repeats(rows, refused), refused)
     rows, notes = repaired(rows)
     rows = _with_options(rows, refused)
     if not rows:
@@ -122,6 +144,7 @@ def read_injection(
         ),
     )
     validate(fact_set, where=lambda index: str(rows[index].place))
+    refused.sort(key=lambda problem: problem.place.row or 0)
     return Injection(fact_set, chosen, worded, tuple(refused), tuple(notes))
 
 
@@ -148,6 +171,19 @@ def worded_relation(name: str) -> Relation:
             "What did {subject} have for breakfast?",
         ),
     )
+
+
+def _without_repeats(rows: Sequence[Row], refused: list[Problem]) -> list[Row]:
+    """Each fact where it stands first."""
+    first: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        fact = (row.relation, normalise(row.subject), normalise(row.object))
+        earlier = first.setdefault(fact, row)
+        if earlier is not row:
+            what = f"the same fact stands in row {earlier.place.row} already"
+            remedy = "nothing is lost; drop one of the two"
+            refused.append(Problem(Kind.DUPLICATE_PAIR, row.place, "subject", what, remedy))
+    return list(first.values())
 
 
 def _without_conflicts(rows: Sequence[Row], refused: list[Problem]) -> list[Row]:
@@ -192,19 +228,14 @@ def _with_options(rows: Sequence[Row], refused: list[Problem]) -> list[Row]:
 
 
 def write_injection(injection: Injection, folder: Path) -> FileFacts:
-    """The facts as rotescale's own files in ``folder``, and there ``refused.csv``; their spec.
+    """The facts as rotescale's own files in ``folder``, beside them what is refused; their spec.
 
     What an earlier call left there is replaced, so that a command that was cut goes on; a run that
     was begun with other facts refuses them.
     """
     remove_folder(folder / "facts")
     paths = write_files(injection.fact_set, folder / "facts")
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["row", "field", "problem", "remedy"])
-    for problem in injection.refused:
-        writer.writerow([problem.place.row, problem.field, problem.what, problem.remedy])
-    write_atomic(folder / "refused.csv", text.getvalue().encode())
+    write_atomic(folder / REFUSED_FILE, injection.refused_csv())
     return FileFacts(
         source="files",
         paths=tuple(str(path.absolute()) for path in paths),

@@ -33,6 +33,8 @@ _ATTEMPT_FILE = re.compile(r"(\d{4,})\.json")
 _ATTEMPT_FOLDER = re.compile(r"attempt-(\d{4,})")
 _CHECKPOINT_FOLDER = re.compile(r"(\d{2,})-(.+)-step-(\d{6,})-(full|weights)")
 _INDEX = "index.json"
+REFUSED_FILE = "refused.csv"
+"""Rows of a user's table that are not taught: in the run, beside its facts, beside its report."""
 MANIFEST = "manifest.json"
 """The file that makes a checkpoint exist."""
 _SEGMENT = re.compile(r"attempt-(\d{4,})/rank-(\d{5,})/segment-(\d{6,})\.jsonl")
@@ -130,6 +132,11 @@ class RunDir:
     def results_png(self) -> StoragePath:
         """The figure of the run."""
         return self.root / "results.png"
+
+    @property
+    def refused_csv(self) -> StoragePath:
+        """The rows of a user's table that were not taught; only where the run injected one."""
+        return self.root / REFUSED_FILE
 
     @property
     def prepared_model(self) -> StoragePath:

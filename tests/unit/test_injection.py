@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -56,10 +57,11 @@ def test_a_messy_table_is_understood_and_what_is_left_out_is_told(tmp_path: Path
     assert kinds == {
         "empty cell": 1,
         "duplicate subject": 2,
+        "duplicate pair": 1,
         "objects that cannot be distractors": 2,
     }
-    assert {problem.place.row for problem in found.refused} == {10, 2523, 2524, 2525, 2526}
-    assert any("1 repeated facts" in note for note in found.notes)
+    assert {problem.place.row for problem in found.refused} == {10, 2522, 2523, 2524, 2525, 2526}
+    assert found.num_refused == 6
     first = found.fact_set.facts[0]
     assert (first.subject, first.object) == ("Staff 0", "Firm 0")
     assert len(set(first.distractors)) == 99
@@ -78,8 +80,39 @@ def test_the_facts_are_written_and_read_back(tmp_path: Path) -> None:
     assert sorted(again.facts, key=str) == sorted(found.fact_set.facts, key=str)
     with (tmp_path / "out" / "refused.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(found.refused)
-    assert any("has several objects in 'employer': 'Firm 8'" in row["problem"] for row in rows)
+    assert [int(row["line"]) for row in rows] == [10, 2522, 2523, 2524, 2525, 2526]
+    assert {row["file"] for row in rows} == {str(tmp_path / "staff.csv")}
+    assert "has several objects in 'employer': 'Firm 8'" in rows[0]["reason"]
+    assert rows[0]["remedy"] == "keep the right one"
+    assert "the same fact stands in row 9 already" in rows[1]["reason"]
+    assert rows[3]["field"] == "object ('Answer')"
+    assert all(row["remedy"] for row in rows)
+
+
+def test_faults_of_a_broken_table_are_told_by_line_and_the_rest_is_taught(tmp_path: Path) -> None:
+    path = tmp_path / "people.csv"
+    lines = [
+        b"Person,Mother",
+        *(f"Child {n},Mother {n}".encode() for n in range(5)),
+        b'"Anna\nLee",Ida Lee',
+        b"Bo Ray,Eva\x07Ray",
+        b"Too,Many,Cells",
+        b"Jos\xe9,Ana",
+        b",",
+        "=SUM(1),Éva".encode(),
+    ]
+    path.write_bytes(b"\n".join(lines))
+    found = read_injection(path)
+    taught = [fact.subject for fact in found.fact_set.facts]
+    assert taught == [*(f"Child {n}" for n in range(5)), "Anna Lee", "=SUM(1)"]
+    told = list(csv.DictReader(io.StringIO(found.refused_csv().decode())))
+    # The quoted cell spans lines 7 and 8.
+    assert [(row["line"], row["field"]) for row in told] == [
+        *(("9", "object ('Mother')"), ("10", ""), ("11", "")),
+        *(("12", "subject ('Person')"), ("12", "object ('Mother')")),
+    ]
+    assert found.num_refused == 4
+    assert all(row["reason"] and row["remedy"] for row in told)
 
 
 @pytest.mark.parametrize(
@@ -176,5 +209,11 @@ def test_inject_from_a_table_to_a_model_folder(tmp_path: Path, model_cache: Path
     assert "subject = 'Employee', object = 'Manager'" in done.stdout
     assert "left out 3 rows: 1 x empty cell, 2 x duplicate subject" in done.stdout
     assert "capability" in done.stdout
-    assert list((tmp_path / "runs" / "staff-injected").rglob("*.html"))
+    [page] = (tmp_path / "runs" / "staff-injected").rglob("*.html")
+    assert '<a href="refused.csv">refused.csv</a>' in page.read_text(encoding="utf-8")
+    assert "3 rows of the table were not taught" in page.read_text(encoding="utf-8")
+    for folder in (page.parent, page.parent.parent):
+        with (folder / "refused.csv").open(encoding="utf-8") as file:
+            told = [(row["file"], row["line"]) for row in csv.DictReader(file)]
+        assert told == [(str(table), line) for line in ("5", "32", "33")]
     assert (tmp_path / "runs" / "staff-injected" / "models" / "generalize" / "export.json").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import shutil
@@ -220,6 +222,30 @@ def test_what_an_editor_reached_stands_beside_a_run(
     results.write_text(json.dumps(entries))
     with pytest.raises(DataError, match="'Nobody' -> 'Nothing' is not among these facts"):
         load_material(reported_run.root, editings={"ROME": results})
+
+
+def test_rows_that_were_not_taught_are_shown_and_lie_beside_the_page(
+    reported_run: RunDir, tmp_path: Path
+) -> None:
+    root = shutil.copytree(Path(str(reported_run.root)), tmp_path / "run", ignore=_WITHOUT)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["file", "line", "field", "reason", "remedy"])
+    writer.writerows(
+        ["t.csv", line, "subject", f"{HOSTILE} {line}", "mend it"] for line in range(50)
+    )
+    RunDir(root).refused_csv.write_text(text.getvalue())
+    write_report(load_material(root), root / "report")
+    page = page_of(root)
+    assert "refused" in page.ids
+    assert "refused.csv" in page.links
+    assert page.tags.count("script") == 1
+    reasons = [text for text in page.text if text.startswith(HOSTILE) and "child" not in text]
+    assert [told for told in reasons if "mother" not in told] == [
+        f"{HOSTILE} {line}" for line in range(20)
+    ]
+    assert "50 rows of the table were not taught, for the reasons given." in page.text
+    assert (root / "report" / "refused.csv").read_text() == text.getvalue()
 
 
 def test_a_run_in_a_bucket_is_read_where_it_is(reported_run: RunDir, remote: RemotePath) -> None:

@@ -19,9 +19,11 @@ from rotescale.analysis.report.header import missing_section, opening, runs_sect
 from rotescale.analysis.report.material import Material
 from rotescale.analysis.report.methods import cost_section, paired_section
 from rotescale.analysis.report.page import Section, page
+from rotescale.analysis.report.refused import refused_section
 from rotescale.analysis.report.sections import Maker
 from rotescale.analysis.report.states import states_section
 from rotescale.analysis.report.suites import suite_sections
+from rotescale.run_dir import REFUSED_FILE
 from rotescale.storage import make_folder, write_atomic
 
 PAGE = "index.html"
@@ -43,6 +45,7 @@ def makers() -> Sequence[Maker]:
         paired_section,
         editing_section,
         answers_section,
+        refused_section,
         runs_section,
     )
 
@@ -50,7 +53,7 @@ def makers() -> Sequence[Maker]:
 def write_report(
     material: Material, folder: Path, *, report: Callable[[str], None] = lambda _: None
 ) -> list[Path]:
-    """Write the page and, below it, each figure as PNG and SVG, light and dark; all paths.
+    """Write the page, refused.csv where there is one, and each figure as PNG and SVG; all paths.
 
     The same results give the same bytes. ``report`` is told how far it is.
     """
@@ -64,6 +67,8 @@ def write_report(
     for section in sections:
         for picture in section.pictures:
             files |= {f"{FIGURES}/{name}": data for name, data in picture.files.items()}
+    if material.refused:
+        files[REFUSED_FILE] = material.refused.encode()
     make_folder(folder / FIGURES)
     for name, data in files.items():
         write_atomic(folder / name, data)

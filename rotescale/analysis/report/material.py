@@ -137,6 +137,8 @@ class Material:
     """Of every question about an object; None where they differ."""
     editings: Mapping[str, tuple[EvaluationRow, ...]] = field(default_factory=dict)
     """Method -> what a model editor reached on the same facts."""
+    refused: str = ""
+    """CSV of the rows of a user's table that were not taught; empty where none was injected."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -194,9 +196,12 @@ def _of_run(run: RunDir) -> Material:
             f"{run.root}: nothing was measured in this run yet; run it to its end, with an "
             "evaluation section that asks something"
         )
-    return Material(
+    found = Material(
         spec.name, False, (Group(spec.name, {}, (cell,)),), (run,), records, _num_options([run])
     )
+    if not run.refused_csv.exists():
+        return found
+    return replace(found, refused=run.refused_csv.read_text(encoding="utf-8"))
 
 
 def _of_study(study: StudyDir) -> Material:
