@@ -99,8 +99,7 @@ def _train(
     _require_training_packages()
     from rotescale import driver
     from rotescale.analysis.progress import RunProgress
-    from rotescale.data.order import Batches
-    from rotescale.preparation import Resolved, prepare_run
+    from rotescale.preparation import count_steps, prepare_run
     from rotescale.run_dir import open_run
 
     run_dir = RunDir.of(launch.storage, spec.name)
@@ -125,12 +124,7 @@ def _train(
         )
     if branch_from is not None:
         _branch(run_dir, spec, RunDir.at(branch_from))
-    num_examples = Resolved.read(run_dir).num_examples
-    total_steps = {
-        phase.name: phase.epochs
-        * Batches(num_examples[phase.name], phase.global_batch).steps_per_epoch
-        for phase in spec.phases
-    }
+    total_steps = count_steps(spec, run_dir)
     console.print(_sample(spec, run_dir), highlight=False)
     console.print(f"run folder: {run_dir.root}; starting {launch.num_workers[1]} worker(s)")
     try:

@@ -14,8 +14,6 @@ from torch import nn
 from rotescale.checkpoint.saver import CheckpointSaver
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.data.examples import memorized_facts, trained_facts
-from rotescale.data.order import Batches, Order, mixed_sources
-from rotescale.data.shards import ExampleShards
 from rotescale.data.stream import Stream
 from rotescale.engine.base import Engine, OptimizerSettings
 from rotescale.evaluation.representations import RunRepresentations
@@ -167,10 +165,12 @@ def _plans(
     key_rows = prepared.key_rows()
     for index, phase in enumerate(spec.phases):
         digest = resolved.data[phase.name]
-        shards = ExampleShards(local_copy(run_dir.data_dir(digest)), digest=digest)
-        order = Order(spec.seed, phase.name, mixed_sources(shards.sources, phase.shares))
-        stream = Stream(
-            shards, order, Batches(order.epoch_size, phase.global_batch), spec.engine.row_tokens
+        stream = Stream.open(
+            local_copy(run_dir.data_dir(digest)),
+            digest=digest,
+            phase=phase,
+            seed=spec.seed,
+            row_tokens=spec.engine.row_tokens,
         )
         plans.append(PhasePlan.of(index, phase, stream, key_rows=key_rows))
     return tuple(plans)

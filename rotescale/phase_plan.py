@@ -18,6 +18,8 @@ class PhasePlan:
     index: int
     spec: PhaseSpec
     stream: Stream
+    total_steps: int
+    """Optimizer steps of the phase."""
     learning_rate: LearningRate
     frozen_rows: Mapping[str, tuple[int, ...]]
     """Parameter -> rows that the phase leaves as they are."""
@@ -35,15 +37,12 @@ class PhasePlan:
 
         ``key_rows``: parameter -> rows of the key tokens, which the spec may want to freeze.
         """
-        schedule_epochs = spec.schedule_epochs or spec.epochs
-        schedule_steps = schedule_epochs * stream.batches.steps_per_epoch
+        total_steps = schedule_steps = stream.num_steps(spec)
+        if spec.schedule_epochs is not None:
+            schedule_steps = spec.schedule_epochs * stream.batches.steps_per_epoch
         rate = LearningRate(spec.schedule, spec.learning_rate, spec.warmup_steps, schedule_steps)
-        return cls(index, spec, stream, rate, key_rows if spec.freeze_key_tokens else {})
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the phase."""
-        return self.spec.epochs * self.stream.batches.steps_per_epoch
+        frozen_rows = key_rows if spec.freeze_key_tokens else {}
+        return cls(index, spec, stream, total_steps, rate, frozen_rows)
 
     @property
     def evaluations(self) -> dict[int, int]:

@@ -14,12 +14,14 @@ from rotescale.data.encoding import encode
 from rotescale.data.examples import phase_examples, trained_facts
 from rotescale.data.order import Batches
 from rotescale.data.replay import replay_paths, replay_pieces
+from rotescale.data.stream import Stream
 from rotescale.errors import SpecError
 from rotescale.evaluation.items import check_languages
 from rotescale.evaluation.suites import check_suites
 from rotescale.facts import FactSet, Wording, load_source
 from rotescale.facts.saved import save_fact_set
 from rotescale.launch_spec import LaunchSpec
+from rotescale.local_copy import local_copy
 from rotescale.object_store import RemotePath
 from rotescale.phase_data import check_beside, count_examples, encode_phase
 from rotescale.planning.memory import evaluation_mode, host_memory
@@ -98,11 +100,31 @@ def describe(spec: ExperimentSpec, launch: LaunchSpec, fact_set: FactSet) -> lis
     for phase in spec.phases:
         examples = count_examples(fact_set, phase)
         batches = Batches(examples, phase.global_batch)
-        lines.append(
-            f"phase {phase.name}: {examples} examples x {phase.epochs} epochs in batches of "
-            f"{phase.global_batch} = {phase.epochs * batches.steps_per_epoch} steps"
-        )
+        told = f"phase {phase.name}: {examples} examples"
+        size = f"in batches of {phase.global_batch}"
+        if phase.epochs is None:
+            lines.append(f"{told} {size} until {phase.length} are trained on")
+        else:
+            steps = phase.epochs * batches.steps_per_epoch
+            lines.append(f"{told} x {phase.length} {size} = {steps} steps")
     return lines
+
+
+def count_steps(spec: ExperimentSpec, run_dir: RunDir) -> dict[str, int]:
+    """Optimizer steps of each phase of a prepared run."""
+    resolved = Resolved.read(run_dir)
+    steps = {}
+    for phase in spec.phases:
+        if phase.epochs is not None:
+            batches = Batches(resolved.num_examples[phase.name], phase.global_batch)
+            steps[phase.name] = phase.epochs * batches.steps_per_epoch
+            continue
+        digest = resolved.data[phase.name]
+        folder = local_copy(run_dir.data_dir(digest))
+        rows = spec.engine.row_tokens
+        stream = Stream.open(folder, digest=digest, phase=phase, seed=spec.seed, row_tokens=rows)
+        steps[phase.name] = stream.num_steps(phase)
+    return steps
 
 
 def prepare_run(

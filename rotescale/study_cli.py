@@ -81,7 +81,7 @@ def _plan_table(runner: StudyRunner) -> Table:
         table.add_column(heading, overflow="fold")
     for node in plan.nodes:
         phase = node.spec.phases[-1]
-        trains = f"{phase.name}, {phase.epochs} epochs"
+        trains = f"{phase.name}, {phase.length}"
         table.add_row(node.name, node.parent or "-", trains, runner.status[node.name])
     return table
 

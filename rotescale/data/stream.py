@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from rotescale.data.order import Batches, Order
+from rotescale.data.order import Batches, Indices, Order, mixed_sources
 from rotescale.data.packing import PackedRow, assign, pack
 from rotescale.data.shards import ExampleShards
+from rotescale.spec import PhaseSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,55 @@ class Stream:
     batches: Batches
     row_tokens: int
 
+    @classmethod
+    def open(
+        cls, folder: Path, *, digest: str, phase: PhaseSpec, seed: int, row_tokens: int
+    ) -> Stream:
+        """The phase's examples in ``folder``. Raises DataError where they are not those."""
+        shards = ExampleShards(folder, digest=digest)
+        order = Order(seed, phase.name, mixed_sources(shards.sources, phase.shares))
+        return cls(shards, order, Batches(order.epoch_size, phase.global_batch), row_tokens)
+
+    def num_steps(self, phase: PhaseSpec) -> int:
+        """Optimizer steps of the phase: its epochs, or as many as its tokens take."""
+        if phase.epochs is not None:
+            return phase.epochs * self.batches.steps_per_epoch
+        assert phase.token_budget is not None
+        return self._steps_for(phase.token_budget)
+
+    def _steps_for(self, num_tokens: int) -> int:
+        """The least number of whole steps that train on so many tokens; from the index alone."""
+        left, epoch = num_tokens, 0
+        if len(self.order.sources) == 1:
+            # Every epoch has the same examples: all but the last pass need no look.
+            epoch, left = divmod(num_tokens - 1, int(self.shards.num_tokens.sum(dtype=np.int64)))
+            left += 1
+        while True:
+            reached = np.cumsum(self._step_tokens(epoch))
+            if reached[-1] >= left:
+                last = int(np.searchsorted(reached, left))
+                return epoch * self.batches.steps_per_epoch + last + 1
+            left -= int(reached[-1])
+            epoch += 1
+
+    def _step_tokens(self, epoch: int) -> Indices:
+        """Tokens of each step of the epoch, (steps_per_epoch,) int64."""
+        size = self.batches.epoch_size
+        rows = self._rows(np.arange(epoch * size, (epoch + 1) * size))
+        starts = np.arange(0, size, self.batches.batch_size)
+        tokens: Indices = np.add.reduceat(self.shards.num_tokens[rows].astype(np.int64), starts)
+        return tokens
+
+    def _rows(self, indices: Indices | range) -> Indices:
+        """Rows of the phase's shards for global example indices (n,), int64."""
+        sources, in_source = self.order.locate(indices)
+        first_rows = np.cumsum([0, *self.shards.sources.values()])
+        rows: Indices = first_rows[sources] + in_source
+        return rows
+
     def step(self, step: int, *, rank: int, world_size: int) -> StepData:
         """What ``rank`` of ``world_size`` computes in step 0, 1, …; lengths come from the index."""
-        sources, in_source = self.order.locate(self.batches.indices(step))
-        first_rows = np.cumsum([0, *self.shards.sources.values()])
-        rows = first_rows[sources] + in_source
+        rows = self._rows(self.batches.indices(step))
         lengths = self.shards.num_tokens[rows]
         dealt = assign(lengths.tolist(), row_tokens=self.row_tokens, world_size=world_size)
         mine = dealt[rank]

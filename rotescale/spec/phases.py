@@ -89,8 +89,12 @@ class PhaseSpec(Part):
     """Which tokens count in the loss."""
     end_token: bool = False
     """Append the tokenizer's end-of-text token; it counts in the loss only where all tokens do."""
-    epochs: PositiveInt
+    epochs: PositiveInt | None = None
     """How often every example is seen."""
+    token_budget: PositiveInt | None = None
+    """In place of ``epochs``: the phase ends with the first step at which it has trained on so many
+    tokens, those of whole examples, prompts included, as the records count them. The learning
+    rate's schedule ends there too. For methods that are compared at equal tokens."""
     schedule_epochs: PositiveInt | None = None
     """Length of the learning-rate schedule; default: ``epochs``. Longer: stop on the way."""
     global_batch: PositiveInt
@@ -119,7 +123,8 @@ class PhaseSpec(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> PhaseSpec:
-        if self.schedule_epochs is not None and self.schedule_epochs < self.epochs:
+        self._check_length()
+        if self.schedule_epochs and self.epochs and self.schedule_epochs < self.epochs:
             raise ValueError(
                 f"schedule_epochs ({self.schedule_epochs}) must be at least epochs ({self.epochs})"
             )
@@ -131,13 +136,36 @@ class PhaseSpec(Part):
             raise ValueError(
                 f"shares {self.shares} leave nothing to the facts; together they must be below 1"
             )
-        late = [epoch for epoch in self.evaluate_epochs if epoch >= self.epochs]
+        late = [epoch for epoch in self.evaluate_epochs if self.epochs and epoch >= self.epochs]
         if late:
             raise ValueError(
                 f"evaluate_epochs {late} must be below epochs ({self.epochs}); the end is "
                 "always evaluated"
             )
         return self
+
+    def _check_length(self) -> None:
+        if self.epochs is None and self.token_budget is None:
+            raise ValueError(
+                "neither epochs nor token_budget says how long the phase is; give one of them"
+            )
+        if self.token_budget is None:
+            return
+        told = [
+            name for name in ("epochs", "schedule_epochs", "evaluate_epochs") if getattr(self, name)
+        ]
+        if told:
+            raise ValueError(
+                f"{', '.join(told)} beside token_budget ({self.token_budget}): the budget says how "
+                "long the phase and its schedule are; leave one of them out (null)"
+            )
+
+    @property
+    def length(self) -> str:
+        """How long the phase is, in words."""
+        if self.epochs is None:
+            return f"{self.token_budget:,} tokens"
+        return f"{self.epochs} epochs"
 
     @property
     def shares(self) -> dict[str, float]:

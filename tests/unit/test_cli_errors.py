@@ -420,6 +420,13 @@ def test_a_dry_run_prints_the_resolved_spec_and_creates_nothing(
     assert not command.storage.exists()
 
 
+def test_a_dry_run_tells_a_budget_of_tokens(command: CommandLine) -> None:
+    done = command.run("phases.1.epochs=null", "phases.1.token_budget=9000", flags=("--dry-run",))
+    assert done.code == 0
+    told = "phase generalize: 50 examples in batches of 20 until 9,000 tokens are trained on"
+    assert told in done.out
+
+
 def test_a_dry_run_refuses_what_the_run_would_refuse(command: CommandLine) -> None:
     done = command.run("phases.1.facts_per_relation=101", flags=("--dry-run",))
     assert "ask for at most that many" in error_of(done)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import MICRO, QUICK
+from helpers import MICRO, QUICK, steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rotescale.cli import app
@@ -83,6 +83,22 @@ def test_a_picture_and_tensorboard_files_come_with_the_run(run_dir: RunDir) -> N
     tag = "multiple_choice/mother/held_out/test/generalize"
     assert {tag, f"{tag}/ja"} <= set(scalars)
     assert [event.step for event in events.Scalars("generalize/loss")] == list(range(1, 13))
+
+
+def test_a_phase_trains_on_the_tokens_of_its_budget(
+    tmp_path: Path, model_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch = tmp_path / "launch.yaml"
+    launch.write_text(f"storage: {tmp_path / 'runs'}\nmodel_cache: {model_cache}\n")
+    overrides = [*QUICK, "engine.kind=eager", "phases.0.epochs=null", "phases.0.token_budget=400"]
+    settings = [part for override in overrides for part in ("--set", override)]
+    rotescale("run", MICRO, "--on", launch, *settings)
+    trained = [step for step in steps(RunDir(tmp_path / "runs" / "micro")) if step.phase_index == 0]
+    tokens = [step.num_tokens for step in trained]
+    assert sum(tokens[:-1]) < 400 <= sum(tokens)
+    # Linear, and zero only after the last step: the schedule ends with the budget.
+    assert trained[-1].learning_rate == pytest.approx(3e-3 / (len(trained) - 5))
+    assert f"{len(trained)}/{len(trained)}" in capsys.readouterr().out.replace(" ", "")
 
 
 def test_a_finished_run_is_shown_and_left_alone(

@@ -14,6 +14,7 @@ from rotescale.data.order import Batches, Order, Source
 from rotescale.data.shards import ExampleShards, read_manifest, write_shards
 from rotescale.data.stream import Stream
 from rotescale.errors import DataError
+from rotescale.spec import PhaseSpec, ReplaySpec
 
 
 def examples(number: int) -> list[tuple[Example, Encoded]]:
@@ -92,3 +93,33 @@ def test_the_union_over_ranks_of_an_epoch_is_every_example_once(
         )
         seen += ranks[0].example_ids
     assert sorted(seen) == list(range(25))
+
+
+def budgeted(folder: Path, *, tokens: int, replay: bool) -> tuple[Stream, PhaseSpec]:
+    """A phase of that many tokens about the examples in ``folder``."""
+    phase = PhaseSpec(
+        name="memorize",
+        text="key_token",
+        token_budget=tokens,
+        global_batch=4,
+        learning_rate=1.0,
+        replay=ReplaySpec(share=0.3) if replay else None,
+    )
+    return Stream.open(folder, digest="d", phase=phase, seed=5, row_tokens=12), phase
+
+
+@pytest.mark.parametrize("replay", [False, True])
+def test_a_budget_ends_with_the_first_step_that_reaches_it(tmp_path: Path, replay: bool) -> None:
+    sources = {"facts": examples(25)} | ({"replay": examples(7)} if replay else {})
+    write_shards(sources, tmp_path, digest="d")
+    stream, _ = budgeted(tmp_path, tokens=1, replay=replay)
+    per_epoch = stream.batches.steps_per_epoch
+    # What the records will count, step by step, over four epochs and a bit.
+    trained = np.cumsum(
+        [stream.step(n, rank=0, world_size=1).num_tokens for n in range(4 * per_epoch + 3)]
+    )
+    for step, reached in enumerate(trained.tolist(), start=1):
+        before = 0 if step == 1 else int(trained[step - 2])
+        for tokens in (before + 1, reached):
+            found, phase = budgeted(tmp_path, tokens=tokens, replay=replay)
+            assert found.num_steps(phase) == step

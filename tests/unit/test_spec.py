@@ -221,6 +221,13 @@ def test_the_hint_in_a_union_names_keys_of_the_chosen_kind_only() -> None:
         ("phases.0.schedule_epochs=1", "schedule_epochs (1) must be at least epochs (3)"),
         ("phases.0.num_prompts=2", "num_prompts is for text: prompts"),
         ("phases.0.evaluate_epochs=[3]", "evaluate_epochs [3] must be below epochs (3)"),
+        ("phases.0.epochs=null", "neither epochs nor token_budget says how long the phase is"),
+        ("phases.0.token_budget=900", "epochs beside token_budget (900): the budget says how long"),
+        (
+            "phases.0={name: m, text: key_token, token_budget: 9, schedule_epochs: 2, "
+            "evaluate_epochs: [1], global_batch: 1, learning_rate: 1}",
+            "schedule_epochs, evaluate_epochs beside token_budget (9)",
+        ),
         ("phases.1.name=memorize", "two phases share a name"),
         ("phases.1.name=base", "'base' names the untrained model"),
         ("phases=[]", "phases: Tuple should have at least 1 item"),

@@ -44,7 +44,7 @@ def epochs_section(material: Material) -> Section | str:
 def way_points(group: Group) -> list[tuple[int, Stage]]:
     """Epoch of phase 1 -> stage: untrained, on the way, and its end; few unless on the way."""
     memorize = group.first.memorize
-    if memorize is None:
+    if memorize is None or memorize.epochs is None:
         return []
     stages = [s for s in group.stages() if s == BASE or s[0] == memorize.name]
     return [(0 if s == BASE else s[1] or memorize.epochs, s) for s in stages]
@@ -96,7 +96,7 @@ def _on_the_way(material: Material) -> list[Picture]:
 
 
 def memorize_epochs(group: Group) -> int | None:
-    """How long phase 1 is; None where nothing is memorized."""
+    """How long phase 1 is; None where nothing is memorized, or for a number of tokens."""
     return None if group.first.memorize is None else group.first.memorize.epochs
 
 

@@ -153,8 +153,7 @@ def _either(values: Iterable[object]) -> str:
 
 def _phases(spec: ExperimentSpec) -> str:
     return ", then ".join(
-        f"{phase.name} (epochs {phase.epochs}, batch {phase.global_batch}, rate "
-        f"{phase.learning_rate:g})"
+        f"{phase.name} ({phase.length}, batch {phase.global_batch}, rate {phase.learning_rate:g})"
         for phase in spec.phases
     )
 
