@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import QUICK, micro_spec, prepare, run_ranks, run_workers, steps
+from helpers import (
+    QUICK,
+    assert_key_tokens_frozen,
+    micro_spec,
+    prepare,
+    run_ranks,
+    run_workers,
+    steps,
+)
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -44,6 +52,8 @@ BASIC = (
     *QUICK,
     "phases.1.epochs=1",
     "phases.0.weight_decay=0.1",
+    "phases.1.weight_decay=0.1",
+    "phases.1.freeze_key_tokens=true",
     "phases.0.max_grad_norm=0.5",
     "engine.row_tokens=40",
     "checkpoints.every_steps=2",
@@ -171,6 +181,7 @@ def check_resumed(
     index = PHASES.index(phase)
     assert len(redone) == STEPS * (len(PHASES) - index) - RESUME_AFTER[phase]
     assert_same_course(run_dir, undisturbed)
+    assert_key_tokens_frozen(run_dir)
     assert resumed_reads(run_dir, world_size=after) == [
         own_bytes(run_dir, saved, rank=rank, world_size=after) for rank in range(after)
     ]
