@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,10 @@ EDITED = "edit"
 
 _STAGES = {"pre": "base", "post": EDITED}
 _PROMPTS = {"rewrite_acc": "train", "rephrase_acc": "test"}
-_VALUES = {TOKEN_ACCURACY: float, WHOLE_TARGET: lambda value: float(value >= 1.0)}
+_VALUES: Mapping[str, Callable[[float], float]] = {
+    TOKEN_ACCURACY: float,
+    WHOLE_TARGET: lambda value: float(value >= 1.0),
+}
 
 
 def read_editing(

@@ -41,7 +41,8 @@ class FrozenRows:
         }
         # On the whole gradient, before it is added, reduced or measured.
         self._hooks = [
-            parameters[name].register_hook(_zero_rows(own)) for name, own in self._rows.items()
+            parameters[name].register_hook(_zero_rows(own))  # type: ignore[no-untyped-call]
+            for name, own in self._rows.items()
         ]
 
     def keep(self, piece: TensorSlice, master: Tensor) -> None:

@@ -207,7 +207,7 @@ def test_inject_from_a_table_to_a_model_folder(tmp_path: Path, model_cache: Path
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "subject = 'Employee', object = 'Manager'" in done.stdout
-    assert "left out 3 rows: 1 x empty cell, 2 x duplicate subject" in done.stdout
+    assert "left out 3 rows: 2 x duplicate subject, 1 x empty cell" in done.stdout
     assert "capability" in done.stdout
     [page] = (tmp_path / "runs" / "staff-injected").rglob("*.html")
     assert '<a href="refused.csv">refused.csv</a>' in page.read_text(encoding="utf-8")

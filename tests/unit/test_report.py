@@ -234,7 +234,7 @@ def test_rows_that_were_not_taught_are_shown_and_lie_beside_the_page(
     writer.writerows(
         ["t.csv", line, "subject", f"{HOSTILE} {line}", "mend it"] for line in range(50)
     )
-    RunDir(root).refused_csv.write_text(text.getvalue())
+    RunDir(root).refused_csv.write_bytes(text.getvalue().encode())
     write_report(load_material(root), root / "report")
     page = page_of(root)
     assert "refused" in page.ids
@@ -245,7 +245,7 @@ def test_rows_that_were_not_taught_are_shown_and_lie_beside_the_page(
         f"{HOSTILE} {line}" for line in range(20)
     ]
     assert "50 rows of the table were not taught, for the reasons given." in page.text
-    assert (root / "report" / "refused.csv").read_text() == text.getvalue()
+    assert (root / "report" / "refused.csv").read_bytes() == text.getvalue().encode()
 
 
 def test_a_run_in_a_bucket_is_read_where_it_is(reported_run: RunDir, remote: RemotePath) -> None:

@@ -201,7 +201,7 @@ def _of_run(run: RunDir) -> Material:
     )
     if not run.refused_csv.exists():
         return found
-    return replace(found, refused=run.refused_csv.read_text(encoding="utf-8"))
+    return replace(found, refused=run.refused_csv.read_bytes().decode())
 
 
 def _of_study(study: StudyDir) -> Material:
