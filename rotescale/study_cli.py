@@ -74,15 +74,19 @@ def _now() -> str:
 
 
 def _plan_table(runner: StudyRunner) -> Table:
-    """A line per run: where it begins, what it trains, and whether that is done."""
-    plan = runner.plan
+    """A line per run: where it begins, what it trains, and whether that is done.
+
+    Names without the study's, which they all begin with.
+    """
+    plan, start = runner.plan, f"{runner.study.name}-"
     table = Table(title=f"{runner.study.name}: {len(plan.ends)} cells, {len(plan.nodes)} runs")
-    for heading in ("run", "begins at the end of", "trains", "status"):
+    for heading in ("run", "goes on from", "trains", "status"):
         table.add_column(heading, overflow="fold")
     for node in plan.nodes:
         phase = node.spec.phases[-1]
         trains = f"{phase.name}, {phase.epochs} epochs"
-        table.add_row(node.name, node.parent or "-", trains, runner.status[node.name])
+        parent = (node.parent or "-").removeprefix(start)
+        table.add_row(node.name.removeprefix(start), parent, trains, runner.status[node.name])
     return table
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rotescale.spec import ExperimentSpec
+from rotescale.spec import EvaluationSpec, ExperimentSpec
 from rotescale.study.spec import Cell
 
 
@@ -86,6 +86,16 @@ def _prefix(
     return spec.model_copy(update={"name": name, "phases": tuple(phases)})
 
 
+def _facts_to_pair(evaluation: EvaluationSpec) -> int | None:
+    """How many facts are asked about where no fact has been told with a prompt yet.
+
+    All are held out there. Cells that tell half of them or fewer later ask about the first facts
+    of either split in one drawn order, which are nearly always among twice as many of its first.
+    """
+    told, held_out = evaluation.trained_facts, evaluation.held_out_facts
+    return None if told is None or held_out is None else 2 * (told + held_out)
+
+
 def _measuring(spec: ExperimentSpec, measured: set[str]) -> ExperimentSpec:
     """The run measured at its own end only, and before it if nobody has measured that."""
     untrained = spec.prefix_digest(0)
@@ -95,8 +105,7 @@ def _measuring(spec: ExperimentSpec, measured: set[str]) -> ExperimentSpec:
     }
     measured.add(untrained)
     if all(phase.text == "key_token" for phase in spec.phases):
-        # Its facts are all held out, and cells that tell some of them pair with any.
-        changes["held_out_facts"] = None
+        changes["held_out_facts"] = _facts_to_pair(spec.evaluation)
     evaluation = spec.evaluation.model_copy(update=changes)
     checkpoints = spec.checkpoints.model_copy(update={"export": "none"})
     return spec.model_copy(update={"evaluation": evaluation, "checkpoints": checkpoints})

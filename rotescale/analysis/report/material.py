@@ -39,8 +39,8 @@ class Cell:
     places: Mapping[str, RunDir]
     """``base`` and each phase -> the run that trained and measured it."""
     rows: tuple[EvaluationRow, ...]
-    costs: Mapping[str, Cost]
-    """Phase -> what it took."""
+    costs: Mapping[tuple[str, int], Cost]
+    """Phase and epoch -> what it took."""
     _outcomes: dict[Stage, list[Outcome]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,6 +55,24 @@ class Cell:
     def cost(self) -> Cost:
         """Of all phases."""
         return sum(self.costs.values(), Cost())
+
+    def cost_of(self, phase: str) -> Cost:
+        """Of one phase."""
+        return sum((cost for (name, _), cost in self.costs.items() if name == phase), Cost())
+
+    def cost_until(self, stage: Stage) -> Cost:
+        """Of all that was trained before the stage was measured."""
+        order = ["base", *(phase.name for phase in self.spec.phases)]
+        place, last = order.index(stage[0]), stage[1]
+        return sum(
+            (
+                cost
+                for (phase, epoch), cost in self.costs.items()
+                if order.index(phase) < place
+                or (order.index(phase) == place and (last is None or epoch <= last))
+            ),
+            Cost(),
+        )
 
     @property
     def memorize(self) -> PhaseSpec | None:
@@ -248,13 +266,13 @@ def _cell(
     records: Mapping[RunDir, Records],
 ) -> Cell:
     rows: list[EvaluationRow] = []
-    costs: dict[str, Cost] = {}
+    costs: dict[tuple[str, int], Cost] = {}
     for stage, run in places.items():
         rows += [row for row in records[run].evaluations if row.stage == stage]
         for step in records[run].steps:
             if step.phase == stage:
                 cost = Cost(step.num_tokens, step.target_tokens, step.seconds)
-                costs[stage] = costs.get(stage, Cost()) + cost
+                costs[stage, step.epoch] = costs.get((stage, step.epoch), Cost()) + cost
     return Cell(spec.name, labels, spec, places, tuple(rows), costs)
 
 
