@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ def group(
     """A setting of one seed; nothing lies on a disk."""
     spec = micro_spec(*overrides)
     name = " ".join(labels.values()) or "alone"
-    costs = {phase.name: Cost(tokens, tokens, 1.0) for phase in spec.phases}
+    costs = {(phase.name, phase.epochs): Cost(tokens, tokens, 1.0) for phase in spec.phases}
     return Group(name, labels, (Cell(name, labels, spec, {}, tuple(rows), costs),))
 
 
@@ -145,6 +146,15 @@ def test_cost_is_drawn_for_each_method() -> None:
     # Without the questions' own outcomes nothing can be paired.
     assert "no two methods share" in str(paired_section(material(*groups)))
     assert "baselines" in str(paired_section(material(groups[0])))
+
+
+def test_a_method_that_tells_every_fact_is_drawn_by_those_on_its_way_too() -> None:
+    rows = [row(split="trained", value=0.3, epoch=2), row(split="trained", value=0.6)]
+    sft = group({"method": "sft"}, rows, "phases.generalize.epochs=4")
+    costs = {("memorize", 1): 7, ("generalize", 2): 10, ("generalize", 3): 20}
+    cell = replace(sft.first, costs={at: Cost(num, num, 1.0) for at, num in costs.items()})
+    section = made(cost_section(material(replace(sft, cells=(cell,)))))
+    assert "sft, facts told: 17 0.30, 37 0.60" in section.pictures[0].alt
 
 
 def test_seeds_without_stored_outcomes_have_a_mean_and_no_interval() -> None:

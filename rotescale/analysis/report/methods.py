@@ -83,10 +83,10 @@ def _cost_pictures(material: Material) -> tuple[Picture, ...]:
     for group in material.groups:
         what = What(OWN, "test")
         name = group.method or group.name
+        if group.method and len(material.relations) > 1:
+            name += f", {group.relation(what.suite)}"
         if estimate(group, group.first.end, what) is None:
             what, name = replace(what, split="trained"), f"{name}, facts told"
-        if len(material.relations) > 1:
-            name += f", {group.relation(what.suite)}"
         for stage in group.stages():
             found = estimate(group, stage, what)
             if stage[0] == group.first.end[0] and found is not None:
