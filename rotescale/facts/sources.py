@@ -67,7 +67,8 @@ def read_source(facts: Facts, *, report: Report = refuse, note: Note = lambda _:
             place = f"{facts.source} facts"
             rows = [
                 Row(
-                    Place(place, number), fact.relation, fact.subject, fact.object, fact.distractors
+                    *(Place(place, number), fact.relation, fact.subject, fact.object),
+                    *(fact.distractors, fact.old_object),
                 )
                 for number, fact in enumerate(fact_set.facts, start=1)
             ]

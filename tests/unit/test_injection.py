@@ -82,6 +82,24 @@ def test_the_facts_are_written_and_read_back(tmp_path: Path) -> None:
     assert any("has several objects in 'employer': 'Firm 8'" in row["problem"] for row in rows)
 
 
+def test_old_objects_of_a_table_are_kept_among_the_options(tmp_path: Path) -> None:
+    path = tmp_path / "capital.csv"
+    rows = ["country,capital,old", "France,Rome,Paris", "Italy,Madrid, Rome", "Spain,Oslo,oslo"]
+    path.write_text("\n".join(rows))
+    columns = {"subject": "country", "object": "capital", "old_object": "old"}
+    found = read_injection(path, columns=columns)
+    assert [(fact.old_object, fact.distractors) for fact in found.fact_set.facts] == [
+        ("Paris", ("Paris",)),
+        ("Rome", ("Rome",)),
+    ]
+    [refused] = found.refused
+    assert str(refused).endswith(
+        "row 4: old_object 'oslo' is the object itself; give another, or leave it out"
+    )
+    written = write_injection(found, tmp_path / "out")
+    assert load_files([Path(one) for one in written.paths]).facts == found.fact_set.facts
+
+
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
