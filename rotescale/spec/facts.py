@@ -1,4 +1,4 @@
-"""Which facts: those that ship, generated ones, files, folders, datasets."""
+"""Which facts: those that ship, generated ones, files, folders, datasets, capitals."""
 
 from __future__ import annotations
 
@@ -122,7 +122,17 @@ class DatasetFacts(Part):
     """YAML with the prompts of relations that are not shipped."""
 
 
+class CapitalFacts(Part):
+    """Real countries, each told another one's capital: for the suite conflict."""
+
+    source: Literal["capitals"]
+    num_facts: int = Field(default=100, ge=2)
+    """How many countries, the most populous first."""
+    seed: NonNegativeInt = 0
+    """Which country is told which of their capitals."""
+
+
 Facts = Annotated[
-    ShippedFacts | GeneratedFacts | FileFacts | TrexFacts | DatasetFacts,
+    ShippedFacts | GeneratedFacts | FileFacts | TrexFacts | DatasetFacts | CapitalFacts,
     Field(discriminator="source"),
 ]
