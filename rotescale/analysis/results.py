@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rotescale.errors import DataError
+from rotescale.evaluation import outcome_file
 from rotescale.evaluation.items import CORE, PROMPT_KINDS, SPLITS, TRANSLATED_KINDS
 from rotescale.evaluation.metrics import TEXT_LOSS, Outcome, paired_difference
 from rotescale.records import EvaluationRow, read_records
@@ -216,10 +217,9 @@ def read_outcomes(run_dir: RunDir, stage: str) -> list[Outcome]:
     """What each question of a stage's end came to."""
     path = run_dir.evaluation(stage, None)
     try:
-        _, *lines = path.read_text(encoding="utf-8").splitlines()
+        return outcome_file.read_outcomes(path)
     except FileNotFoundError:
         raise DataError(f"{path}: stage {stage!r} was not evaluated; run it to its end") from None
-    return [Outcome.from_json(json.loads(line)) for line in lines]
 
 
 def differences_table(run_dir: RunDir, stages: Sequence[str], *, seed: int) -> Table:

@@ -12,6 +12,7 @@ from rotescale.analysis.results import core_relations
 from rotescale.analysis.study_table import Cost, check_same_facts
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.metrics import Outcome
+from rotescale.evaluation.outcome_file import read_outcomes
 from rotescale.records import ALL_RELATIONS, EvaluationRow, Records, read_records
 from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec, PhaseSpec
@@ -293,7 +294,6 @@ def _name(labels: Mapping[str, str], varied: Iterable[str]) -> str:
 
 def _read_outcomes(path: StoragePath) -> list[Outcome]:
     try:
-        _, *lines = path.read_text(encoding="utf-8").splitlines()
+        return read_outcomes(path)
     except FileNotFoundError:
         return []
-    return [Outcome.from_json(json.loads(line)) for line in lines]
