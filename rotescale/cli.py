@@ -69,13 +69,15 @@ def run(
     ] = None,
 ) -> None:
     """Run an experiment, or what is left of it; a finished one is shown and left alone."""
-    from rotescale.preparation import describe, load_facts
+    from rotescale.preparation import check_beliefs, describe, load_facts
 
     spec = load_spec(ExperimentSpec, spec_path, overrides or [])
     spec = spec.full_evaluation() if full else spec
     launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
     if spec.engine.kind == "eager" and launch.num_workers != (1, 1):
         launch = launch.model_copy(update={"num_workers": (1, 1)})
+    if branch_from is None:
+        check_beliefs(spec, RunDir.of(launch.storage, spec.name))
     fact_set = load_facts(spec, note=say)
     if dry_run:
         console.print_json(dump_json(spec))
@@ -290,6 +292,7 @@ def evaluate(
             items,
             spec=asked.spec,
             seed=asked.seed,
+            believed=asked.believed,
             progress=lambda done: bar.update(task, completed=done),
         )
     _print_tables(rows)
