@@ -30,8 +30,7 @@ from rotescale.storage import (
 
 _CHUNK_BYTES = 16 << 20
 _FIRST = 1
-BASE = ("base", None)
-"""The stage, and the epoch on the way, of the untrained model."""
+_BASE = ("base", None)
 
 
 def shared_phases(spec: ExperimentSpec, source: ExperimentSpec) -> int:
@@ -69,9 +68,9 @@ def branch(target: RunDir, spec: ExperimentSpec, source: RunDir) -> str | None:
     for end in ends:
         _take_over(end, target, spec)
     if _needs_beliefs(spec):
-        untrained = target.evaluation(*BASE)
+        untrained = target.evaluation(*_BASE)
         make_folder(untrained.parent)
-        write_atomic(untrained, source.evaluation(*BASE).read_bytes())
+        write_atomic(untrained, source.evaluation(*_BASE).read_bytes())
     attempt = Attempt(
         number=_FIRST,
         resumes=None,
@@ -120,7 +119,7 @@ def _check_beliefs(spec: ExperimentSpec, source: RunDir, from_spec: ExperimentSp
     wanted, measured = (one.evaluation.conflict_facts for one in (spec, from_spec))
     if not _needs_beliefs(spec):
         return
-    if measured < wanted or not source.evaluation(*BASE).exists():
+    if measured < wanted or not source.evaluation(*_BASE).exists():
         raise SpecError(
             f"{source.root}: has not measured what the untrained model believes about {wanted} "
             f"facts (its evaluation.conflict_facts is {measured}, its evaluation.base "

@@ -211,6 +211,7 @@ def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
 
 def _print_tables(rows: Sequence[EvaluationRow]) -> None:
     """Multiple choice of each relation; of the last, `all` where there are several, by language."""
+    from rotescale.analysis.conflict_table import conflict_table
     from rotescale.analysis.results import (
         core_relations,
         languages_of,
@@ -224,8 +225,9 @@ def _print_tables(rows: Sequence[EvaluationRow]) -> None:
         console.print(results_table(rows, relation=relation))
     if relations and len(languages_of(rows)) > 1:
         console.print(languages_table(rows, relation=relations[-1]))
-    if (suites := suites_table(rows)) is not None:
-        console.print(suites)
+    for table in (suites_table(rows), conflict_table(rows)):
+        if table is not None:
+            console.print(table)
 
 
 @app.command()
