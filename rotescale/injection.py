@@ -247,7 +247,8 @@ def experiment(
     """Both phases with defaults from the model's size and the number of facts.
 
     The rate lies on the line, in logarithms, between the demo's and the paper's; with the batch it
-    grows as its square root. The batch is about a sixteenth of the facts, 8 to 512.
+    grows as its square root. The batch is about a sixteenth of the facts, 8 to 512. Where facts
+    have an old object, it is asked which of the two wins.
     """
     num_facts = len(fact_set.facts)
     batch = 2 ** round(math.log2(min(512, max(8, num_facts / 16))))
@@ -286,6 +287,10 @@ def experiment(
             ),
         ),
         evaluation=EvaluationSpec(
-            trained_facts=25, held_out_facts=50, generation_facts=10, text_pieces=20
+            trained_facts=25,
+            held_out_facts=50,
+            generation_facts=10,
+            text_pieces=20,
+            conflict_facts=50 if any(fact.old_object for fact in fact_set.facts) else 0,
         ),
     )

@@ -20,6 +20,7 @@ from rotescale.injection import (
     worded_relation,
     write_injection,
 )
+from rotescale.preparation import check_enough
 from rotescale.spec import RandomWeights
 
 NUM_STAFF = 2_400
@@ -98,6 +99,10 @@ def test_old_objects_of_a_table_are_kept_among_the_options(tmp_path: Path) -> No
     )
     written = write_injection(found, tmp_path / "out")
     assert load_files([Path(one) for one in written.paths]).facts == found.fact_set.facts
+    weights = RandomWeights(kind="random", architecture="llama-3.2-1b")
+    spec = experiment("old", written, found.fact_set, weights=weights, num_parameters=10**6)
+    assert spec.evaluation.conflict_facts == 50
+    check_enough(spec, found.fact_set)
 
 
 @pytest.mark.parametrize(
