@@ -102,17 +102,20 @@ def _numbers(cell: Cell) -> tuple[int, int]:
 
 
 def _pictures(material: Material, whats: Sequence[What]) -> list[Picture]:
-    """Which object wins along the stages, of held-out facts that were believed, if any were."""
+    """Which object wins along the stages, asked with test prompts, or else train prompts.
+
+    Of held-out facts that were believed; of all held-out facts where none was.
+    """
     suite = BELIEVED if any(what.suite == BELIEVED for what in whats) else CONFLICT
+    kind = "test" if any(what.prompts == "test" for what in whats) else "train"
+    labelled = [
+        (CONFLICT_HEADINGS[metric], What(OWN, kind, "held_out", suite, metric=metric))
+        for metric in _WINNERS
+    ]
     pictures = []
     for place, group in enumerate(shown(material.groups)):
-        for kind in ("train", "test"):
-            labelled = [
-                (CONFLICT_HEADINGS[metric], What(OWN, kind, "held_out", suite, metric=metric))
-                for metric in _WINNERS
-            ]
-            title = "" if len(material.groups) == 1 else f"{group.name}: "
-            title += f"{HEADINGS[kind]}, {_FACTS[suite]} held-out facts"
-            name = f"{CONFLICT}-{kind}-{place + 1}"
-            pictures.append(stages_picture(name, title, group, labelled, y=_SHARE))
+        title = "" if len(material.groups) == 1 else f"{group.name}: "
+        title += f"{HEADINGS[kind]}, {_FACTS[suite]} held-out facts"
+        name = f"{CONFLICT}-{place + 1}"
+        pictures.append(stages_picture(name, title, group, labelled, y=_SHARE))
     return [picture for picture in pictures if picture is not None]

@@ -233,7 +233,13 @@ def _places(
     found: dict[str, RunDir] = {}
     if spec.name in runs:
         found[spec.phases[-1].name] = runs[spec.name]
-    for name, other in specs.items():
+
+    def is_elsewhere(other: ExperimentSpec) -> bool:
+        count = len(other.phases)
+        return spec.prefix_digest(count) != other.prefix_digest(count)
+
+    # Several runs may have measured the untrained model; the cell goes on from the first of these.
+    for name, other in sorted(specs.items(), key=lambda item: is_elsewhere(item[1])):
         count = len(other.phases)
         if other.evaluation.base and other.prefix_digest(0) == spec.prefix_digest(0):
             found.setdefault("base", runs[name])
