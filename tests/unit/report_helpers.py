@@ -62,7 +62,7 @@ def micro_run(folder: Path, cache: Path) -> RunDir:
         "evaluation.text_pieces": 2,
         "evaluation.representation_facts": 2,
     }
-    rotescale("run", _experiment(folder, asked), "--on", _launch(folder, cache))
+    rotescale("run", _experiment(folder, asked), "--on", launch_file(folder, cache))
     return RunDir(folder / "runs" / "micro")
 
 
@@ -87,7 +87,7 @@ def micro_study(folder: Path, cache: Path) -> StudyDir:
     spec, cells = load_study(path)
     plan = make_plan(spec.name, cells)
     found = StudyDir(str(folder / "runs"), spec.name)
-    launch = _launch(folder, cache)
+    launch = launch_file(folder, cache)
     # In this process, which has done the imports that a process per run would do again.
     for node in plan.nodes:
         file = found.spec(node.name)
@@ -123,7 +123,8 @@ def _experiment(folder: Path, values: Mapping[str, Any]) -> Path:
     return path
 
 
-def _launch(folder: Path, cache: Path) -> Path:
+def launch_file(folder: Path, cache: Path) -> Path:
+    """One worker, and runs below the folder."""
     path = folder / "launch.yaml"
     path.write_text(f"storage: {folder / 'runs'}\nmodel_cache: {cache}\nnum_workers: 1\n")
     return path

@@ -31,6 +31,7 @@ from rotescale.study.runner import StudyDir
 
 _WITHOUT = shutil.ignore_patterns("checkpoints", "data", "models", "prepared-model", "report")
 SUITES = ("conflict", "conflict_believed")
+ROLE = ("suite", "relation", "split", "prompts", "language", "metric")
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 
 
@@ -167,6 +168,28 @@ def test_believed_facts_are_followed_from_stage_to_stage(reported_run: RunDir) -
     ]
     end = rows["generalize", None, "train", "old_probability"]
     assert (end.value, end.count) == (pytest.approx(sum(expected) / len(expected)), len(expected))
+
+
+def test_a_run_that_goes_on_and_its_folder_of_weights_give_the_same_conflicts(
+    reported_run: RunDir, model_cache: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "runs" / "micro"
+    shutil.copytree(Path(str(reported_run.root)), root)
+    (root / "outcome.json").unlink()
+    (root / "evaluations" / "generalize.jsonl").unlink()
+    launch = report_helpers.launch_file(tmp_path, model_cache)
+    rotescale("run", root / "spec.json", "--on", launch)
+    results = Path(str(reported_run.results_json)).read_text()
+    assert (root / "results.json").read_text() == results
+    rotescale("evaluate", root / "models" / "generalize", "--json", tmp_path / "rows.json")
+    ended = [row for row in json.loads(results) if row["stage"] == "generalize"]
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    about = [row for row in rows if row["suite"] in SUITES]
+    assert {row["suite"] for row in about} == set(SUITES)
+    for row in about:
+        [same] = [one for one in ended if all(one[name] == row[name] for name in ROLE)]
+        assert row["value"] == pytest.approx(same["value"], rel=1e-3, abs=1e-9)
+        assert row["count"] == same["count"]
 
 
 def test_branches_take_over_what_the_untrained_model_believes(reported_study: StudyDir) -> None:
