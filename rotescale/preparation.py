@@ -87,6 +87,22 @@ def check_enough(spec: ExperimentSpec, fact_set: FactSet) -> None:
     check_suites(fact_set, spec.evaluation, spec.phases)
 
 
+def check_beliefs(spec: ExperimentSpec, run_dir: RunDir | None = None) -> None:
+    """Raise SpecError where conflicts are asked about and nothing measures the untrained model.
+
+    A run that began as a branch may hold, in ``run_dir``, what another one measured.
+    """
+    number = spec.evaluation.conflict_facts
+    if not number or spec.evaluation.base:
+        return
+    if run_dir is None or not run_dir.evaluation("base", None).exists():
+        raise SpecError(
+            f"evaluation.base is false, but evaluation.conflict_facts ({number}) is about what the "
+            "untrained model believes; set evaluation.base to true, or begin where a run that "
+            "measured it ended a phase (--branch-from)"
+        )
+
+
 def describe(spec: ExperimentSpec, launch: LaunchSpec, fact_set: FactSet) -> list[str]:
     """What a run would do, a line each; from facts and arithmetic alone."""
     lines = [

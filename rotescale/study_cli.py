@@ -38,7 +38,7 @@ def study(
 ) -> None:
     """Run a study, or what is left of it, and collect its results in one table."""
     from rotescale.facts import load_source
-    from rotescale.preparation import check_enough
+    from rotescale.preparation import check_beliefs, check_enough
     from rotescale.study.plan import make_plan
     from rotescale.study.runner import StudyRunner, failures
     from rotescale.study.spec import load_study
@@ -47,6 +47,7 @@ def study(
     plan = make_plan(spec.name, cells)
     sources = {facts: load_source(facts) for facts in {cell.spec.facts for cell in cells}}
     for cell in cells:
+        check_beliefs(cell.spec)
         check_enough(cell.spec, sources[cell.spec.facts])
     launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
     runner = StudyRunner(

@@ -10,6 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rotescale.errors import DataError
+from rotescale.evaluation import outcome_file
+from rotescale.evaluation.conflict import BELIEVED, CONFLICT
 from rotescale.evaluation.items import CORE, PROMPT_KINDS, SPLITS, TRANSLATED_KINDS
 from rotescale.evaluation.metrics import TEXT_LOSS, Outcome, paired_difference
 from rotescale.records import EvaluationRow, read_records
@@ -93,17 +95,19 @@ SUITE_METRICS = {"capability": TEXT_LOSS}
 def suites_table(rows: Sequence[EvaluationRow]) -> Table | None:
     """What each suite beyond the core measured, a column per stage; None where there is none.
 
-    Multiple choice; of capability the loss in nats per token, where less is better.
+    Multiple choice; of capability the loss in nats per token, where less is better. Conflicts
+    have a table of their own.
     """
     chosen = [
         row
         for row in rows
-        if row.suite != CORE and row.metric == SUITE_METRICS.get(row.suite, "multiple_choice")
+        if row.suite not in (CORE, CONFLICT, BELIEVED)
+        and row.metric == SUITE_METRICS.get(row.suite, "multiple_choice")
     ]
     if not chosen:
         return None
     stages = list(dict.fromkeys((row.stage, row.epoch) for row in chosen))
-    table = _table("suites: multiple choice, or loss in nats per token, with 95 % intervals")
+    table = open_table("suites: multiple choice, or loss in nats per token, with 95 % intervals")
     for heading in ("suite", "about", "asked with", "n"):
         table.add_column(heading, no_wrap=True)
     for stage, epoch in stages:
@@ -115,7 +119,7 @@ def suites_table(rows: Sequence[EvaluationRow]) -> Table | None:
     for (suite, relation, split, prompts), found in groups.items():
         about = relation if prompts == "text" else f"{relation}, {split.replace('_', '-')}"
         count = str(next(iter(found.values())).count)
-        cells = [_cell(found.get(stage)) for stage in stages]
+        cells = [value_cell(found.get(stage)) for stage in stages]
         table.add_row(suite, about, HEADINGS.get(prompts, prompts), count, *cells)
     return table
 
@@ -132,7 +136,7 @@ def _stages_table(
 ) -> Table:
     """The lines (kind of prompts, language, heading) of each split, with a column per stage."""
     stages = list(dict.fromkeys((row.stage, row.epoch) for row in rows))
-    table = _table(title)
+    table = open_table(title)
     table.add_column("asked with", no_wrap=True)
     table.add_column("n", justify="right")
     for stage, epoch in stages:
@@ -149,16 +153,16 @@ def _stages_table(
             }
             if found:
                 count = str(next(iter(found.values())).count)
-                table.add_row(f"  {heading}", count, *(_cell(found.get(at)) for at in stages))
+                table.add_row(f"  {heading}", count, *(value_cell(found.get(at)) for at in stages))
     return table
 
 
-def _table(title: str) -> Table:
+def open_table(title: str) -> Table:
     """A table without vertical lines, so that three stages fit into 80 characters."""
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
 
 
-def _cell(row: EvaluationRow | None) -> str:
+def value_cell(row: EvaluationRow | None) -> str:
     if row is None:
         return "-"
     if row.low is None or row.high is None:
@@ -168,7 +172,7 @@ def _cell(row: EvaluationRow | None) -> str:
 
 def comparison_table(runs: Mapping[str, Sequence[EvaluationRow]], *, relation: str) -> Table:
     """Multiple choice on held-out facts of several runs: before the last phase → after it."""
-    table = _table(f"{relation}, held-out facts: multiple choice before → after the last phase")
+    table = open_table(f"{relation}, held-out facts: multiple choice before → after the last phase")
     table.add_column("asked with", no_wrap=True)
     for name in runs:
         table.add_column(name, justify="right")
@@ -216,15 +220,14 @@ def read_outcomes(run_dir: RunDir, stage: str) -> list[Outcome]:
     """What each question of a stage's end came to."""
     path = run_dir.evaluation(stage, None)
     try:
-        _, *lines = path.read_text(encoding="utf-8").splitlines()
+        return outcome_file.read_outcomes(path)
     except FileNotFoundError:
         raise DataError(f"{path}: stage {stage!r} was not evaluated; run it to its end") from None
-    return [Outcome.from_json(json.loads(line)) for line in lines]
 
 
 def differences_table(run_dir: RunDir, stages: Sequence[str], *, seed: int) -> Table:
     """Multiple choice on held-out facts, each stage against the one before, paired by fact."""
-    table = _table("held-out facts: change of multiple choice, paired over facts")
+    table = open_table("held-out facts: change of multiple choice, paired over facts")
     table.add_column("asked with", no_wrap=True)
     outcomes = {stage: read_outcomes(run_dir, stage) for stage in stages}
     pairs = list(pairwise(stages))

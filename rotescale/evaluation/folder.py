@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from rotescale.data.examples import memorized_facts, trained_facts
 from rotescale.errors import DataError, SpecError
+from rotescale.evaluation.conflict import beliefs, with_believed
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import summarise
+from rotescale.evaluation.outcome_file import read_outcomes
 from rotescale.evaluation.runner import evaluate
 from rotescale.evaluation.scoring import forward_of
 from rotescale.evaluation.suites import all_items
@@ -69,6 +71,8 @@ class Questions:
     """A template of the relations' key tokens; None: what the folder's export says."""
     phases: tuple[PhaseSpec, ...] = ()
     """Of the folder's run, where its own questions are asked."""
+    believed: Mapping[int, bool] | None = None
+    """Which facts the run found its untrained model to hold, by place; None: not known."""
 
 
 def choose_questions(
@@ -91,6 +95,7 @@ def choose_questions(
     spec = EvaluationSpec()
     asked: frozenset[int] | None = None
     phases: tuple[PhaseSpec, ...] = ()
+    believed: Mapping[int, bool] | None = None
     if facts:
         fact_set = load_files(list(facts), relations=prompts)
         fact_set = fact_set.only(list(relations)) if relations else fact_set
@@ -101,6 +106,7 @@ def choose_questions(
         fact_set = load_saved(run_dir.facts_json)
         asked = memorized_facts(fact_set, run_spec.phases, seed=run_spec.seed)
         seed, spec, phases = run_spec.seed, run_spec.evaluation, run_spec.phases
+        believed = _beliefs_in(run_dir) if spec.conflict_facts else None
     else:
         raise SpecError(f"{folder}: of no run; say --facts FILE or --relation NAME")
     return Questions(
@@ -111,6 +117,7 @@ def choose_questions(
         seed=seed,
         key_token=key_token,
         phases=phases,
+        believed=believed,
     )
 
 
@@ -119,6 +126,14 @@ def with_languages(questions: Questions, languages: Sequence[str]) -> Questions:
     together = list(dict.fromkeys([*questions.spec.languages, *languages]))
     raw = {**questions.spec.model_dump(), "languages": together}
     return replace(questions, spec=parse_spec(EvaluationSpec, raw, where="--language"))
+
+
+def _beliefs_in(run_dir: RunDir) -> dict[int, bool] | None:
+    """What the run found its untrained model to hold; None where it has not measured it."""
+    try:
+        return beliefs(read_outcomes(run_dir.evaluation("base", None)))
+    except FileNotFoundError:
+        return None
 
 
 def _trained_in(run_dir: RunDir, fact_set: FactSet) -> frozenset[int]:
@@ -166,11 +181,13 @@ def evaluate_folder(
     *,
     spec: EvaluationSpec,
     seed: int,
+    believed: Mapping[int, bool] | None = None,
     progress: Callable[[int], None],
 ) -> tuple[EvaluationRow, ...]:
     """The rows of all items, asked of the model in ``folder`` in this process.
 
-    Raises DataError where the folder is no whole model.
+    ``believed`` says which facts an untrained model held, where that is known. Raises DataError
+    where the folder is no whole model.
     """
     check_folder(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -191,6 +208,8 @@ def evaluate_folder(
             progress=progress,
             max_new_tokens=spec.max_new_tokens,
         )
+    if believed is not None:
+        outcomes = with_believed(outcomes, believed)
     rows = summarise(
         outcomes,
         stage=STAGE,

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rotescale.engine.base import Engine
+from rotescale.errors import DataError
+from rotescale.evaluation.conflict import CONFLICT, beliefs, with_believed
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import Outcome, summarise
+from rotescale.evaluation.outcome_file import read_head, read_outcomes, write_outcomes
 from rotescale.evaluation.runner import evaluate
 from rotescale.evaluation.scoring import forward_of
 from rotescale.records import EvaluationRow, RecordWriter
 from rotescale.run_dir import RunDir
 from rotescale.spec import EvaluationMode, EvaluationSpec
-from rotescale.storage import make_folder, read_line, write_atomic
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class RunEvaluator:
         the end of a phase that was trained again is another.
         """
         try:
-            head = json.loads(read_line(self.run_dir.evaluation(stage, epoch)))
+            head = read_head(self.run_dir.evaluation(stage, epoch))
         except FileNotFoundError:
             return False
         if checkpoint is not None and head.get("checkpoint") != checkpoint:
@@ -56,6 +57,7 @@ class RunEvaluator:
         ``checkpoint`` is the path below the run's root of what the engine has loaded; None where
         it holds no checkpoint's weights.
         """
+        believed = None if stage == "base" else self._beliefs()
         with self.engine.evaluation_model(self.mode) as model, _tree_attention(model):
             outcomes = evaluate(
                 forward_of(model),
@@ -71,6 +73,7 @@ class RunEvaluator:
                 progress=lambda done: self.progress(stage, done, self._total),
                 max_new_tokens=self.spec.max_new_tokens,
             )
+        outcomes = with_believed(outcomes, beliefs(outcomes) if believed is None else believed)
         if self.engine.rank == 0:
             self._write(stage, epoch, checkpoint, outcomes)
             self.progress(stage, self._total, self._total)
@@ -92,12 +95,22 @@ class RunEvaluator:
             self.records.append(EvaluationRow(attempt=self.attempt, **asdict(row)))
         # The rows first: the stage is done when its outcomes are there.
         self.records.flush()
-        path = self.run_dir.evaluation(stage, epoch)
-        make_folder(path.parent)
         where = {"stage": stage, "epoch": epoch, "checkpoint": checkpoint}
-        lines = [json.dumps({**where, "sample": self._sample()})]
-        lines += [json.dumps(outcome.to_json(), ensure_ascii=False) for outcome in outcomes]
-        write_atomic(path, ("\n".join(lines) + "\n").encode())
+        head = {**where, "sample": self._sample()}
+        write_outcomes(self.run_dir.evaluation(stage, epoch), head, outcomes)
+
+    def _beliefs(self) -> dict[int, bool]:
+        """What the untrained model was found to hold; DataError where that was not measured."""
+        if not any(item.suite == CONFLICT for item in self.items):
+            return {}
+        path = self.run_dir.evaluation("base", None)
+        try:
+            return beliefs(read_outcomes(path))
+        except FileNotFoundError:
+            raise DataError(
+                f"{path}: missing, so nothing says what the untrained model believes, which suite "
+                f"{CONFLICT} is about; restore the file, or set evaluation.base under a new name"
+            ) from None
 
     def _sample(self) -> dict[str, int]:
         return {"items": len(self.items), "generated": sum(item.generate for item in self.items)}

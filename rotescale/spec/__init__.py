@@ -20,6 +20,7 @@ from rotescale.spec.base import (
 )
 from rotescale.spec.evaluation import EvaluationSpec, full_sample
 from rotescale.spec.facts import (
+    CapitalFacts,
     Columns,
     DatasetFacts,
     Facts,
@@ -46,6 +47,7 @@ __all__ = [
     "LANGUAGE_PATTERN",
     "OPERATIONAL",
     "BestOf",
+    "CapitalFacts",
     "CheckpointSpec",
     "Columns",
     "DatasetFacts",

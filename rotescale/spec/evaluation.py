@@ -50,6 +50,10 @@ class EvaluationSpec(Part):
     prompts of the reversed direction (the control ``reversed`` uses the forward prompt)."""
     two_hop_facts: NonNegativeInt = 0
     """Suite two_hop: facts whose object another of the facts tells something of."""
+    conflict_facts: NonNegativeInt = 0
+    """Suite conflict: facts per relation, over both splits, that have an old object, asked with the
+    key token and the train and test prompts above. Which of them the untrained model holds is
+    measured at stage base, with the first train prompt: suite conflict_believed is about these."""
     text_pieces: NonNegativeInt = 0
     """Suite capability: pieces of 256 tokens of each public-domain text whose loss is measured."""
     max_new_tokens: PositiveInt = 50
@@ -72,6 +76,15 @@ class EvaluationSpec(Part):
         if len(set(self.languages)) != len(self.languages):
             raise ValueError(
                 f"languages {list(self.languages)} names a language twice; name each once"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _belief_has_a_prompt(self) -> EvaluationSpec:
+        if self.conflict_facts and self.train_prompts == 0:
+            raise ValueError(
+                f"conflict_facts {self.conflict_facts}: what the model believes is measured with "
+                "the first train prompt, but train_prompts is 0; set it to 1 or more"
             )
         return self
 

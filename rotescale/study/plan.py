@@ -50,7 +50,8 @@ def make_plan(study: str, cells: Sequence[Cell]) -> Plan:
     """The graph: all phases but a cell's last belong to a run that every equal cell branches from.
 
     Two cells share a phase only where everything that changes its weights is the same, the
-    schedule included. The untrained model is measured once per model, facts and seed.
+    schedule included. The untrained model is measured once per model, facts and seed; where
+    conflicts are asked about, by every run that has no parent.
     """
     nodes: dict[str, Node] = {}
     shared: dict[str, str] = {}
@@ -62,9 +63,9 @@ def make_plan(study: str, cells: Sequence[Cell]) -> Plan:
             if digest not in shared:
                 spec = _prefix(cell.spec, count, name=f"{study}-shared-{digest[:8]}", cells=cells)
                 shared[digest] = spec.name
-                nodes[spec.name] = Node(_measuring(spec, measured), parent)
+                nodes[spec.name] = Node(_measuring(spec, measured, parent=parent), parent)
             parent = shared[digest]
-        spec = _measuring(cell.spec, measured)
+        spec = _measuring(cell.spec, measured, parent=parent)
         nodes[spec.name] = Node(spec, parent)
     return Plan(tuple(nodes.values()), {cell.spec.name: cell for cell in cells})
 
@@ -96,11 +97,16 @@ def _facts_to_pair(evaluation: EvaluationSpec) -> int | None:
     return None if told is None or held_out is None else 2 * (told + held_out)
 
 
-def _measuring(spec: ExperimentSpec, measured: set[str]) -> ExperimentSpec:
-    """The run measured at its own end only, and before it if nobody has measured that."""
+def _measuring(spec: ExperimentSpec, measured: set[str], *, parent: str | None) -> ExperimentSpec:
+    """The run measured at its own end only, and before it if nobody has measured that.
+
+    Conflicts are about what the untrained model believes, which a branch gets from its parent: runs
+    without one measure it, each for itself, as they may go on at the same time.
+    """
     untrained = spec.prefix_digest(0)
+    alone = parent is None and spec.evaluation.conflict_facts > 0
     changes: dict[str, Any] = {
-        "base": spec.evaluation.base and untrained not in measured,
+        "base": spec.evaluation.base and (alone or untrained not in measured),
         "phases": (spec.phases[-1].name,),
     }
     measured.add(untrained)

@@ -11,6 +11,7 @@ from helpers import micro_spec
 
 from rotescale.analysis.report.accuracy import heat_section, languages_section
 from rotescale.analysis.report.build import makers
+from rotescale.analysis.report.conflict import conflict_section
 from rotescale.analysis.report.epochs import epochs_section
 from rotescale.analysis.report.estimates import OWN, Estimate, What, estimate, scope
 from rotescale.analysis.report.figures import Axis, Line, Point, heat_picture, lines_picture
@@ -121,6 +122,37 @@ def test_every_suite_has_a_section_or_a_sentence() -> None:
     assert "The paper reports 0.26" in made(reversal).scope
     assert "nats per token" in made(capability).pictures[0].alt
     assert "test prompts, held-out" in made(repurposed).pictures[0].alt
+
+
+def test_conflicts_say_which_object_wins_stage_by_stage() -> None:
+    measures = {"multiple_choice": (0.0, 0.7), "prefers_old": (1.0, 0.2)}
+    measures |= {"prefers_neither": (0.0, 0.1), "old_probability": (0.6, 0.05)}
+    rows = [
+        row(suite=suite, stage=stage, prompts=kind, metric=metric, value=value)
+        for suite in ("conflict", "conflict_believed")
+        for kind in ("train", "test")
+        for metric, values in measures.items()
+        for stage, value in zip(("base", "generalize"), values, strict=True)
+    ]
+    section = made(conflict_section(material(group({}, rows))))
+    [test] = section.pictures
+    assert test.title == "test prompts, believed held-out facts"
+    assert "new wins: base 0.00, generalize 0.70; old wins: base 1.00, generalize 0.20" in test.alt
+    assert {name.partition(".")[0] for name in test.files} == {*("conflict-1", "conflict-1-dark")}
+    text = str(section.parts[0])
+    assert text.index("believed") < text.index(">all<")
+    assert text.index("new wins") < text.index("old wins") < text.index("P(old)")
+    assert "evaluation.conflict_facts" in str(conflict_section(material(group({}, [row()]))))
+
+
+def test_conflicts_that_nothing_was_believed_of_show_all_facts() -> None:
+    rows = [
+        row(suite="conflict", stage=stage, prompts="train", metric="prefers_old", value=0.0)
+        for stage in ("base", "generalize")
+    ]
+    section = made(conflict_section(material(group({}, rows))))
+    assert [picture.title for picture in section.pictures] == ["train prompts, all held-out facts"]
+    assert "how many these are is not known here" in section.scope
 
 
 def test_hidden_states_are_drawn_layer_by_layer() -> None:

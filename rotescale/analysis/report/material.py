@@ -12,6 +12,7 @@ from rotescale.analysis.results import core_relations
 from rotescale.analysis.study_table import Cost, check_same_facts
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.metrics import Outcome
+from rotescale.evaluation.outcome_file import read_outcomes
 from rotescale.records import ALL_RELATIONS, EvaluationRow, Records, read_records
 from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec, PhaseSpec
@@ -250,7 +251,13 @@ def _places(
     found: dict[str, RunDir] = {}
     if spec.name in runs:
         found[spec.phases[-1].name] = runs[spec.name]
-    for name, other in specs.items():
+
+    def is_elsewhere(other: ExperimentSpec) -> bool:
+        count = len(other.phases)
+        return spec.prefix_digest(count) != other.prefix_digest(count)
+
+    # Several runs may have measured the untrained model; the cell goes on from the first of these.
+    for name, other in sorted(specs.items(), key=lambda item: is_elsewhere(item[1])):
         count = len(other.phases)
         if other.evaluation.base and other.prefix_digest(0) == spec.prefix_digest(0):
             found.setdefault("base", runs[name])
@@ -311,7 +318,6 @@ def _name(labels: Mapping[str, str], varied: Iterable[str]) -> str:
 
 def _read_outcomes(path: StoragePath) -> list[Outcome]:
     try:
-        _, *lines = path.read_text(encoding="utf-8").splitlines()
+        return read_outcomes(path)
     except FileNotFoundError:
         return []
-    return [Outcome.from_json(json.loads(line)) for line in lines]
