@@ -69,6 +69,7 @@ def run(
     ] = None,
 ) -> None:
     """Run an experiment, or what is left of it; a finished one is shown and left alone."""
+    from rotescale.evaluation.harness.tasks import check_tasks
     from rotescale.preparation import describe, load_facts
 
     spec = load_spec(ExperimentSpec, spec_path, overrides or [])
@@ -78,6 +79,7 @@ def run(
         launch = launch.model_copy(update={"num_workers": (1, 1)})
     fact_set = load_facts(spec, note=say)
     if dry_run:
+        check_tasks(spec.evaluation)
         console.print_json(dump_json(spec))
         for line in describe(spec, launch, fact_set):
             console.print(line, highlight=False)
