@@ -69,6 +69,7 @@ def run(
     ] = None,
 ) -> None:
     """Run an experiment, or what is left of it; a finished one is shown and left alone."""
+    from rotescale.evaluation.harness.tasks import check_tasks
     from rotescale.preparation import check_beliefs, describe, load_facts
 
     spec = load_spec(ExperimentSpec, spec_path, overrides or [])
@@ -80,6 +81,7 @@ def run(
         check_beliefs(spec, RunDir.of(launch.storage, spec.name))
     fact_set = load_facts(spec, note=say)
     if dry_run:
+        check_tasks(spec.evaluation)
         console.print_json(dump_json(spec))
         for line in describe(spec, launch, fact_set):
             console.print(line, highlight=False)

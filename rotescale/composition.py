@@ -18,6 +18,7 @@ from rotescale.data.order import Batches, Order, mixed_sources
 from rotescale.data.shards import ExampleShards
 from rotescale.data.stream import Stream
 from rotescale.engine.base import Engine, OptimizerSettings
+from rotescale.evaluation.harness.benchmarks import Benchmarks
 from rotescale.evaluation.representations import RunRepresentations
 from rotescale.evaluation.stage import RunEvaluator
 from rotescale.evaluation.states import build_texts
@@ -151,6 +152,7 @@ def _evaluators(
         items=all_items(fact_set, phases=spec.phases, tokenizer=tokenizer, **sample),
         num_tokens=prepared.num_tokens,
         progress=_progress(team, "questions"),
+        benchmarks=_benchmarks(spec, resolved, team=team),
         **shared,
     )
     if spec.evaluation.representation_facts == 0:
@@ -158,6 +160,15 @@ def _evaluators(
     texts = build_texts(fact_set, **sample)
     states = RunRepresentations(texts=texts, progress=_progress(team, "hidden states"), **shared)
     return questions, states
+
+
+def _benchmarks(spec: ExperimentSpec, resolved: Resolved, *, team: Team) -> Benchmarks | None:
+    """What the spec names of the harness; loaded now, as an error should not wait for phase 1."""
+    if not spec.evaluation.harness_tasks:
+        return None
+    folder = resolved.harness_folder
+    asked = spec.evaluation.model_copy(update={"harness_folder": folder})
+    return Benchmarks.load(asked, rank=team.rank, progress=_progress(team, "benchmark requests"))
 
 
 def _plans(spec: ExperimentSpec, resolved: Resolved, run_dir: RunDir) -> tuple[PhasePlan, ...]:

@@ -15,6 +15,7 @@ from rotescale.data.examples import phase_examples, trained_facts
 from rotescale.data.order import Batches
 from rotescale.data.replay import replay_paths, replay_pieces
 from rotescale.errors import SpecError
+from rotescale.evaluation.harness.tasks import check_tasks
 from rotescale.evaluation.items import check_languages
 from rotescale.evaluation.suites import check_suites
 from rotescale.facts import FactSet, Wording, load_source
@@ -46,6 +47,8 @@ class Resolved(BaseModel):
     num_parameters: int
     """Of the model that is trained, adapters included."""
     evaluation_mode: EvaluationMode
+    harness_folder: str | None = None
+    """The evaluation's, as an absolute path: workers may stand elsewhere."""
     data: dict[str, str]
     """Phase -> digest of its encoded examples."""
     num_examples: dict[str, int]
@@ -155,6 +158,9 @@ def prepare_run(
     check_folder(base)
     check_trainable(spec.model, load_config(base))
     _check_texts(fact_set, spec, base=base)
+    if spec.evaluation.harness_tasks:
+        report("loading the benchmarks")
+    check_tasks(spec.evaluation)
     run_dir = open_run(root, spec_json=dump_json(spec), digest=spec.digest())
     write_atomic(run_dir.launch_json, dump_json(launch).encode())
     save_fact_set(fact_set, run_dir.facts_json)
@@ -189,12 +195,13 @@ def prepare_run(
             num_parameters=num_parameters,
             num_trainable=num_trainable,
         ),
+        harness_folder=_harness_folder(spec),
         data=data,
         num_examples={p.name: count_examples(fact_set, p) for p in spec.phases},
         trained_facts=len(trained),
         held_out_facts=len(fact_set.facts) - len(trained),
         facts_digest=fact_set.digest(),
-        versions=versions(),
+        versions=versions() | _harness_version(spec),
     )
     if isinstance(root, Path):
         write_atomic(run_dir.outcome_reserve, bytes(OUTCOME_RESERVE_BYTES))
@@ -222,6 +229,17 @@ def versions() -> dict[str, str]:
     """The versions that a run was made with."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"rotescale": __version__, **found}
+
+
+def _harness_version(spec: ExperimentSpec) -> dict[str, str]:
+    if not spec.evaluation.harness_tasks:
+        return {}
+    return {"lm-eval": importlib.metadata.version("lm-eval")}
+
+
+def _harness_folder(spec: ExperimentSpec) -> str | None:
+    folder = spec.evaluation.harness_folder
+    return None if folder is None else str(Path(folder).absolute())
 
 
 def _texts(fact_set: FactSet, spec: ExperimentSpec) -> list[str]:

@@ -37,6 +37,7 @@ def study(
     ] = False,
 ) -> None:
     """Run a study, or what is left of it, and collect its results in one table."""
+    from rotescale.evaluation.harness.tasks import check_tasks
     from rotescale.facts import load_source
     from rotescale.preparation import check_beliefs, check_enough
     from rotescale.study.plan import make_plan
@@ -49,6 +50,8 @@ def study(
     for cell in cells:
         check_beliefs(cell.spec)
         check_enough(cell.spec, sources[cell.spec.facts])
+    for asked in {cell.spec.evaluation for cell in cells}:
+        check_tasks(asked)
     launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
     runner = StudyRunner(
         study=spec,

@@ -12,6 +12,7 @@ from rich.table import Table
 from rotescale.errors import DataError
 from rotescale.evaluation import outcome_file
 from rotescale.evaluation.conflict import BELIEVED, CONFLICT
+from rotescale.evaluation.harness.results import HARNESS
 from rotescale.evaluation.items import CORE, PROMPT_KINDS, SPLITS, TRANSLATED_KINDS
 from rotescale.evaluation.metrics import TEXT_LOSS, Outcome, paired_difference
 from rotescale.records import EvaluationRow, read_records
@@ -89,39 +90,49 @@ def core_relations(rows: Iterable[EvaluationRow]) -> list[str]:
 
 
 SUITE_METRICS = {"capability": TEXT_LOSS}
-"""The metric of a suite's table; of the others multiple choice."""
+"""The metric of a suite's table; of the others multiple choice, and of the harness's all."""
 
 
 def suites_table(rows: Sequence[EvaluationRow]) -> Table | None:
     """What each suite beyond the core measured, a column per stage; None where there is none.
 
-    Multiple choice; of capability the loss in nats per token, where less is better. Conflicts
-    have a table of their own.
+    Multiple choice; of capability the loss in nats per token, where less is better; of the
+    harness's tasks the metric that the line names. Conflicts have a table of their own.
     """
     chosen = [
         row
         for row in rows
-        if row.suite not in (CORE, CONFLICT, BELIEVED)
-        and row.metric == SUITE_METRICS.get(row.suite, "multiple_choice")
+        if row.suite == HARNESS
+        or (
+            row.suite not in (CORE, CONFLICT, BELIEVED)
+            and row.metric == SUITE_METRICS.get(row.suite, "multiple_choice")
+        )
     ]
     if not chosen:
         return None
     stages = list(dict.fromkeys((row.stage, row.epoch) for row in chosen))
-    table = open_table("suites: multiple choice, or loss in nats per token, with 95 % intervals")
+    told = "multiple choice, or loss in nats per token"
+    told += ", or the metric named" if any(row.suite == HARNESS for row in chosen) else ""
+    table = open_table(f"suites: {told}, with 95 % intervals")
     for heading in ("suite", "about", "asked with", "n"):
         table.add_column(heading, no_wrap=True)
     for stage, epoch in stages:
         table.add_column(stage if epoch is None else f"{stage} {epoch}", justify="right")
     groups: dict[tuple[str, ...], dict[tuple[str, int | None], EvaluationRow]] = {}
     for row in chosen:
-        key = (row.suite, row.relation, row.split, row.prompts)
+        asked_with = row.metric if row.suite == HARNESS else HEADINGS.get(row.prompts, row.prompts)
+        key = (row.suite, _about(row), asked_with)
         groups.setdefault(key, {})[row.stage, row.epoch] = row
-    for (suite, relation, split, prompts), found in groups.items():
-        about = relation if prompts == "text" else f"{relation}, {split.replace('_', '-')}"
+    for (suite, about, asked_with), found in groups.items():
         count = str(next(iter(found.values())).count)
         cells = [value_cell(found.get(stage)) for stage in stages]
-        table.add_row(suite, about, HEADINGS.get(prompts, prompts), count, *cells)
+        table.add_row(suite, about, asked_with, count, *cells)
     return table
+
+
+def _about(row: EvaluationRow) -> str:
+    is_document = row.suite == HARNESS or row.prompts == "text"
+    return row.relation if is_document else f"{row.relation}, {row.split.replace('_', '-')}"
 
 
 def _measured(
@@ -166,8 +177,13 @@ def value_cell(row: EvaluationRow | None) -> str:
     if row is None:
         return "-"
     if row.low is None or row.high is None:
-        return f"{row.value:.2f}"
-    return f"{row.value:.2f} [{row.low:.2f} {row.high:.2f}]"
+        return _number(row.value)
+    return f"{_number(row.value)} [{_number(row.low)} {_number(row.high)}]"
+
+
+def _number(value: float) -> str:
+    """A perplexity may be large."""
+    return f"{value:.2f}" if abs(value) < 10_000 else f"{value:.2e}"
 
 
 def comparison_table(runs: Mapping[str, Sequence[EvaluationRow]], *, relation: str) -> Table:

@@ -13,10 +13,13 @@ from transformers import AutoModelForCausalLM
 from rotescale.data.examples import memorized_facts, trained_facts
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.conflict import beliefs, with_believed
+from rotescale.evaluation.harness.benchmarks import Benchmarks
+from rotescale.evaluation.harness.requests import Asker
+from rotescale.evaluation.harness.results import rows_of
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import summarise
 from rotescale.evaluation.outcome_file import read_outcomes
-from rotescale.evaluation.runner import evaluate
+from rotescale.evaluation.runner import Share, evaluate
 from rotescale.evaluation.scoring import forward_of
 from rotescale.evaluation.suites import all_items
 from rotescale.facts import FactSet, Wording, load_files, load_shipped
@@ -190,31 +193,38 @@ def evaluate_folder(
     where the folder is no whole model.
     """
     check_folder(folder)
+    benchmarks = Benchmarks.load(spec, rank=0) if spec.harness_tasks else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
+    asked: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "num_tokens": max(tokenizer.get_vocab().values()) + 1,
+        "gather": lambda answers: [answers],
+        "all_done": bool,
+    }
     with torch.inference_mode():
+        forward = forward_of(model)
         outcomes = evaluate(
-            forward_of(model),
+            forward,
             model,
             items,
-            tokenizer=tokenizer,
-            num_tokens=max(tokenizer.get_vocab().values()) + 1,
             rank=0,
             world_size=1,
             collective=False,
-            gather=lambda answers: [answers],
-            all_done=bool,
             progress=progress,
             max_new_tokens=spec.max_new_tokens,
+            **asked,
         )
+        asker = Asker(forward, model, share=Share(0, 1, False), **asked)
+        found = None if benchmarks is None else benchmarks.measure(asker, stage=STAGE)
     if believed is not None:
         outcomes = with_believed(outcomes, believed)
-    rows = summarise(
-        outcomes,
-        stage=STAGE,
-        epoch=None,
-        seed=seed,
-        bootstrap_samples=spec.bootstrap_samples,
-    )
+    how: dict[str, Any] = {
+        "stage": STAGE,
+        "epoch": None,
+        "seed": seed,
+        "bootstrap_samples": spec.bootstrap_samples,
+    }
+    rows = [*summarise(outcomes, **how), *(rows_of(found, **how) if found else ())]
     return tuple(EvaluationRow(attempt=0, **asdict(row)) for row in rows)

@@ -87,8 +87,8 @@ class ResultRow:
     metric: str
     value: float
     count: int
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def outcome_of(

@@ -88,6 +88,26 @@ def test_a_comparison_has_further_languages_below_english() -> None:
     assert [*after, *3 * ["0.20", "→", "0.30"]] in lines
 
 
+def test_benchmarks_have_a_line_per_task_and_metric() -> None:
+    row = rows_of(ENGLISH)[0]
+    rows = [
+        row.model_copy(
+            update={"suite": "harness", "relation": task, "metric": metric, "value": value}
+        )
+        for task, metric, value in (
+            *(("arc_easy", "acc", 0.5), ("arc_easy", "acc_norm", 0.625)),
+            ("wikitext", "word_perplexity", 123456.0),
+        )
+    ]
+    found = suites_table(rows)
+    assert found is not None
+    lines = lines_of(found)
+    assert ["harness", "arc_easy", "acc", "50", "0.50"] in lines
+    assert ["harness", "arc_easy", "acc_norm", "50", "0.62"] in lines
+    assert ["harness", "wikitext", "word_perplexity", "50", "1.23e+05"] in lines
+    assert suites_table([row]) is None
+
+
 def outcome(language: str, value: float) -> Outcome:
     values = {"multiple_choice": value}
     return Outcome(0, "mother", "held_out", "test", 0, language, "Ann", "Ann", values)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Each layer imports only earlier ones, and modules of its own package.
 LAYERS = [
-    {"errors", "direct", "fork_server"},
+    {"errors", "direct", "fork_server", "texts"},
     {"object_client"},
     {"object_store"},
     {"tensors", "storage", "schedule", "faults"},
@@ -48,7 +48,7 @@ TORCH_FREE = [
 ]
 HEAVY = (
     *("obstore", "torch", "ray", "deepspeed", "transformers", "datasets", "pyarrow", "matplotlib"),
-    "peft",
+    *("peft", "lm_eval"),
 )
 
 
@@ -131,6 +131,12 @@ def test_each_framework_has_one_owner(library: str, owner: str) -> None:
         if any(i == library or i.startswith(f"{library}.") for i in imports(path))
     }
     assert users == {owner}
+
+
+def test_the_harness_stays_in_its_package() -> None:
+    for module, path in modules("rotescale").items():
+        if any(one.split(".")[0] == "lm_eval" for one in imports(path)):
+            assert module.startswith("rotescale.evaluation.harness."), module
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

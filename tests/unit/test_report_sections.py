@@ -115,10 +115,11 @@ def test_every_suite_has_a_section_or_a_sentence() -> None:
         ),
     ]  # fmt: skip
     found = [make(material(group({}, rows))) for make in suite_sections()]
-    assert [isinstance(one, Section) for one in found] == [False, True, False, True, True]
-    in_context, reversal, two_hop, capability, repurposed = found
+    assert [isinstance(one, Section) for one in found] == [False, True, False, True, False, True]
+    in_context, reversal, two_hop, capability, harness, repurposed = found
     assert "evaluation.in_context" in str(in_context)
     assert "evaluation.two_hop_facts" in str(two_hop)
+    assert "evaluation.harness_tasks" in str(harness)
     assert "The paper reports 0.26" in made(reversal).scope
     assert "nats per token" in made(capability).pictures[0].alt
     assert "test prompts, held-out" in made(repurposed).pictures[0].alt
@@ -153,6 +154,28 @@ def test_conflicts_that_nothing_was_believed_of_show_all_facts() -> None:
     section = made(conflict_section(material(group({}, rows))))
     assert [picture.title for picture in section.pictures] == ["train prompts, all held-out facts"]
     assert "how many these are is not known here" in section.scope
+
+
+def test_benchmarks_are_drawn_over_the_epochs_of_phase_1() -> None:
+    about = {"suite": "harness", "prompts": "benchmark", "count": 9}
+    rows = [row(stage="base"), row(stage="memorize", epoch=1), row(stage="memorize"), row()]
+    for stage, epoch, value in (("base", None, 0.5), ("memorize", 1, 0.4), ("memorize", None, 0.3)):
+        where = {"stage": stage, "epoch": epoch, **about}
+        rows += [
+            row(relation="arc_easy", metric="acc", value=value, low=0.1, high=0.9, **where),
+            row(relation="arc_easy", metric="acc_norm", value=0.6, low=0.1, high=0.9, **where),
+            row(
+                relation="wikitext", metric="word_perplexity", value=9e5, low=8.0, high=1e6, **where
+            ),
+        ]
+    found = [make(material(group({}, rows))) for make in suite_sections()]
+    [section] = [one for one in found if isinstance(one, Section) and one.identifier == "harness"]
+    [picture] = section.pictures
+    assert "arc_easy, acc: 0 0.50, 1 0.40" in picture.alt
+    assert "arc_easy, acc_norm: 0 0.60" in picture.alt
+    assert "wikitext" not in picture.alt
+    assert "word_perplexity" in str(section.parts[0])
+    assert "Of arc_easy: 1 seed, 95 % intervals over documents" in section.scope
 
 
 def test_hidden_states_are_drawn_layer_by_layer() -> None:

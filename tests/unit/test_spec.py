@@ -182,8 +182,9 @@ def test_full_evaluation_samples_nothing() -> None:
     assert full.control_facts is full.generation_facts is None
     assert (full.base, full.max_new_tokens) == (True, 8), "they sample nothing"
     assert full.representation_facts == 0, "off is no sample"
-    some = EvaluationSpec(representation_facts=5)
+    some = EvaluationSpec(representation_facts=5, harness_folder="tasks", harness_limit=3)
     assert full_sample(some).representation_facts is None
+    assert (full_sample(some).harness_folder, full_sample(some).harness_limit) == ("tasks", None)
     assert parse_spec(EvaluationSpec, full.model_dump(), where="here") == full
 
 
