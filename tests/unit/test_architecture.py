@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Each layer imports only earlier ones, and modules of its own package.
 LAYERS = [
+    {"credentials"},
     {"errors", "direct", "fork_server"},
     {"object_client"},
     {"object_store"},
