@@ -19,7 +19,8 @@ LAYERS = [
     {"object_store"},
     {"tensors", "storage", "schedule", "faults"},
     {"spec", "ranges", "local_copy"},
-    {"launch_spec", "spec_file", "facts"},
+    {"kuberay_spec", "spec_file", "facts"},
+    {"launch_spec"},
     {"run_dir"},
     {"records", "watchdog", "notices"},
     {"data", "model", "checkpoint", "engine.base", "planning"},
@@ -39,7 +40,7 @@ LAYERS = [
 ]
 LAUNCHER_MAY_IMPORT = {
     *("errors", "spec", "spec_file", "launch_spec", "run_dir", "records", "planning"),
-    *("checkpoint.manifest", "storage", "tensors"),
+    *("checkpoint.manifest", "storage", "tensors", "object_store", "credentials", "kuberay_spec"),
 }
 TORCH_FREE = [
     *("rotescale.object_store", "rotescale.ranges", "rotescale.local_copy"),
