@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 
+from rotescale.run_dir import RunDir
+
 MAX_JOB_NAME = 47
 """KubeRay adds up to 16 characters for what it makes, and 63 are allowed."""
 _DIGEST_CHARACTERS = 8
@@ -19,7 +21,8 @@ def job_name(experiment: str, *, storage: str) -> str:
     words = _NOT_ALLOWED.sub("-", experiment).strip("-")
     legible = words if words[:1].isalpha() else f"run-{words}"
     room = MAX_JOB_NAME - _DIGEST_CHARACTERS - 1
-    return f"{legible[:room].rstrip('-')}-{digest(f'{storage}/{experiment}')}"
+    folder = str(RunDir.of(storage, experiment).root)
+    return f"{legible[:room].rstrip('-')}-{digest(folder)}"
 
 
 def digest(text: str) -> str:

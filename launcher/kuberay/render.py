@@ -11,6 +11,7 @@ from launcher.reach import named_files
 from rotescale.errors import SpecError
 from rotescale.kuberay_spec import KubeRaySpec
 from rotescale.launch_spec import LaunchSpec
+from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json
 
@@ -38,7 +39,7 @@ def render(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool = False) -> 
     job = _ray_job(launch, kuberay, name=name, labels=labels, spec_map=spec_map, retry=retry)
     job["metadata"]["annotations"] |= {
         "rotescale/experiment": spec.name,
-        "rotescale/run-folder": f"{launch.storage.rstrip('/')}/{spec.name}",
+        "rotescale/run-folder": str(RunDir.of(launch.storage, spec.name).root),
         "rotescale/spec-digest": spec.digest(),
     }
     manifests = [spec_map, job]

@@ -154,6 +154,8 @@ def test_a_name_is_the_runs_and_no_others() -> None:
     assert len(set(names)) == len(runs)
     assert names == [job_name(name, storage=where) for name, where in runs]
     assert job_name("llama-3.1-70b", storage="/x").startswith("llama-3-1-70b-")
+    for one, other in (("/x", "/x/"), ("/x/y", "/x//y"), ("s3://abc/x", "s3://abc/x/")):
+        assert job_name("a", storage=one) == job_name("a", storage=other), "it is one folder"
 
 
 def test_rendering_is_the_same_each_time_and_reads_nothing() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from helpers import micro_spec
+from kuberay_helpers import experiment, place
 
 from rotescale.errors import SpecError
-from rotescale.preparation import _texts, load_facts
+from rotescale.preparation import _texts, load_facts, prepare_run
 
 
 def test_a_micro_tokenizer_learns_the_languages_that_are_asked() -> None:
@@ -21,3 +24,9 @@ def test_a_micro_tokenizer_learns_the_languages_that_are_asked() -> None:
 def test_a_language_without_prompts_is_refused_before_anything_is_made() -> None:
     with pytest.raises(SpecError, match=r"evaluation\.languages: 'ko' asked for, but relation"):
         load_facts(micro_spec("evaluation.languages=[en, ko]"))
+
+
+def test_a_place_that_only_the_launcher_starts_is_not_prepared_here() -> None:
+    with pytest.raises(SpecError, match="place: kuberay is started by the launcher"):
+        prepare_run(experiment(), place())
+    assert not Path("/checkpoints").exists()
