@@ -137,6 +137,7 @@ def prepare_run(
     ``fact_set`` is what ``load_facts`` gave for the spec, where the caller has it; ``report`` is
     told what is being done.
     """
+    launch.require_runnable()
     # transformers imports DeepSpeed, which complains of a machine without a GPU unless told.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if launch.gpus_per_worker else "cpu")
     # transformers takes seconds to import, and a refused spec should not wait for it.

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from rotescale.spec.base import (
     BASE_LANGUAGE,
+    CONFIDENTIAL,
     LANGUAGE_PATTERN,
     OPERATIONAL,
     Language,
@@ -44,6 +45,7 @@ from rotescale.spec.running import BestOf, CheckpointSpec, EngineSpec, Evaluatio
 
 __all__ = [
     "BASE_LANGUAGE",
+    "CONFIDENTIAL",
     "LANGUAGE_PATTERN",
     "OPERATIONAL",
     "BestOf",

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from helpers import micro_spec
+from kuberay_helpers import experiment, place
 
 from rotescale.branching import _check_beliefs
 from rotescale.errors import SpecError
-from rotescale.preparation import _texts, check_beliefs, load_facts
+from rotescale.preparation import _texts, check_beliefs, load_facts, prepare_run
 from rotescale.run_dir import RunDir
 
 UNMEASURED = ("evaluation.conflict_facts=9", "evaluation.base=false")
@@ -32,9 +33,9 @@ def test_a_language_without_prompts_is_refused_before_anything_is_made() -> None
 def test_conflicts_are_refused_where_nothing_measures_the_untrained_model(tmp_path: Path) -> None:
     message = r"evaluation\.base is false, but evaluation\.conflict_facts \(9\) .*--branch-from"
     spec, run_dir = micro_spec(*UNMEASURED), RunDir(tmp_path)
-    for place in (None, run_dir):
+    for where in (None, run_dir):
         with pytest.raises(SpecError, match=message):
-            check_beliefs(spec, place)
+            check_beliefs(spec, where)
     check_beliefs(micro_spec("evaluation.conflict_facts=9"))
     check_beliefs(micro_spec("evaluation.base=false"))
     measured(run_dir)
@@ -61,3 +62,9 @@ def test_a_branch_asks_about_no_more_facts_than_its_source_has_measured(tmp_path
         _check_beliefs(spec, source, fewer)
     # One that measures the untrained model itself needs nobody's beliefs.
     _check_beliefs(micro_spec("evaluation.conflict_facts=100"), source, fewer)
+
+
+def test_a_place_that_only_the_launcher_starts_is_not_prepared_here() -> None:
+    with pytest.raises(SpecError, match="place: kuberay is started by the launcher"):
+        prepare_run(experiment(), place())
+    assert not Path("/checkpoints").exists()
