@@ -3,15 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+HARNESS := $(VENV)/.harness
 DEMO := configs/experiments/smollm2-135m-demo.yaml
 SEEDS := 1 2
 
-.PHONY: help demo seeds test test-slow check format clean
+.PHONY: help demo seeds test test-slow test-harness check format clean
 
 help:
 	@echo "make demo       teach SmolLM2-135M 100 facts on two ZeRO-3 workers, and measure it"
 	@echo "make seeds      the demo over three seeds: its own, 0, and $(SEEDS)"
 	@echo "make test       the tests (make test-slow: the long ones)"
+	@echo "make test-harness  those of the lm-evaluation-harness, which is fetched for them (350 MB)"
 	@echo "make check      ruff lint, ruff format, mypy --strict"
 
 # The wheel of torch is the CPU build where the package index offers one at this version.
@@ -37,6 +39,13 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+$(HARNESS): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[harness]' > $(VENV)/pip.log 2>&1 || { tail -20 $(VENV)/pip.log; echo "set-up failed: $(VENV)/pip.log says why"; exit 1; }
+	@touch $@
+
+test-harness: $(HARNESS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/test_harness.py tests/distributed/test_harness.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -73,8 +73,11 @@ SUBJECTS = {
             # Two ranks with all that is saved of them must fit into 24 GB.
             EngineSpec(gathered_parameters=50_000_000),
             64,
+            # A step of half a minute is longer than a save.
+            1,
             2,
-            2,
+            # A process stages in memory of its own, for which there is no room.
+            dcp_kinds=("thread",),
             compact_memory=True,
         ),
     )

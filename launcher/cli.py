@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from launcher import local
+from launcher import local, plain_yaml, ray_jobs
 from launcher.job import JobRequest
+from launcher.kuberay import render as kuberay
 from rotescale.checkpoint.manifest import is_published
 from rotescale.errors import SpecError, exit_with_error
 from rotescale.launch_spec import LaunchSpec
@@ -50,14 +52,18 @@ def submit(
     retry: Retry = False,
 ) -> None:
     """Start an experiment, or what is left of it; once, however often it is submitted."""
-    request = _request(spec_path, on, overrides or [], retry=retry)
     if dry_run:
-        variables = [f"{name}={value}" for name, value in request.environment.items()]
-        console.print(
-            f"{shlex.join([*variables, *request.command])} >> {request.run_dir.driver_log}"
-        )
+        sys.stdout.write(_rendered(spec_path, on, overrides or [], retry=retry))
         return
-    _submit(request)
+    _submit(_request(spec_path, on, overrides or [], retry=retry))
+
+
+@app.command()
+def render(
+    spec_path: Spec, on: On = None, overrides: Overrides = None, retry: Retry = False
+) -> None:
+    """Print what would be sent: manifests, a request to Ray, or a command; nothing is started."""
+    sys.stdout.write(_rendered(spec_path, on, overrides or [], retry=retry))
 
 
 @app.command()
@@ -105,10 +111,38 @@ def cancel(
     console.print(f"{run_dir.root}: {'stopped' if stopped else 'no driver is alive here'}")
 
 
+def _load(
+    spec_path: Path, on: Path | None, overrides: list[str]
+) -> tuple[ExperimentSpec, LaunchSpec]:
+    spec = load_spec(ExperimentSpec, spec_path, overrides)
+    return spec, LaunchSpec() if on is None else load_spec(LaunchSpec, on)
+
+
+def _rendered(spec_path: Path, on: Path | None, overrides: list[str], *, retry: bool) -> str:
+    """All that would be sent, as text."""
+    spec, launch = _load(spec_path, on, overrides)
+    if launch.place == "kuberay":
+        return plain_yaml.dump(kuberay.render(spec, launch, retry=retry))
+    if launch.ray is not None:
+        return plain_yaml.dump([ray_jobs.describe(ray_jobs.render(spec, launch, retry=retry))])
+    request = _request(spec_path, on, overrides, retry=retry)
+    variables = [f"{name}={value}" for name, value in request.environment.items()]
+    return f"{shlex.join([*variables, *request.command])} >> {request.run_dir.driver_log}\n"
+
+
 def _request(spec_path: Path, on: Path | None, overrides: list[str], *, retry: bool) -> JobRequest:
     """What to start; a spec that is at fault is refused here, before anything starts."""
-    spec = load_spec(ExperimentSpec, spec_path, overrides)
-    launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
+    spec, launch = _load(spec_path, on, overrides)
+    if launch.place == "kuberay":
+        raise SpecError(
+            f"{on}: place: kuberay cannot be submitted to yet; rotescale-launch render prints "
+            "manifests that kubectl apply takes"
+        )
+    if launch.ray is not None:
+        raise SpecError(
+            f"{on}: a Ray cluster cannot be submitted to from elsewhere yet; rotescale-launch "
+            "render prints the request. On a machine of the cluster, leave out the section ray"
+        )
     return local.render(
         spec_path,
         name=spec.name,

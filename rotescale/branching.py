@@ -30,6 +30,7 @@ from rotescale.storage import (
 
 _CHUNK_BYTES = 16 << 20
 _FIRST = 1
+_BASE = ("base", None)
 
 
 def shared_phases(spec: ExperimentSpec, source: ExperimentSpec) -> int:
@@ -46,7 +47,11 @@ def branch(target: RunDir, spec: ExperimentSpec, source: RunDir) -> str | None:
     attempt 1, from which training goes on as if it had written them. Returns the last phase's
     name; None, and nothing done, where ``target`` has begun already.
 
-    Raises SpecError where the runs share no phase, or ``source`` has not ended one.
+    A target that asks about conflicts without measuring the untrained model gets what ``source``
+    has found it to believe.
+
+    Raises SpecError where the runs share no phase, or ``source`` has not ended one, or has not
+    measured these beliefs.
     """
     if target.attempt_numbers():
         return None
@@ -54,6 +59,7 @@ def branch(target: RunDir, spec: ExperimentSpec, source: RunDir) -> str | None:
     num_shared = shared_phases(spec, from_spec)
     _check_alike(target, spec, source, from_spec, num_shared=num_shared)
     shared = [phase.name for phase in spec.phases[:num_shared]]
+    _check_beliefs(spec, source, from_spec)
     ends = _ends(source, shared)
     if not ends:
         raise SpecError(
@@ -61,6 +67,10 @@ def branch(target: RunDir, spec: ExperimentSpec, source: RunDir) -> str | None:
         )
     for end in ends:
         _take_over(end, target, spec)
+    if _needs_beliefs(spec):
+        untrained = target.evaluation(*_BASE)
+        make_folder(untrained.parent)
+        write_atomic(untrained, source.evaluation(*_BASE).read_bytes())
     attempt = Attempt(
         number=_FIRST,
         resumes=None,
@@ -97,6 +107,25 @@ def _check_alike(
                 f"but {spec.name!r} has {mine.data[phase.name]}: facts, texts or tokenizer have "
                 "changed since; train the phase again"
             )
+
+
+def _needs_beliefs(spec: ExperimentSpec) -> bool:
+    """Whether another run must tell what the untrained model believes."""
+    return bool(spec.evaluation.conflict_facts) and not spec.evaluation.base
+
+
+def _check_beliefs(spec: ExperimentSpec, source: RunDir, from_spec: ExperimentSpec) -> None:
+    """A smaller sample is part of a larger one, so the source may have asked about more facts."""
+    wanted, measured = (one.evaluation.conflict_facts for one in (spec, from_spec))
+    if not _needs_beliefs(spec):
+        return
+    if measured < wanted or not source.evaluation(*_BASE).exists():
+        raise SpecError(
+            f"{source.root}: has not measured what the untrained model believes about {wanted} "
+            f"facts (its evaluation.conflict_facts is {measured}, its evaluation.base "
+            f"{str(from_spec.evaluation.base).lower()}); set evaluation.base to true, or ask about "
+            "fewer facts"
+        )
 
 
 def _ends(source: RunDir, phases: list[str]) -> list[Checkpoint]:

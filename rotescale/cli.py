@@ -71,15 +71,19 @@ def run(
     ] = None,
 ) -> None:
     """Run an experiment, or what is left of it; a finished one is shown and left alone."""
-    from rotescale.preparation import describe, load_facts
+    from rotescale.evaluation.harness.tasks import check_tasks
+    from rotescale.preparation import check_beliefs, describe, load_facts
 
     spec = load_spec(ExperimentSpec, spec_path, overrides or [])
     spec = spec.full_evaluation() if full else spec
     launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
     if spec.engine.kind == "eager" and launch.num_workers != (1, 1):
         launch = launch.model_copy(update={"num_workers": (1, 1)})
+    if branch_from is None:
+        check_beliefs(spec, RunDir.of(launch.storage, spec.name))
     fact_set = load_facts(spec, note=say)
     if dry_run:
+        check_tasks(spec.evaluation)
         console.print_json(dump_json(spec))
         for line in describe(spec, launch, fact_set):
             console.print(line, highlight=False)
@@ -205,6 +209,7 @@ def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
 
 def _print_tables(rows: Sequence[EvaluationRow]) -> None:
     """Multiple choice of each relation; of the last, `all` where there are several, by language."""
+    from rotescale.analysis.conflict_table import conflict_table
     from rotescale.analysis.results import (
         core_relations,
         languages_of,
@@ -218,8 +223,9 @@ def _print_tables(rows: Sequence[EvaluationRow]) -> None:
         console.print(results_table(rows, relation=relation))
     if relations and len(languages_of(rows)) > 1:
         console.print(languages_table(rows, relation=relations[-1]))
-    if (suites := suites_table(rows)) is not None:
-        console.print(suites)
+    for table in (suites_table(rows), conflict_table(rows)):
+        if table is not None:
+            console.print(table)
 
 
 @app.command()
@@ -286,6 +292,7 @@ def evaluate(
             items,
             spec=asked.spec,
             seed=asked.seed,
+            believed=asked.believed,
             progress=lambda done: bar.update(task, completed=done),
         )
     _print_tables(rows)

@@ -16,6 +16,7 @@ from rotescale.checkpoint.store import CheckpointStore
 from rotescale.data.examples import memorized_facts, trained_facts
 from rotescale.data.stream import Stream
 from rotescale.engine.base import Engine, OptimizerSettings
+from rotescale.evaluation.harness.benchmarks import Benchmarks
 from rotescale.evaluation.representations import RunRepresentations
 from rotescale.evaluation.stage import RunEvaluator
 from rotescale.evaluation.states import build_texts
@@ -149,6 +150,7 @@ def _evaluators(
         items=all_items(fact_set, phases=spec.phases, tokenizer=tokenizer, **sample),
         num_tokens=prepared.num_tokens,
         progress=_progress(team, "questions"),
+        benchmarks=_benchmarks(spec, resolved, team=team),
         **shared,
     )
     if spec.evaluation.representation_facts == 0:
@@ -156,6 +158,15 @@ def _evaluators(
     texts = build_texts(fact_set, **sample)
     states = RunRepresentations(texts=texts, progress=_progress(team, "hidden states"), **shared)
     return questions, states
+
+
+def _benchmarks(spec: ExperimentSpec, resolved: Resolved, *, team: Team) -> Benchmarks | None:
+    """What the spec names of the harness; loaded now, as an error should not wait for phase 1."""
+    if not spec.evaluation.harness_tasks:
+        return None
+    folder = resolved.harness_folder
+    asked = spec.evaluation.model_copy(update={"harness_folder": folder})
+    return Benchmarks.load(asked, rank=team.rank, progress=_progress(team, "benchmark requests"))
 
 
 def _plans(

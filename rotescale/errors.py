@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rotescale.credentials import hidden
+
 
 class RotescaleError(Exception):
     """Base of every error that names what is wrong, with which value, and what to do about it."""
@@ -74,5 +76,5 @@ def exit_with_error() -> Iterator[None]:
     try:
         yield
     except RotescaleError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(hidden(f"error: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)

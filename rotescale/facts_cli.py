@@ -34,7 +34,8 @@ ColumnNames = Annotated[
     typer.Option(
         "--columns",
         metavar="PART=COLUMN,...",
-        help="What files call subject, object, relation and distractors: subject=Person,...",
+        help="What files call subject, object, relation, distractors and old_object: "
+        "subject=Person,...",
     ),
 ]
 Prompts = Annotated[

@@ -16,7 +16,7 @@ from rotescale.facts.check import by_relation
 from rotescale.facts.export import RELATIONS_FILE, write_files
 from rotescale.facts.headers import columns_of
 from rotescale.facts.layouts import layout_of
-from rotescale.facts.options import ObjectPool
+from rotescale.facts.options import ObjectPool, with_old_object
 from rotescale.facts.problems import Kind, Problem
 from rotescale.facts.prompts import load_relations, shipped_relations
 from rotescale.facts.repair import repaired
@@ -37,6 +37,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "subject": ("subject", "head", "entity", "name", "person", "title", "item", "key", "who"),
     "object": ("object", "tail", "fact", "answer", "value", "target", "label"),
     "relation": ("relation", "predicate", "property", "attribute", "relationship", "field"),
+    "old_object": ("old object", "old"),
     "distractors": ("distractors", "alternatives", "alternate facts", "wrong answers", "options"),
 }
 """Field -> what tables call it, the likeliest first; compared without case, as whole words."""
@@ -108,9 +109,10 @@ def read_injection(
     """What can be taught of a CSV, TSV, JSONL or parquet table.
 
     White space is tidied, numbers become text. Left out, with the reason, are rows without a
-    sound subject or object, facts that come again, all facts of a subject with several objects,
-    and relations with one object only, which nothing can be told apart from. Raises DataError
-    where nothing is left, and SpecError where the columns cannot be told apart.
+    sound subject or object, or with an old object that is the object itself, facts that come
+    again, all facts of a subject with several objects, and relations with one object only, which
+    nothing can be told apart from. Raises DataError where nothing is left, and SpecError where the
+    columns cannot be told apart.
     """
     chosen = dict(columns or guess_columns(columns_of(path), where=str(path)))
     layout = replace(layout_of(chosen), tidy=True)
@@ -129,7 +131,8 @@ def read_injection(
         replace(row, relation=as_known.get(names[row.relation], names[row.relation]))
         for row in rows
     ]
-    rows = _without_conflicts(_without_repeats(rows, refused), refused)
+    rows = _without_old_news(_without_repeats(rows, refused), refused)
+    rows = _without_conflicts(rows, refused)
     rows, notes = repaired(rows)
     rows = _with_options(rows, refused)
     if not rows:
@@ -140,7 +143,8 @@ def read_injection(
     fact_set = FactSet(
         relations=tuple(known.get(name) or worded_relation(name) for name in told_of),
         facts=tuple(
-            Fact(row.relation, row.subject, row.object, row.distractors or ()) for row in rows
+            Fact(row.relation, row.subject, row.object, row.distractors or (), row.old_object)
+            for row in rows
         ),
     )
     validate(fact_set, where=lambda index: str(rows[index].place))
@@ -186,6 +190,19 @@ def _without_repeats(rows: Sequence[Row], refused: list[Problem]) -> list[Row]:
     return list(first.values())
 
 
+def _without_old_news(rows: Sequence[Row], refused: list[Problem]) -> list[Row]:
+    """Rows that do not tell what they call the old object."""
+    kept = []
+    for row in rows:
+        if row.old_object is None or normalise(row.old_object) != normalise(row.object):
+            kept.append(row)
+            continue
+        what = f"old_object {row.old_object!r} is the object itself"
+        remedy = "give another, or leave it out"
+        refused.append(Problem(Kind.OLD_OBJECT, row.place, "old_object", what, remedy))
+    return kept
+
+
 def _without_conflicts(rows: Sequence[Row], refused: list[Problem]) -> list[Row]:
     """Rows of subjects with one object; of others none, as it cannot be told which is meant."""
     objects: dict[tuple[str, str], dict[str, Row]] = {}
@@ -206,7 +223,10 @@ def _without_conflicts(rows: Sequence[Row], refused: list[Problem]) -> list[Row]
 
 
 def _with_options(rows: Sequence[Row], refused: list[Problem]) -> list[Row]:
-    """Rows with distractors: their own if all of a relation's rows have them, else drawn ones."""
+    """Rows with distractors: their own if all of a relation's rows have them, else drawn ones.
+
+    An old object that is not among them takes the place of the last.
+    """
     kept: dict[int, Row] = {}
     order = {id(row): number for number, row in enumerate(rows)}
     for name, members in by_relation(rows).items():
@@ -220,10 +240,13 @@ def _with_options(rows: Sequence[Row], refused: list[Problem]) -> list[Row]:
         own = all(row.distractors for row in members)
         pool = ObjectPool(distinct.values())
         for row in members:
-            drawn = row.distractors
-            if not own:
-                drawn = pool.distractors(name, row.subject, gold=row.object)
-            kept[order[id(row)]] = replace(row, distractors=drawn)
+            if own:
+                options = with_old_object(row.distractors or (), row.old_object)
+            else:
+                options = pool.distractors(
+                    name, row.subject, gold=row.object, old_object=row.old_object
+                )
+            kept[order[id(row)]] = replace(row, distractors=options)
     return [kept[number] for number in sorted(kept)]
 
 
@@ -256,7 +279,8 @@ def experiment(
     """Both phases with defaults from the model's size and the number of facts.
 
     The rate lies on the line, in logarithms, between the demo's and the paper's; with the batch it
-    grows as its square root. The batch is about a sixteenth of the facts, 8 to 512.
+    grows as its square root. The batch is about a sixteenth of the facts, 8 to 512. Where facts
+    have an old object, it is asked which of the two wins.
     """
     num_facts = len(fact_set.facts)
     batch = 2 ** round(math.log2(min(512, max(8, num_facts / 16))))
@@ -295,6 +319,10 @@ def experiment(
             ),
         ),
         evaluation=EvaluationSpec(
-            trained_facts=25, held_out_facts=50, generation_facts=10, text_pieces=20
+            trained_facts=25,
+            held_out_facts=50,
+            generation_facts=10,
+            text_pieces=20,
+            conflict_facts=50 if any(fact.old_object for fact in fact_set.facts) else 0,
         ),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -13,8 +15,15 @@ from pydantic import (
     model_validator,
 )
 
-from rotescale.spec import Name, Part
+from rotescale.errors import SpecError
+from rotescale.kuberay_spec import KubeRaySpec, PlainText, VariableName
+from rotescale.object_store import RemotePath
+from rotescale.spec import CONFIDENTIAL, Name, Part
 from rotescale.storage import storage_path
+
+_JOBS_URL = r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$"
+_MAX_NODES = 1024
+_LOCALHOST = re.compile(r"http://(localhost|127\.0\.0\.1)(:[0-9]+)?$")
 
 
 class StageLimits(Part):
@@ -34,16 +43,44 @@ class StageLimits(Part):
     """A checkpoint or an export."""
 
 
+class RayAccess(Part):
+    """How a running Ray cluster's jobs are reached from elsewhere. Its token is never in a spec."""
+
+    jobs_url: Annotated[str, CONFIDENTIAL, Field(pattern=_JOBS_URL)]
+    """Of its dashboard, such as ``https://ray.example.com`` or ``http://localhost:8265``."""
+    token_variable: Annotated[VariableName | None, CONFIDENTIAL] = None
+    """The environment variable of this machine that holds the token."""
+    token_file: Annotated[PlainText | None, CONFIDENTIAL] = None
+    """Or the file that holds it."""
+    ca_file: PlainText | None = None
+    """Certificates that the server's is checked against; default: the system's."""
+
+    @model_validator(mode="after")
+    def _safe(self) -> RayAccess:
+        if (self.token_variable is None) == (self.token_file is None):
+            raise ValueError("name the token's place: token_variable or token_file, one of the two")
+        if self.jobs_url.startswith("http:") and not _LOCALHOST.match(self.jobs_url):
+            raise ValueError(
+                "jobs_url is http, and a token is not encryption; use https, or a tunnel to "
+                "http://localhost"
+            )
+        return self
+
+
 class LaunchSpec(Part):
     """A place to run an experiment."""
 
     name: Name = "local"
     """Name of the profile."""
-    place: Literal["local", "ray"] = "local"
+    place: Literal["local", "ray", "kuberay"] = "local"
     """``local``: a Ray cluster that is started on this machine for the run; ``ray``: one that is
-    running, at ``address``."""
+    running, at ``address``; ``kuberay``: one that KubeRay starts for the run on Kubernetes."""
     address: str | None = None
     """Of the head node for ``place: ray``, as HOST:PORT, or ``auto`` on a node of the cluster."""
+    ray: RayAccess | None = None
+    """For ``place: ray``: how the launcher reaches the cluster from elsewhere."""
+    kuberay: KubeRaySpec | None = None
+    """For ``place: kuberay``: pods, queue, storage, secrets, fabric, deadlines."""
     num_workers: tuple[PositiveInt, PositiveInt] = (2, 2)
     """The least and the most workers; equal numbers: a fixed size. Between the two, Ray Train
     starts with what the cluster has, goes on with fewer when nodes are lost, and grows again."""
@@ -86,9 +123,79 @@ class LaunchSpec(Part):
     def _address_of_a_cluster(self) -> LaunchSpec:
         if self.place == "ray" and self.address is None:
             raise ValueError("place: ray needs the address of its head node, or address: auto")
-        if self.place == "local" and self.address is not None:
-            raise ValueError(f"address: {self.address} is for place: ray, and the place is local")
+        if self.place != "ray" and self.address is not None:
+            raise ValueError(
+                f"address: {self.address} is for place: ray, and the place is {self.place}"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _section_of_the_place(self) -> LaunchSpec:
+        if self.ray is not None and self.place != "ray":
+            raise ValueError(f"section ray is for place: ray, and the place is {self.place}")
+        if (self.kuberay is None) != (self.place != "kuberay"):
+            raise ValueError(
+                f"place: {self.place}, section kuberay "
+                f"{'missing' if self.kuberay is None else 'given'}; they go together"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_pods(self) -> LaunchSpec:
+        if self.kuberay is None:
+            return self
+        workers, most = self.kuberay.workers, self.num_workers[1]
+        if most % workers.per_node:
+            raise ValueError(
+                f"num_workers {most} is no multiple of kuberay.workers.per_node "
+                f"{workers.per_node}; nodes are used whole"
+            )
+        if most // workers.per_node > _MAX_NODES:
+            raise ValueError(
+                f"num_workers {most} takes {most // workers.per_node} nodes of "
+                f"{workers.per_node}; {_MAX_NODES} is the most"
+            )
+        if workers.per_node * self.cpus_per_worker > workers.cpus:
+            raise ValueError(
+                f"{workers.per_node} workers of {self.cpus_per_worker:g} cores per node do not fit "
+                f"into kuberay.workers.cpus {workers.cpus}; raise it, or lower cpus_per_worker"
+            )
+        self.require_mounted(self.model_cache, field="model_cache", writable=True)
+        if not isinstance(storage_path(self.storage), RemotePath):
+            self.require_mounted(self.storage, field="storage", writable=True)
+        return self
+
+    def require_mounted(self, place: str, *, field: str, writable: bool = False) -> None:
+        """ValueError unless ``place`` lies on a volume that the pods of ``kuberay`` mount."""
+        assert self.kuberay is not None, "only pods have volumes"
+        parts = PurePosixPath(place).parts
+        for volume in self.kuberay.volumes:
+            mount = PurePosixPath(volume.path).parts
+            if parts[: len(mount)] == mount and not {"..", "."} & set(place.split("/")):
+                if writable and volume.read_only:
+                    raise ValueError(
+                        f"{field} {place!r} is written, and {volume.path} is read only"
+                    )
+                return
+        mounts = ", ".join(volume.path for volume in self.kuberay.volumes) or "none"
+        raise ValueError(
+            f"{field} {place!r} is on no volume of the pods ({mounts}); give an absolute path "
+            "below one of kuberay.volumes"
+        )
+
+    def require_runnable(self) -> None:
+        """SpecError where this place takes the launcher, and no process here can be its driver."""
+        if self.place == "kuberay":
+            raise SpecError(
+                f"launch spec {self.name}: place: kuberay is started by the launcher; use "
+                "rotescale-launch with the same spec"
+            )
+
+    def inside_the_cluster(self) -> LaunchSpec:
+        """What the driver reads that runs on the cluster itself."""
+        return self.model_copy(
+            update={"place": "ray", "address": "auto", "ray": None, "kuberay": None}
+        )
 
     @field_validator("num_workers")
     @classmethod

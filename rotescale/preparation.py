@@ -16,6 +16,7 @@ from rotescale.data.order import Batches
 from rotescale.data.replay import replay_paths, replay_pieces
 from rotescale.data.stream import Stream
 from rotescale.errors import SpecError
+from rotescale.evaluation.harness.tasks import check_tasks
 from rotescale.evaluation.items import check_languages
 from rotescale.evaluation.suites import check_suites
 from rotescale.facts import FactSet, Wording, load_source
@@ -48,6 +49,8 @@ class Resolved(BaseModel):
     num_parameters: int
     """Of the model that is trained, adapters included."""
     evaluation_mode: EvaluationMode
+    harness_folder: str | None = None
+    """The evaluation's, as an absolute path: workers may stand elsewhere."""
     data: dict[str, str]
     """Phase -> digest of its encoded examples."""
     num_examples: dict[str, int]
@@ -87,6 +90,22 @@ def check_enough(spec: ExperimentSpec, fact_set: FactSet) -> None:
             next(examples, None)
     check_languages(fact_set, spec.evaluation)
     check_suites(fact_set, spec.evaluation, spec.phases)
+
+
+def check_beliefs(spec: ExperimentSpec, run_dir: RunDir | None = None) -> None:
+    """Raise SpecError where conflicts are asked about and nothing measures the untrained model.
+
+    A run that began as a branch may hold, in ``run_dir``, what another one measured.
+    """
+    number = spec.evaluation.conflict_facts
+    if not number or spec.evaluation.base:
+        return
+    if run_dir is None or not run_dir.evaluation("base", None).exists():
+        raise SpecError(
+            f"evaluation.base is false, but evaluation.conflict_facts ({number}) is about what the "
+            "untrained model believes; set evaluation.base to true, or begin where a run that "
+            "measured it ended a phase (--branch-from)"
+        )
 
 
 def describe(spec: ExperimentSpec, launch: LaunchSpec, fact_set: FactSet) -> list[str]:
@@ -140,6 +159,7 @@ def prepare_run(
     ``fact_set`` is what ``load_facts`` gave for the spec, where the caller has it; ``report`` is
     told what is being done.
     """
+    launch.require_runnable()
     # transformers imports DeepSpeed, which complains of a machine without a GPU unless told.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if launch.gpus_per_worker else "cpu")
     # transformers takes seconds to import, and a refused spec should not wait for it.
@@ -161,6 +181,9 @@ def prepare_run(
     check_folder(base)
     check_trainable(spec.model, load_config(base))
     _check_texts(fact_set, spec, base=base)
+    if spec.evaluation.harness_tasks:
+        report("loading the benchmarks")
+    check_tasks(spec.evaluation)
     run_dir = open_run(root, spec_json=dump_json(spec), digest=spec.digest())
     write_atomic(run_dir.launch_json, dump_json(launch).encode())
     save_fact_set(fact_set, run_dir.facts_json)
@@ -195,12 +218,13 @@ def prepare_run(
             num_parameters=num_parameters,
             num_trainable=num_trainable,
         ),
+        harness_folder=_harness_folder(spec),
         data=data,
         num_examples={p.name: count_examples(fact_set, p) for p in spec.phases},
         trained_facts=len(trained),
         held_out_facts=len(fact_set.facts) - len(trained),
         facts_digest=fact_set.digest(),
-        versions=versions(),
+        versions=versions() | _harness_version(spec),
     )
     if isinstance(root, Path):
         write_atomic(run_dir.outcome_reserve, bytes(OUTCOME_RESERVE_BYTES))
@@ -228,6 +252,17 @@ def versions() -> dict[str, str]:
     """The versions that a run was made with."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"rotescale": __version__, **found}
+
+
+def _harness_version(spec: ExperimentSpec) -> dict[str, str]:
+    if not spec.evaluation.harness_tasks:
+        return {}
+    return {"lm-eval": importlib.metadata.version("lm-eval")}
+
+
+def _harness_folder(spec: ExperimentSpec) -> str | None:
+    folder = spec.evaluation.harness_folder
+    return None if folder is None else str(Path(folder).absolute())
 
 
 def _texts(fact_set: FactSet, spec: ExperimentSpec) -> list[str]:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
+import reprlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rotescale.credentials import hidden
 from rotescale.errors import SpecError
-from rotescale.spec import Part
+from rotescale.spec import CONFIDENTIAL, Part
 from rotescale.storage import StoragePath
 
 SpecType = TypeVar("SpecType", bound=Part)
+
+_MAX_CHARACTERS = 1 << 20
+"""A spec of a megabyte is a mistake, or an attack."""
+_MAX_DEPTH = 100
+_MAX_PROBLEMS = 20
+_MAX_LINE = 1000
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""What JSON leaves as it is and YAML refuses, or reads as the end of a line."""
 
 
 def load_spec(kind: type[SpecType], path: StoragePath, overrides: Sequence[str] = ()) -> SpecType:
@@ -45,10 +56,15 @@ def read_fields(path: StoragePath) -> dict[str, Any]:
         ) from None
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8 text") from None
+    if len(text) > _MAX_CHARACTERS:
+        raise SpecError(
+            f"{path}: {len(text)} characters, and a spec has at most {_MAX_CHARACTERS}; give the "
+            "path of a spec file"
+        )
     try:
-        raw = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path}: not valid YAML: {_yaml_fault(error)}; mend it") from error
+        raw = _read_yaml(text)
+    except ValueError as error:
+        raise SpecError(f"{path}: not valid YAML: {error}; mend it") from None
     if not isinstance(raw, dict):
         raise SpecError(f"{path}: a spec is a mapping of fields, not {type(raw).__name__}")
     return raw
@@ -59,8 +75,11 @@ def parse_spec(kind: type[SpecType], raw: Mapping[str, Any], *, where: str) -> S
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(kind, problem) for problem in error.errors(include_url=False)]
-        raise SpecError(f"{where}: " + "; ".join(lines)) from None
+        problems = error.errors(include_url=False)
+        lines = [_explain(kind, one)[:_MAX_LINE] for one in problems[:_MAX_PROBLEMS]]
+        if len(problems) > _MAX_PROBLEMS:
+            lines.append(f"and {len(problems) - _MAX_PROBLEMS} more")
+        raise SpecError(hidden(f"{where}: " + "; ".join(lines))) from None
 
 
 def _explain(kind: type[Part], problem: Any) -> str:
@@ -71,8 +90,32 @@ def _explain(kind: type[Part], problem: Any) -> str:
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"{field}: unknown key; {hint}"
     value = problem["input"]
-    shown = "" if isinstance(value, dict | BaseModel) else f" (got {value!r})"
+    shown = f" (got {_SHORT.repr(value)})"
+    if isinstance(value, dict | BaseModel) or _is_confidential(kind, problem["loc"]):
+        shown = ""
     return f"{field}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _short() -> reprlib.Repr:
+    """Shows a value whole as long as it is short: a few aliases in YAML make gigabytes."""
+    shorter = reprlib.Repr()
+    shorter.maxlevel, shorter.maxlist, shorter.maxdict, shorter.maxtuple = 3, 8, 8, 8
+    shorter.maxstring, shorter.maxother, shorter.maxlong = 200, 200, 60
+    return shorter
+
+
+_SHORT = _short()
+
+
+def _is_confidential(kind: type[Part], location: Sequence[str | int]) -> bool:
+    """Whether ``location`` lies in a field whose value is not to be repeated."""
+    models: list[type[BaseModel]] = [kind]
+    for step in location:
+        fields = [m.model_fields[step] for m in models if step in m.model_fields]
+        if any(field.json_schema_extra == CONFIDENTIAL.json_schema_extra for field in fields):
+            return True
+        models = [model for field in fields for model in _models_in(field)] or models
+    return False
 
 
 def _known_keys(kind: type[Part], location: Sequence[str | int]) -> list[str]:
@@ -107,11 +150,11 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not separator or not all(keys):
         raise SpecError(f"--set {override!r}: write it as field=value, such as --set seed=1")
     try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
+        value = _read_yaml(text)
+    except ValueError as error:
         raise SpecError(
-            f"--set {override!r}: the value is not valid YAML: {_yaml_fault(error)}; quote it"
-        ) from error
+            f"--set {override!r}: the value is not valid YAML: {error}; quote it"
+        ) from None
     node: Any = raw
     for key in keys[:-1]:
         node = _descend(node, key, override=override)
@@ -142,6 +185,16 @@ def _place(node: Any, key: str, *, override: str) -> int:
     )
 
 
+def _read_yaml(text: str) -> Any:
+    """The value that the text spells. ValueError says in one line what is wrong, and where."""
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(hidden(_yaml_fault(error))) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def _yaml_fault(error: yaml.YAMLError) -> str:
     """What is wrong and where, in one line."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
@@ -150,8 +203,29 @@ def _yaml_fault(error: yaml.YAMLError) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without duplicate keys, and with 1e-5 read as a number."""
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without tags and duplicate keys."""
+
+    def fetch_tag(self) -> None:
+        raise yaml.scanner.ScannerError(
+            None, None, "a spec has no tags (!...); write plain values", self.get_mark()
+        )
+
+    def fetch_flow_collection_start(self, token_class: Any) -> None:
+        # PyYAML looks through all open brackets at each token.
+        if self.flow_level >= _MAX_DEPTH:
+            raise yaml.scanner.ScannerError(None, None, "nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(token_class)
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        try:
+            # JSON spells a character beyond 16 bits as two; YAML reads each as one of its own.
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise yaml.constructor.ConstructorError(
+                None, None, "half of a surrogate pair is no character", node.start_mark
+            ) from None
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -173,4 +247,5 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def dump_json(part: BaseModel) -> str:
     """The resolved spec as indented JSON text, which ``load_spec`` reads back."""
-    return part.model_dump_json(indent=2) + "\n"
+    text = part.model_dump_json(indent=2) + "\n"
+    return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

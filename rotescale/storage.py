@@ -47,7 +47,10 @@ def storage_path(text: str) -> StoragePath:
     """The place that ``text`` names: a path, or a URL. ValueError, with the remedy, for others."""
     scheme, separator, _ = text.partition("://")
     if not separator:
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            raise ValueError("no user of that name has a home here; give the whole path") from None
     if scheme in SCHEMES:
         return RemotePath.parse(text)
     if scheme != "file":

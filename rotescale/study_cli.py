@@ -37,8 +37,9 @@ def study(
     ] = False,
 ) -> None:
     """Run a study, or what is left of it, and collect its results in one table."""
+    from rotescale.evaluation.harness.tasks import check_tasks
     from rotescale.facts import load_source
-    from rotescale.preparation import check_enough
+    from rotescale.preparation import check_beliefs, check_enough
     from rotescale.study.plan import make_plan
     from rotescale.study.runner import StudyRunner, failures
     from rotescale.study.spec import load_study
@@ -47,7 +48,10 @@ def study(
     plan = make_plan(spec.name, cells)
     sources = {facts: load_source(facts) for facts in {cell.spec.facts for cell in cells}}
     for cell in cells:
+        check_beliefs(cell.spec)
         check_enough(cell.spec, sources[cell.spec.facts])
+    for asked in {cell.spec.evaluation for cell in cells}:
+        check_tasks(asked)
     launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
     runner = StudyRunner(
         study=spec,
@@ -74,15 +78,19 @@ def _now() -> str:
 
 
 def _plan_table(runner: StudyRunner) -> Table:
-    """A line per run: where it begins, what it trains, and whether that is done."""
-    plan = runner.plan
+    """A line per run: where it begins, what it trains, and whether that is done.
+
+    Names without the study's, which they all begin with.
+    """
+    plan, start = runner.plan, f"{runner.study.name}-"
     table = Table(title=f"{runner.study.name}: {len(plan.ends)} cells, {len(plan.nodes)} runs")
-    for heading in ("run", "begins at the end of", "trains", "status"):
+    for heading in ("run", "goes on from", "trains", "status"):
         table.add_column(heading, overflow="fold")
     for node in plan.nodes:
         phase = node.spec.phases[-1]
         trains = f"{phase.name}, {phase.length}"
-        table.add_row(node.name, node.parent or "-", trains, runner.status[node.name])
+        parent = (node.parent or "-").removeprefix(start)
+        table.add_row(node.name.removeprefix(start), parent, trains, runner.status[node.name])
     return table
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from rotescale.analysis.results import HEADINGS, plain_table, value_with_interval
+from rotescale.analysis.results import HEADINGS, open_table, value_cell
 from rotescale.errors import SpecError
 from rotescale.evaluation.intervals import bootstrap_interval
 from rotescale.facts import FactSet
@@ -102,7 +102,7 @@ def parse_editings(texts: Iterable[str]) -> dict[str, Path]:
 
 def editing_table(rows: Sequence[EvaluationRow], *, method: str) -> Table:
     """A line per relation and kind of prompts; what was reached before and behind the edits."""
-    table = plain_table(f"{method}, edited facts: predicted targets, with 95 % intervals")
+    table = open_table(f"{method}, edited facts: predicted targets, with 95 % intervals")
     for heading in ("about", "asked with", "n"):
         table.add_column(heading, no_wrap=True)
     columns = [(stage, metric) for metric in _VALUES for stage in _STAGES.values()]
@@ -113,6 +113,6 @@ def editing_table(rows: Sequence[EvaluationRow], *, method: str) -> Table:
         lines.setdefault((row.relation, row.prompts), {})[row.stage, row.metric] = row
     for (relation, prompts), found in lines.items():
         count = str(next(iter(found.values())).count)
-        cells = [value_with_interval(found.get(column)) for column in columns]
+        cells = [value_cell(found.get(column)) for column in columns]
         table.add_row(relation, HEADINGS[prompts], count, *cells)
     return table

@@ -14,6 +14,8 @@ from rotescale.records import EventRow, RecordReader, Records, StepRow
 from rotescale.run_dir import RunDir
 
 _RECENT_STEPS = 20
+_VERBS = {"hidden states": "states", "benchmark requests": "benchmarks"}
+"""What is done where an evaluation counts these."""
 
 
 class RunProgress:
@@ -79,7 +81,7 @@ class RunProgress:
     def _show_event(self, event: EventRow) -> None:
         if event.name == "evaluation":
             details = event.details
-            verb = "states" if details.get("what") == "hidden states" else "evaluate"
+            verb = _VERBS.get(str(details.get("what")), "evaluate")
             task = self._task(f"{verb} {details['stage']}", total=details["total"])
             self._progress.update(task, completed=details["done"])
         elif event.name in ("attempt", "resumed", "checkpoint", "export"):

@@ -10,6 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rotescale.errors import DataError
+from rotescale.evaluation import outcome_file
+from rotescale.evaluation.conflict import BELIEVED, CONFLICT
+from rotescale.evaluation.harness.results import HARNESS
 from rotescale.evaluation.items import CORE, PROMPT_KINDS, SPLITS, TRANSLATED_KINDS
 from rotescale.evaluation.metrics import TEXT_LOSS, Outcome, paired_difference
 from rotescale.records import EvaluationRow, read_records
@@ -87,37 +90,49 @@ def core_relations(rows: Iterable[EvaluationRow]) -> list[str]:
 
 
 SUITE_METRICS = {"capability": TEXT_LOSS}
-"""The metric of a suite's table; of the others multiple choice."""
+"""The metric of a suite's table; of the others multiple choice, and of the harness's all."""
 
 
 def suites_table(rows: Sequence[EvaluationRow]) -> Table | None:
     """What each suite beyond the core measured, a column per stage; None where there is none.
 
-    Multiple choice; of capability the loss in nats per token, where less is better.
+    Multiple choice; of capability the loss in nats per token, where less is better; of the
+    harness's tasks the metric that the line names. Conflicts have a table of their own.
     """
     chosen = [
         row
         for row in rows
-        if row.suite != CORE and row.metric == SUITE_METRICS.get(row.suite, "multiple_choice")
+        if row.suite == HARNESS
+        or (
+            row.suite not in (CORE, CONFLICT, BELIEVED)
+            and row.metric == SUITE_METRICS.get(row.suite, "multiple_choice")
+        )
     ]
     if not chosen:
         return None
     stages = list(dict.fromkeys((row.stage, row.epoch) for row in chosen))
-    table = plain_table("suites: multiple choice, or loss in nats per token, with 95 % intervals")
+    told = "multiple choice, or loss in nats per token"
+    told += ", or the metric named" if any(row.suite == HARNESS for row in chosen) else ""
+    table = open_table(f"suites: {told}, with 95 % intervals")
     for heading in ("suite", "about", "asked with", "n"):
         table.add_column(heading, no_wrap=True)
     for stage, epoch in stages:
         table.add_column(stage if epoch is None else f"{stage} {epoch}", justify="right")
     groups: dict[tuple[str, ...], dict[tuple[str, int | None], EvaluationRow]] = {}
     for row in chosen:
-        key = (row.suite, row.relation, row.split, row.prompts)
+        asked_with = row.metric if row.suite == HARNESS else HEADINGS.get(row.prompts, row.prompts)
+        key = (row.suite, _about(row), asked_with)
         groups.setdefault(key, {})[row.stage, row.epoch] = row
-    for (suite, relation, split, prompts), found in groups.items():
-        about = relation if prompts == "text" else f"{relation}, {split.replace('_', '-')}"
+    for (suite, about, asked_with), found in groups.items():
         count = str(next(iter(found.values())).count)
-        cells = [value_with_interval(found.get(stage)) for stage in stages]
-        table.add_row(suite, about, HEADINGS.get(prompts, prompts), count, *cells)
+        cells = [value_cell(found.get(stage)) for stage in stages]
+        table.add_row(suite, about, asked_with, count, *cells)
     return table
+
+
+def _about(row: EvaluationRow) -> str:
+    is_document = row.suite == HARNESS or row.prompts == "text"
+    return row.relation if is_document else f"{row.relation}, {row.split.replace('_', '-')}"
 
 
 def _measured(
@@ -132,7 +147,7 @@ def _stages_table(
 ) -> Table:
     """The lines (kind of prompts, language, heading) of each split, with a column per stage."""
     stages = list(dict.fromkeys((row.stage, row.epoch) for row in rows))
-    table = plain_table(title)
+    table = open_table(title)
     table.add_column("asked with", no_wrap=True)
     table.add_column("n", justify="right")
     for stage, epoch in stages:
@@ -149,31 +164,32 @@ def _stages_table(
             }
             if found:
                 count = str(next(iter(found.values())).count)
-                table.add_row(
-                    f"  {heading}", count, *(value_with_interval(found.get(at)) for at in stages)
-                )
+                table.add_row(f"  {heading}", count, *(value_cell(found.get(at)) for at in stages))
     return table
 
 
-def plain_table(title: str) -> Table:
+def open_table(title: str) -> Table:
     """A table without vertical lines, so that three stages fit into 80 characters."""
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
 
 
-def value_with_interval(row: EvaluationRow | None) -> str:
+def value_cell(row: EvaluationRow | None) -> str:
     """Such as ``0.50 [0.41 0.59]``; a dash where nothing was measured."""
     if row is None:
         return "-"
     if row.low is None or row.high is None:
-        return f"{row.value:.2f}"
-    return f"{row.value:.2f} [{row.low:.2f} {row.high:.2f}]"
+        return _number(row.value)
+    return f"{_number(row.value)} [{_number(row.low)} {_number(row.high)}]"
+
+
+def _number(value: float) -> str:
+    """A perplexity may be large."""
+    return f"{value:.2f}" if abs(value) < 10_000 else f"{value:.2e}"
 
 
 def comparison_table(runs: Mapping[str, Sequence[EvaluationRow]], *, relation: str) -> Table:
     """Multiple choice on held-out facts of several runs: before the last phase → after it."""
-    table = plain_table(
-        f"{relation}, held-out facts: multiple choice before → after the last phase"
-    )
+    table = open_table(f"{relation}, held-out facts: multiple choice before → after the last phase")
     table.add_column("asked with", no_wrap=True)
     for name in runs:
         table.add_column(name, justify="right")
@@ -221,15 +237,14 @@ def read_outcomes(run_dir: RunDir, stage: str) -> list[Outcome]:
     """What each question of a stage's end came to."""
     path = run_dir.evaluation(stage, None)
     try:
-        _, *lines = path.read_text(encoding="utf-8").splitlines()
+        return outcome_file.read_outcomes(path)
     except FileNotFoundError:
         raise DataError(f"{path}: stage {stage!r} was not evaluated; run it to its end") from None
-    return [Outcome.from_json(json.loads(line)) for line in lines]
 
 
 def differences_table(run_dir: RunDir, stages: Sequence[str], *, seed: int) -> Table:
     """Multiple choice on held-out facts, each stage against the one before, paired by fact."""
-    table = plain_table("held-out facts: change of multiple choice, paired over facts")
+    table = open_table("held-out facts: change of multiple choice, paired over facts")
     table.add_column("asked with", no_wrap=True)
     outcomes = {stage: read_outcomes(run_dir, stage) for stage in stages}
     pairs = list(pairwise(stages))

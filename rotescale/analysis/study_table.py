@@ -88,12 +88,14 @@ def _untrained(
     plan: Plan, evaluations: Mapping[str, Sequence[EvaluationRow]]
 ) -> dict[str, list[EvaluationRow]]:
     """Digest of model, facts and seed -> what was measured before any phase."""
-    found: dict[str, list[EvaluationRow]] = defaultdict(list)
+    found: dict[str, dict[tuple[str | int | None, ...], EvaluationRow]] = defaultdict(dict)
     for node in plan.nodes:
-        found[node.spec.prefix_digest(0)] += [
-            row for row in evaluations[node.name] if row.stage == "base"
-        ]
-    return found
+        known = found[node.spec.prefix_digest(0)]
+        for row in evaluations[node.name]:
+            if row.stage == "base":
+                # Several runs may have measured it: the first one's rows stand.
+                known.setdefault(row.key, row)
+    return {digest: list(rows.values()) for digest, rows in found.items()}
 
 
 def shared_cost(plan: Plan, folder: StudyDir) -> tuple[Cost, Cost]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from rotescale.data.examples import memorized_facts, trained_facts
 from rotescale.errors import DataError, SpecError
+from rotescale.evaluation.conflict import beliefs, with_believed
+from rotescale.evaluation.harness.benchmarks import Benchmarks
+from rotescale.evaluation.harness.requests import Asker
+from rotescale.evaluation.harness.results import rows_of
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import summarise
-from rotescale.evaluation.runner import evaluate
+from rotescale.evaluation.outcome_file import read_outcomes
+from rotescale.evaluation.runner import Share, evaluate
 from rotescale.evaluation.scoring import forward_of
 from rotescale.evaluation.suites import all_items
 from rotescale.facts import FactSet, Wording, load_files, load_shipped
@@ -69,6 +74,8 @@ class Questions:
     """A template of the relations' key tokens; None: what the folder's export says."""
     phases: tuple[PhaseSpec, ...] = ()
     """Of the folder's run, where its own questions are asked."""
+    believed: Mapping[int, bool] | None = None
+    """Which facts the run found its untrained model to hold, by place; None: not known."""
 
 
 def choose_questions(
@@ -91,6 +98,7 @@ def choose_questions(
     spec = EvaluationSpec()
     asked: frozenset[int] | None = None
     phases: tuple[PhaseSpec, ...] = ()
+    believed: Mapping[int, bool] | None = None
     if facts:
         fact_set = load_files(list(facts), relations=prompts)
         fact_set = fact_set.only(list(relations)) if relations else fact_set
@@ -101,6 +109,7 @@ def choose_questions(
         fact_set = load_saved(run_dir.facts_json)
         asked = memorized_facts(fact_set, run_spec.phases, seed=run_spec.seed)
         seed, spec, phases = run_spec.seed, run_spec.evaluation, run_spec.phases
+        believed = _beliefs_in(run_dir) if spec.conflict_facts else None
     else:
         raise SpecError(f"{folder}: of no run; say --facts FILE or --relation NAME")
     return Questions(
@@ -111,6 +120,7 @@ def choose_questions(
         seed=seed,
         key_token=key_token,
         phases=phases,
+        believed=believed,
     )
 
 
@@ -119,6 +129,14 @@ def with_languages(questions: Questions, languages: Sequence[str]) -> Questions:
     together = list(dict.fromkeys([*questions.spec.languages, *languages]))
     raw = {**questions.spec.model_dump(), "languages": together}
     return replace(questions, spec=parse_spec(EvaluationSpec, raw, where="--language"))
+
+
+def _beliefs_in(run_dir: RunDir) -> dict[int, bool] | None:
+    """What the run found its untrained model to hold; None where it has not measured it."""
+    try:
+        return beliefs(read_outcomes(run_dir.evaluation("base", None)))
+    except FileNotFoundError:
+        return None
 
 
 def _trained_in(run_dir: RunDir, fact_set: FactSet) -> frozenset[int]:
@@ -166,36 +184,47 @@ def evaluate_folder(
     *,
     spec: EvaluationSpec,
     seed: int,
+    believed: Mapping[int, bool] | None = None,
     progress: Callable[[int], None],
 ) -> tuple[EvaluationRow, ...]:
     """The rows of all items, asked of the model in ``folder`` in this process.
 
-    Raises DataError where the folder is no whole model.
+    ``believed`` says which facts an untrained model held, where that is known. Raises DataError
+    where the folder is no whole model.
     """
     check_folder(folder)
+    benchmarks = Benchmarks.load(spec, rank=0) if spec.harness_tasks else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
+    asked: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "num_tokens": max(tokenizer.get_vocab().values()) + 1,
+        "gather": lambda answers: [answers],
+        "all_done": bool,
+    }
     with torch.inference_mode():
+        forward = forward_of(model)
         outcomes = evaluate(
-            forward_of(model),
+            forward,
             model,
             items,
-            tokenizer=tokenizer,
-            num_tokens=max(tokenizer.get_vocab().values()) + 1,
             rank=0,
             world_size=1,
             collective=False,
-            gather=lambda answers: [answers],
-            all_done=bool,
             progress=progress,
             max_new_tokens=spec.max_new_tokens,
+            **asked,
         )
-    rows = summarise(
-        outcomes,
-        stage=STAGE,
-        epoch=None,
-        seed=seed,
-        bootstrap_samples=spec.bootstrap_samples,
-    )
+        asker = Asker(forward, model, share=Share(0, 1, False), **asked)
+        found = None if benchmarks is None else benchmarks.measure(asker, stage=STAGE)
+    if believed is not None:
+        outcomes = with_believed(outcomes, believed)
+    how: dict[str, Any] = {
+        "stage": STAGE,
+        "epoch": None,
+        "seed": seed,
+        "bootstrap_samples": spec.bootstrap_samples,
+    }
+    rows = [*summarise(outcomes, **how), *(rows_of(found, **how) if found else ())]
     return tuple(EvaluationRow(attempt=0, **asdict(row)) for row in rows)

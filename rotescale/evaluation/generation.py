@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from rotescale.evaluation.answers import answer_of, generation_contains, generation_exact
 from rotescale.evaluation.tree import encode
 
-__all__ = ["answer_of", "generate", "generation_contains", "generation_exact"]
+__all__ = [
+    "Continuations",
+    "answer_of",
+    "continue_greedily",
+    "end_tokens",
+    "generate",
+    "generation_contains",
+    "generation_exact",
+]
 
 
-@torch.no_grad()
+class Continuations(Protocol):
+    """What several prompts at once are continued with."""
+
+    @property
+    def done(self) -> bool:
+        """Whether every one has ended; so it is where there are none."""
+        ...
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Take the next token of each; what follows an end is dropped."""
+        ...
+
+
 def generate(
     model: Any,
     texts: Sequence[str],
@@ -25,16 +45,40 @@ def generate(
 ) -> list[str]:
     """Continue each text greedily, to the end of its first line that is not empty.
 
-    Collective: every rank calls this, with any number of texts, even none. ``all_done`` tells
-    whether all ranks are done, given whether this one is: so all make the same number of passes.
-    Only the first ``num_tokens`` rows of the vocabulary are tokens. The continuation comes back
+    Collective: every rank calls this, as ``continue_greedily``. The continuation comes back
     without the end-of-text token, cut at the line's end, white space around it stripped.
     """
-    prompts = encode(texts, tokenizer=tokenizer) or [[0]]
-    tokens, attention = _pad_left(prompts)
+    progress = _Progress(len(texts), tokenizer=tokenizer, ends=end_tokens(model, tokenizer))
+    continue_greedily(
+        model,
+        encode(texts, tokenizer=tokenizer),
+        into=progress,
+        num_tokens=num_tokens,
+        max_new_tokens=max_new_tokens,
+        all_done=all_done,
+    )
+    return progress.texts()
+
+
+@torch.no_grad()
+def continue_greedily(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    into: Continuations,
+    num_tokens: int,
+    max_new_tokens: int,
+    all_done: Callable[[bool], bool],
+) -> None:
+    """Continue each prompt of tokens greedily, until ``into`` is done.
+
+    Collective: every rank calls this, with any number of prompts, even none. ``all_done`` tells
+    whether all ranks are done, given whether this one is: so all make the same number of passes.
+    Only the first ``num_tokens`` rows of the vocabulary are tokens.
+    """
+    tokens, attention = _pad_left(prompts or [[0]])
     tokens, attention = tokens.to(model.device), attention.to(model.device)
     positions = (attention.cumsum(dim=-1) - 1).clamp(min=0)
-    progress = _Progress(len(texts), tokenizer=tokenizer, ends=_end_tokens(model, tokenizer))
     cache = None
     for num_made in range(1, max_new_tokens + 1):
         output = model(
@@ -47,12 +91,11 @@ def generate(
         )
         cache = output.past_key_values
         tokens = output.logits[:, -1:, :num_tokens].float().argmax(dim=-1)
-        progress.add(tokens[:, 0].tolist())
-        if num_made < max_new_tokens and all_done(progress.done):
+        into.add(tokens[:, 0].tolist())
+        if num_made < max_new_tokens and all_done(into.done):
             break
         attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
         positions = positions[:, -1:] + 1
-    return progress.texts()
 
 
 class _Progress:
@@ -113,7 +156,7 @@ def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Ten
     return tokens, attention
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Tokens after which a text is over: end and beginning of text, padding, the model's own."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = set(configured) if isinstance(configured, list | tuple) else {configured}

@@ -65,6 +65,8 @@ class Item:
     """What it is part of; rows of different suites are never mixed."""
     tokens: tuple[int, ...] = ()
     """A piece of text whose loss is measured, in place of a prompt with options."""
+    old: int | None = None
+    """Place of the option that contradicts the right one: what the model held before."""
 
 
 def build_items(

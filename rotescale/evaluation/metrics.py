@@ -23,6 +23,11 @@ METRICS = (
 )
 """Every metric of a question, 0 to 1, in the order of the rows."""
 
+CONFLICT_METRICS = (
+    *("old_probability", "old_share", "prefers_old", "prefers_neither", "new_over_old"),
+)
+"""Further metrics of a question whose right option contradicts an old one, 0 to 1."""
+
 TEXT_LOSS = "text_loss"
 """The metric of a piece of text, in nats per token."""
 
@@ -82,8 +87,8 @@ class ResultRow:
     metric: str
     value: float
     count: int
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def outcome_of(
@@ -95,7 +100,8 @@ def outcome_of(
 ) -> Outcome:
     """The metrics of one item from its options' log-probabilities, both (num_options,).
 
-    A piece of text has one option: its own tokens but the first.
+    A piece of text has one option: its own tokens but the first. An item with an old option has
+    ``CONFLICT_METRICS`` too.
     """
     if item.tokens:
         loss = -float(log_probabilities[0]) / float(num_option_tokens[0])
@@ -110,11 +116,26 @@ def outcome_of(
         "object_probability": float(np.exp(log_probabilities[item.gold])),
         "object_share": float(masses[item.gold] / masses.sum()),
     }
+    if item.old is not None:
+        values |= _against_old(log_probabilities, gold=item.gold, old=item.old)
     if generated is not None:
         values["generation_exact"] = float(generation_exact(generated, gold))
         values["generation_contains"] = float(generation_contains(generated, gold))
     chosen = item.options[int(log_probabilities.argmax())]
     return _outcome(item, values=values, gold=gold, chosen=chosen, generated=generated)
+
+
+def _against_old(log_probabilities: Floats, *, gold: int, old: int) -> dict[str, float]:
+    """``CONFLICT_METRICS`` of the options' log-probabilities, (num_options,)."""
+    masses = np.exp(log_probabilities - log_probabilities.max())
+    prefers_old = _wins(log_probabilities, old)
+    return {
+        "old_probability": float(np.exp(log_probabilities[old])),
+        "old_share": float(masses[old] / masses.sum()),
+        "prefers_old": prefers_old,
+        "prefers_neither": 1.0 - prefers_old - _wins(log_probabilities, gold),
+        "new_over_old": float(log_probabilities[gold] > log_probabilities[old]),
+    }
 
 
 def _outcome(
@@ -156,7 +177,7 @@ def summarise(
         for suite in suites
         for group in _groups([outcome for outcome in outcomes if outcome.suite == suite])
     ):
-        for metric in (*METRICS, TEXT_LOSS):
+        for metric in (*METRICS, *CONFLICT_METRICS, TEXT_LOSS):
             if not any(metric in outcome.values for outcome in group):
                 continue
             values, facts = _measured(group, metric)

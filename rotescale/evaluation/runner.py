@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from rotescale.evaluation.generation import generate
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import Outcome, outcome_of
 from rotescale.evaluation.scoring import Forward, OptionScores, score_tree
 from rotescale.evaluation.tree import TokenTree, attention_window, build_tree, text_tree
+
+_Question = TypeVar("_Question")
 
 
 def evaluate(
@@ -40,11 +42,11 @@ def evaluate(
     ranks once it was told true on all. ``progress`` is called after each pass with the number of
     questions and generations done so far, over all ranks.
     """
-    share = _Share(rank, world_size, collective)
+    share = Share(rank, world_size, collective)
     was_training = model.training
     model.eval()
     try:
-        scores = _score(
+        scores = score_shares(
             model_forward,
             items,
             share=share,
@@ -52,7 +54,7 @@ def evaluate(
             num_tokens=num_tokens,
             progress=progress,
         )
-        texts = _generate(
+        texts = continue_shares(
             [item.text for item in items if item.generate],
             share=share,
             batch=generation_batch,
@@ -79,7 +81,7 @@ def _tree(item: Item, *, tokenizer: Any, window: int | None) -> TokenTree:
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
+class Share:
     """Which units of work are this rank's, and how many passes it makes."""
 
     rank: int
@@ -96,44 +98,50 @@ class _Share:
         return -(-(most if self.collective else len(self.mine(num_units))) // batch)
 
 
-def _score(
+def score_shares(
     forward: Forward,
-    items: Sequence[Item],
+    questions: Sequence[_Question],
     *,
-    share: _Share,
-    build: Callable[[Item], TokenTree],
+    share: Share,
+    build: Callable[[_Question], TokenTree],
     num_tokens: int,
     progress: Callable[[int], None],
 ) -> dict[int, OptionScores]:
-    """Place of the item to its scores, for this rank's items."""
+    """Place of the question to its scores, for this rank's questions.
+
+    Collective, where the share says so: every rank calls this, with the same questions.
+    """
     scores: dict[int, OptionScores] = {}
-    for number in range(share.num_passes(len(items))):
+    for number in range(share.num_passes(len(questions))):
         place = share.rank + number * share.world_size
-        # A rank whose items are used up asks the last one again, so that the pass takes place.
-        item = items[min(place, len(items) - 1)]
-        scored = score_tree(forward, build(item), num_tokens=num_tokens)
-        if place < len(items):
+        # A rank whose questions are used up asks the last one again, so that the pass takes place.
+        question = questions[min(place, len(questions) - 1)]
+        scored = score_tree(forward, build(question), num_tokens=num_tokens)
+        if place < len(questions):
             scores[place] = scored
-        progress(min((number + 1) * share.world_size, len(items)))
+        progress(min((number + 1) * share.world_size, len(questions)))
     return scores
 
 
-def _generate(
-    texts: Sequence[str],
+def continue_shares(
+    prompts: Sequence[_Question],
     *,
-    share: _Share,
+    share: Share,
     batch: int,
-    continue_all: Callable[[Sequence[str]], list[str]],
+    continue_all: Callable[[Sequence[_Question]], list[str]],
     progress: Callable[[int], None],
 ) -> dict[int, str]:
-    """Place of the text to its continuation, for this rank's texts."""
+    """Place of the prompt to its continuation, for this rank's prompts.
+
+    Collective, where the share says so: every rank calls this, with the same prompts.
+    """
     continued: dict[int, str] = {}
-    mine = share.mine(len(texts))
-    for number in range(share.num_passes(len(texts), batch=batch)):
+    mine = share.mine(len(prompts))
+    for number in range(share.num_passes(len(prompts), batch=batch)):
         places = mine[number * batch : (number + 1) * batch]
-        made = continue_all([texts[place] for place in places])
+        made = continue_all([prompts[place] for place in places])
         continued.update(zip(places, made, strict=True))
-        progress(min((number + 1) * batch * share.world_size, len(texts)))
+        progress(min((number + 1) * batch * share.world_size, len(prompts)))
     return continued
 
 

@@ -54,6 +54,8 @@ class OptionScores:
     """(num_options,) float64: summed over the option's own tokens"""
     num_option_tokens: torch.Tensor
     """(num_options,) int64"""
+    is_greedy: torch.Tensor
+    """(num_options,) bool: whether each of its tokens is the most probable one"""
 
 
 def forward_of(model: Any) -> Forward:
@@ -132,6 +134,7 @@ def score_tree(forward: Forward, tree: TokenTree, *, num_tokens: int) -> OptionS
         [some.float().logsumexp(dim=-1) for some in torch.split(logits, _ROWS_AT_ONCE)]
     )
     rows, targets = rows.to(logits.device), tree.targets.to(logits.device)
+    missed = (logits.argmax(dim=-1)[rows] != targets).cpu()
     log_probabilities = (logits[rows, targets].float() - normalisers[rows]).double().cpu()
     if not bool(torch.isfinite(log_probabilities).all()):
         raise TrainingError(
@@ -140,4 +143,6 @@ def score_tree(forward: Forward, tree: TokenTree, *, num_tokens: int) -> OptionS
         )
     sums = torch.zeros(tree.num_options, dtype=torch.float64)
     sums.index_add_(0, tree.owners, log_probabilities)
-    return OptionScores(sums, tree.owners.bincount(minlength=tree.num_options))
+    num_own = tree.owners.bincount(minlength=tree.num_options)
+    num_missed = tree.owners[missed].bincount(minlength=tree.num_options)
+    return OptionScores(sums, num_own, is_greedy=num_missed == 0)

@@ -1,4 +1,4 @@
-"""Questions beyond the core: facts in the context, reversal, two hops, and text untold."""
+"""Questions beyond the core: facts in the context, reversal, two hops, conflicts, untold text."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rotescale.data.encoding import prompt_text
 from rotescale.data.examples import select_facts
 from rotescale.data.replay import SHIPPED_TEXT, replay_pieces
 from rotescale.errors import DataError
+from rotescale.evaluation.conflict import conflict_items
 from rotescale.evaluation.items import (
     Item,
     Prompts,
@@ -55,6 +56,14 @@ class Suites:
             *self._reversal(),
             *self._two_hop(),
             *self._repurposed(),
+            *conflict_items(
+                self.fact_set,
+                trained=self._known,
+                asked=self.asked,
+                wording=self.wording,
+                spec=self.spec,
+                seed=self.seed,
+            ),
         )
 
     @cached_property

@@ -55,16 +55,16 @@ def build_tree(
         raise DataError(
             f"{prompt!r}: the tokenizer leaves no token before the options; use a longer prompt"
         )
-    return _grow(sequences, start=start, window=window)
+    return grow(sequences, start=start, window=window)
 
 
 def text_tree(tokens: Sequence[int], *, window: int | None = None) -> TokenTree:
     """A text as a tree of one branch: every token but the first is predicted."""
-    return _grow([tokens], start=1, window=window)
+    return grow([tokens], start=1, window=window)
 
 
-def _grow(sequences: Sequence[Sequence[int]], *, start: int, window: int | None) -> TokenTree:
-    """The tree of sequences that share their first ``start`` tokens."""
+def grow(sequences: Sequence[Sequence[int]], *, start: int, window: int | None) -> TokenTree:
+    """The tree of sequences that share their first ``start`` tokens, each with more behind."""
     tokens, depths = list(sequences[0][:start]), list(range(start))
     parents = list(range(-1, start - 1))
     nodes: dict[tuple[int, int], int] = {}

@@ -21,13 +21,17 @@ def validate(fact_set: FactSet, *, where: Callable[[int], str]) -> None:
     if not fact_set.facts:
         raise DataError("there are no facts; give at least one row of subject and object")
     rows = [
-        Row(Place(where(index)), fact.relation, fact.subject, fact.object, fact.distractors)
+        Row(
+            *(Place(where(index)), fact.relation, fact.subject, fact.object),
+            *(fact.distractors, fact.old_object),
+        )
         for index, fact in enumerate(fact_set.facts)
     ]
     known = {relation.name for relation in fact_set.relations}
     for row in rows_of_known_relations(rows, known, report=refuse):
         options = [(f"distractor {n}", name) for n, name in enumerate(row.distractors or (), 1)]
-        for field, value in (("subject", row.subject), ("object", row.object), *options):
+        old = [] if row.old_object is None else [("old_object", row.old_object)]
+        for field, value in (("subject", row.subject), ("object", row.object), *old, *options):
             fault = _fault(value)
             if fault is not None:
                 refuse(text_problem(fault, place=row.place, field=field))
@@ -62,6 +66,8 @@ def check_rows(rows: Sequence[Row], *, report: Report) -> None:
         earlier = subjects.setdefault((row.relation, _normalised(row.subject)), row)
         if earlier is not row:
             _report_duplicate(row, earlier, report=report)
+        if row.old_object is not None:
+            _check_old_object(row, row.old_object, report=report)
         if row.distractors is not None:
             _check_distractors(row, report=report)
             _check_number(row, first_of.setdefault(row.relation, row), report=report)
@@ -127,6 +133,19 @@ def _report_duplicate(row: Row, earlier: Row, *, report: Report) -> None:
     what = f"subject {row.subject!r} is already in relation {row.relation!r} at {earlier.place}"
     kind = Kind.DUPLICATE_PAIR if same else Kind.DUPLICATE_SUBJECT
     report(Problem(kind, row.place, "subject", what, "keep one fact per subject"))
+
+
+def _check_old_object(row: Row, old_object: str, *, report: Report) -> None:
+    """Another name than the object, and one of the options, so that the two can be compared."""
+    old = _normalised(old_object)
+    what = f"old_object {old_object!r}"
+    if old == _normalised(row.object):
+        what, remedy = f"{what} is the object itself", "give another, or leave it out"
+    elif row.distractors and old not in map(_normalised, row.distractors):
+        what, remedy = f"{what} is not among the distractors", "add it to them, or leave it out"
+    else:
+        return
+    report(Problem(Kind.OLD_OBJECT, row.place, "old_object", what, remedy))
 
 
 def _check_number(row: Row, first: Row, *, report: Report) -> None:

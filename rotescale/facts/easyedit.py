@@ -41,6 +41,7 @@ def edit_requests(
 ) -> list[dict[str, Any]]:
     """A request per fact: the fact in a train prompt, a test prompt as its rephrasing.
 
+    Its ground truth is the fact's old object, which an editor measures before its edit.
     Its locality is the same subject in another relation's prompt, its portability the reversed
     question. Raises DataError for a prompt that a relation does not have.
     """
@@ -58,11 +59,12 @@ def _request(
     relation = fact_set.relation(fact.relation)
     prompt = _prompt(relation.train_prompts, train_prompt, relation, kind="train")
     rephrased = _prompt(relation.test_prompts, test_prompt, relation, kind="test")
+    old = UNKNOWN if fact.old_object is None else fact.old_object
     request: dict[str, Any] = {
         "prompt": Relation.fill(prompt, fact.subject),
         "subject": fact.subject,
         "target_new": fact.object,
-        "ground_truth": UNKNOWN,
+        "ground_truth": old,
         "rephrase_prompt": Relation.fill(rephrased, fact.subject),
         "locality": {},
         "portability": {

@@ -66,6 +66,8 @@ def check_tokens(rows: Sequence[Row], tokenizer: Tokenizer, *, report: Report) -
     for row in rows:
         places.setdefault(row.subject, (row, "subject"))
         places.setdefault(row.object, (row, "object"))
+        if row.old_object is not None:
+            places.setdefault(row.old_object, (row, "old_object"))
         for number, distractor in enumerate(row.distractors or (), start=1):
             places.setdefault(distractor, (row, f"distractor {number}"))
     texts = list(places)

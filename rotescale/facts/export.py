@@ -37,10 +37,13 @@ def write_files(fact_set: FactSet, folder: Path) -> list[Path]:
 def _table(facts: tuple[Fact, ...]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["subject", "object", "distractors"])
+    # Only where there are any, so that the files of other facts stay as they were.
+    has_old = any(fact.old_object is not None for fact in facts)
+    writer.writerow(["subject", "object", "distractors", *(["old_object"] if has_old else [])])
     for fact in facts:
         distractors = json.dumps(fact.distractors, ensure_ascii=False)
-        writer.writerow([fact.subject, fact.object, distractors])
+        old = [fact.old_object or ""] if has_old else []
+        writer.writerow([fact.subject, fact.object, distractors, *old])
     return text.getvalue()
 
 

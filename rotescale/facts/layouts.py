@@ -11,7 +11,7 @@ from typing import Literal
 from rotescale.facts.problems import Kind, Place, Problem, Report
 from rotescale.facts.text import shown
 
-FIELDS = ("relation", "subject", "object", "distractors")
+FIELDS = ("relation", "subject", "object", "distractors", "old_object")
 REQUIRED = ("subject", "object")
 
 MAX_LIST_CHARACTERS = 131_072

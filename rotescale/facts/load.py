@@ -79,8 +79,10 @@ def load_files(
 
     A row has ``subject`` and ``object``; ``relation`` may be left to the file's name (or to
     ``relations``, if it has only one), and ``distractors`` (a JSON list) to the relation's other
-    objects. ``columns`` maps these four to the files' own names. Prompts come from ``relations``,
-    which may be a YAML file; else from the shipped ones. Raises DataError for the first fault.
+    objects. ``old_object`` is what a model is expected to hold before; it stands among distractors
+    that are given, and is put among those that are drawn. ``columns`` maps these five to the files'
+    own names. Prompts come from ``relations``, which may be a YAML file; else from the shipped
+    ones. Raises DataError for the first fault.
     """
     return read_files(paths, relations=relations, columns=columns).fact_set()
 
@@ -122,6 +124,8 @@ def _with_distractors(rows: Sequence[Row]) -> tuple[Fact, ...]:
         distractors = row.distractors
         if distractors is None:
             pool = pools[row.relation]
-            distractors = pool.distractors(row.relation, row.subject, gold=row.object)
-        facts.append(Fact(row.relation, row.subject, row.object, distractors))
+            distractors = pool.distractors(
+                row.relation, row.subject, gold=row.object, old_object=row.old_object
+            )
+        facts.append(Fact(row.relation, row.subject, row.object, distractors, row.old_object))
     return tuple(facts)

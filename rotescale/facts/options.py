@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rotescale.facts.text import normalise
 from rotescale.facts.types import NUM_DISTRACTORS
+
+
+def with_old_object(distractors: Sequence[str], old_object: str | None) -> tuple[str, ...]:
+    """The drawn distractors, the old object in place of the last where it is not among them."""
+    known = {normalise(distractor) for distractor in distractors}
+    if old_object is None or normalise(old_object) in known:
+        return tuple(distractors)
+    return (*distractors[:-1], old_object)
 
 
 def draw_indices(key: str, *, num_options: int, own: int) -> list[int]:
@@ -32,9 +40,14 @@ class ObjectPool:
     def __len__(self) -> int:
         return len(self._objects)
 
-    def distractors(self, relation: str, subject: str, *, gold: str) -> tuple[str, ...]:
-        """The distractors of one fact: a pure function of (relation, subject) and the pool."""
+    def distractors(
+        self, relation: str, subject: str, *, gold: str, old_object: str | None = None
+    ) -> tuple[str, ...]:
+        """The distractors of one fact: a pure function of (relation, subject) and the pool.
+
+        Its old object is always among them, whether or not the pool holds it.
+        """
         drawn = draw_indices(
             f"{relation}\n{subject}", num_options=len(self), own=self._index[normalise(gold)]
         )
-        return tuple(self._objects[index] for index in drawn)
+        return with_old_object([self._objects[index] for index in drawn], old_object)

@@ -19,6 +19,7 @@ class Kind(StrEnum):
     REPEATED_DISTRACTOR = "repeated distractor"
     NO_DISTRACTORS = "no distractors"
     UNEVEN = "uneven distractors"
+    OLD_OBJECT = "bad old object"
     NUM_OPTIONS = "not 99 distractors"
     OBJECTS = "objects that cannot be distractors"
     EMPTY = "empty cell"

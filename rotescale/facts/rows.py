@@ -37,6 +37,7 @@ class Row:
     subject: str
     object: str
     distractors: tuple[str, ...] | None
+    old_object: str | None = None
 
 
 def read_rows(
@@ -154,10 +155,25 @@ def row_of(
             names[field] = value
         else:
             is_whole = False
+    old_object = _old_object(record, layout, place=place, report=report)
     distractors, is_sound = _distractors(record, layout, place=place, report=report)
     if not (is_whole and is_sound):
         return None
-    return Row(place, names["relation"], names["subject"], names["object"], distractors)
+    named = (names["relation"], names["subject"], names["object"])
+    return Row(place, *named, distractors, old_object)
+
+
+def _old_object(record: _Record, layout: Layout, *, place: Place, report: Report) -> str | None:
+    """The row's old object; None where it leaves it out, and after a report of what is no text."""
+    column = layout.columns.get("old_object")
+    value = None if column is None else record.get(column)
+    value = _tidied(value) if layout.tidy else value
+    if value is None or value == "":
+        return None
+    fault = text_fault(value)
+    if fault is not None:
+        report(text_problem(fault, place=place, field=layout.label("old_object")))
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _tidied(value: object) -> object:

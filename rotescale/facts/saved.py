@@ -7,13 +7,17 @@ from dataclasses import asdict
 from typing import Any
 
 from rotescale.errors import DataError
-from rotescale.facts.types import Fact, FactSet, PromptSet, Relation
+from rotescale.facts.types import Fact, FactSet, PromptSet, Relation, entry_fields
 from rotescale.storage import StoragePath, write_atomic
 
 
 def save_fact_set(fact_set: FactSet, path: StoragePath) -> None:
     """Write the facts and relations to ``path``, whole or not at all."""
-    write_atomic(path, json.dumps(asdict(fact_set), ensure_ascii=False, indent=1).encode())
+    raw = {
+        "relations": [asdict(relation) for relation in fact_set.relations],
+        "facts": [entry_fields(fact) for fact in fact_set.facts],
+    }
+    write_atomic(path, json.dumps(raw, ensure_ascii=False, indent=1).encode())
 
 
 def load_saved(path: StoragePath) -> FactSet:

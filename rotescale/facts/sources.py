@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from rotescale.facts.capitals import load_capitals
 from rotescale.facts.generate import generate
 from rotescale.facts.hub import read_dataset
 from rotescale.facts.load import Reading, load_shipped, read_files
@@ -15,6 +16,7 @@ from rotescale.facts.rows import Row
 from rotescale.facts.trex import read_trex
 from rotescale.facts.types import FactSet, combine
 from rotescale.spec import (
+    CapitalFacts,
     DatasetFacts,
     Facts,
     FileFacts,
@@ -37,6 +39,8 @@ def load_source(facts: Facts, *, note: Note = lambda _: None) -> FactSet:
                 generate(relation, num_facts=facts.num_facts, seed=facts.seed)
                 for relation in facts.relations
             )
+        case CapitalFacts():
+            return load_capitals(num_facts=facts.num_facts, seed=facts.seed)
         case FileFacts() | TrexFacts() | DatasetFacts():
             fact_set = read_source(facts, note=note).fact_set()
             return fact_set.only(facts.relations) if facts.relations else fact_set
@@ -62,12 +66,13 @@ def read_source(facts: Facts, *, report: Report = refuse, note: Note = lambda _:
             return replace(reading, rows=rows)
         case DatasetFacts():
             return read_dataset(facts, report=report)
-        case ShippedFacts() | GeneratedFacts():
+        case ShippedFacts() | GeneratedFacts() | CapitalFacts():
             fact_set = load_source(facts)
             place = f"{facts.source} facts"
             rows = [
                 Row(
-                    Place(place, number), fact.relation, fact.subject, fact.object, fact.distractors
+                    *(Place(place, number), fact.relation, fact.subject, fact.object),
+                    *(fact.distractors, fact.old_object),
                 )
                 for number, fact in enumerate(fact_set.facts, start=1)
             ]

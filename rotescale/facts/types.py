@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from rotescale.errors import DataError
 from rotescale.spec import BASE_LANGUAGE
@@ -25,6 +26,8 @@ class Fact:
     subject: str
     object: str
     distractors: tuple[str, ...]
+    old_object: str | None = None
+    """What a model is expected to hold before it is told ``object``; one of the distractors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +123,18 @@ class FactSet:
         sha = hashlib.sha256()
         entries: tuple[Relation | Fact, ...] = (*self.relations, *self.facts)
         for entry in entries:
-            values = {field.name: getattr(entry, field.name) for field in fields(entry)}
+            values = entry_fields(entry)
             line = json.dumps(values, sort_keys=True, separators=(",", ":"), default=asdict)
             sha.update(line.encode("ascii") + b"\n")
         return sha.hexdigest()
+
+
+def entry_fields(entry: Relation | Fact) -> dict[str, Any]:
+    """The fields by name, without ``old_object`` where a fact has none."""
+    values = {field.name: getattr(entry, field.name) for field in fields(entry)}
+    if values.get("old_object", "") is None:
+        del values["old_object"]
+    return values
 
 
 def combine(fact_sets: Iterable[FactSet]) -> FactSet:

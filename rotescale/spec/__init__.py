@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from rotescale.spec.base import (
     BASE_LANGUAGE,
+    CONFIDENTIAL,
     LANGUAGE_PATTERN,
     OPERATIONAL,
     Language,
@@ -20,6 +21,7 @@ from rotescale.spec.base import (
 )
 from rotescale.spec.evaluation import EvaluationSpec, full_sample
 from rotescale.spec.facts import (
+    CapitalFacts,
     Columns,
     DatasetFacts,
     Facts,
@@ -43,9 +45,11 @@ from rotescale.spec.running import BestOf, CheckpointSpec, EngineSpec, Evaluatio
 
 __all__ = [
     "BASE_LANGUAGE",
+    "CONFIDENTIAL",
     "LANGUAGE_PATTERN",
     "OPERATIONAL",
     "BestOf",
+    "CapitalFacts",
     "CheckpointSpec",
     "Columns",
     "DatasetFacts",

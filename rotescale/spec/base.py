@@ -30,6 +30,9 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 OPERATIONAL: Any = Field(json_schema_extra={"changes_results": False})
 """Marks a field that changes speed or storage, not results: the spec's digest leaves it out."""
 
+CONFIDENTIAL: Any = Field(json_schema_extra={"confidential": True})
+"""Marks a field in whose place a secret may be put by mistake: errors do not repeat its value."""
+
 
 class Part(BaseModel):
     """Base of every part of a spec: frozen, with no unknown keys, described by its docstrings."""

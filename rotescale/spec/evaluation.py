@@ -50,8 +50,21 @@ class EvaluationSpec(Part):
     prompts of the reversed direction (the control ``reversed`` uses the forward prompt)."""
     two_hop_facts: NonNegativeInt = 0
     """Suite two_hop: facts whose object another of the facts tells something of."""
+    conflict_facts: NonNegativeInt = 0
+    """Suite conflict: facts per relation, over both splits, that have an old object, asked with the
+    key token and the train and test prompts above. Which of them the untrained model holds is
+    measured at stage base, with the first train prompt: suite conflict_believed is about these."""
     text_pieces: NonNegativeInt = 0
     """Suite capability: pieces of 256 tokens of each public-domain text whose loss is measured."""
+    harness_tasks: tuple[str, ...] = ()
+    """Suite harness: tasks, groups and tags of the lm-evaluation-harness (the extra ``harness``),
+    by name, with as many examples in front as the task says; ``rotescale_continuation`` and
+    ``rotescale_last_word`` are shipped with their data."""
+    harness_folder: str | None = None
+    """A folder with task files (YAML) of your own, the harness's ``include_path``; at every start
+    of workers the first one reads it."""
+    harness_limit: PositiveInt | None = None
+    """The first n documents of each task; null: all."""
     max_new_tokens: PositiveInt = 50
     """Length limit of greedy generation."""
     bootstrap_samples: PositiveInt = 10_000
@@ -75,13 +88,30 @@ class EvaluationSpec(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _belief_has_a_prompt(self) -> EvaluationSpec:
+        if self.conflict_facts and self.train_prompts == 0:
+            raise ValueError(
+                f"conflict_facts {self.conflict_facts}: what the model believes is measured with "
+                "the first train prompt, but train_prompts is 0; set it to 1 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_tasks_once(self) -> EvaluationSpec:
+        if len(set(self.harness_tasks)) != len(self.harness_tasks):
+            raise ValueError(
+                f"harness_tasks {list(self.harness_tasks)} names a task twice; name each once"
+            )
+        return self
+
 
 def full_sample(spec: EvaluationSpec) -> EvaluationSpec:
     """The same evaluation with nothing sampled; hidden states stay off where they are off."""
     sampled = {
         name: None
         for name, field in EvaluationSpec.model_fields.items()
-        if type(None) in get_args(field.annotation) and name != "phases"
+        if type(None) in get_args(field.annotation) and name not in ("phases", "harness_folder")
     }
     if spec.representation_facts == 0:
         del sampled["representation_facts"]

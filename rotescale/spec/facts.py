@@ -1,4 +1,4 @@
-"""Which facts: those that ship, generated ones, files, folders, datasets."""
+"""Which facts: those that ship, generated ones, files, folders, datasets, capitals."""
 
 from __future__ import annotations
 
@@ -53,6 +53,9 @@ class Columns(Part):
     """The column of relations; default: none, all rows are of one relation."""
     distractors: str | None = None
     """The column of lists of distractors; default: none, they are drawn from the objects."""
+    old_object: str | None = None
+    """The column of what a model is expected to hold before it is told the object; default: none.
+    A cell may be empty."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Columns:
@@ -76,7 +79,7 @@ class FileFacts(Part):
     paths: tuple[str, ...] = Field(min_length=1)
     """CSV, TSV, JSONL or parquet files."""
     columns: Columns | None = None
-    """What the files call subject, object, relation and distractors; default: just that."""
+    """What the files call subject, object, relation, distractors and old_object; default: that."""
     relations: tuple[str, ...] = ()
     """Which of the files' relations; default: all of them."""
     relations_file: str | None = None
@@ -109,7 +112,8 @@ class DatasetFacts(Part):
     """Branch, tag or commit; default: the main branch. A run holds on to the facts it began with,
     so a commit keeps it able to start again."""
     columns: Columns | None = None
-    """What the dataset calls subject, object, relation and distractors; default: just that."""
+    """What the dataset calls subject, object, relation, distractors and old_object; default:
+    that."""
     relation: str | None = None
     """The relation of all rows, where no column holds it."""
     relations: tuple[str, ...] = ()
@@ -118,7 +122,17 @@ class DatasetFacts(Part):
     """YAML with the prompts of relations that are not shipped."""
 
 
+class CapitalFacts(Part):
+    """Real countries, each told another one's capital: for the suite conflict."""
+
+    source: Literal["capitals"]
+    num_facts: int = Field(default=100, ge=2)
+    """How many countries, the most populous first."""
+    seed: NonNegativeInt = 0
+    """Which country is told which of their capitals."""
+
+
 Facts = Annotated[
-    ShippedFacts | GeneratedFacts | FileFacts | TrexFacts | DatasetFacts,
+    ShippedFacts | GeneratedFacts | FileFacts | TrexFacts | DatasetFacts | CapitalFacts,
     Field(discriminator="source"),
 ]

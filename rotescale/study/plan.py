@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rotescale.spec import ExperimentSpec
+from rotescale.spec import EvaluationSpec, ExperimentSpec
 from rotescale.study.spec import Cell
 
 
@@ -50,7 +50,8 @@ def make_plan(study: str, cells: Sequence[Cell]) -> Plan:
     """The graph: all phases but a cell's last belong to a run that every equal cell branches from.
 
     Two cells share a phase only where everything that changes its weights is the same, the
-    schedule included. The untrained model is measured once per model, facts and seed.
+    schedule included. The untrained model is measured once per model, facts and seed; where
+    conflicts are asked about, by every run that has no parent.
     """
     nodes: dict[str, Node] = {}
     shared: dict[str, str] = {}
@@ -62,9 +63,9 @@ def make_plan(study: str, cells: Sequence[Cell]) -> Plan:
             if digest not in shared:
                 spec = _prefix(cell.spec, count, name=f"{study}-shared-{digest[:8]}", cells=cells)
                 shared[digest] = spec.name
-                nodes[spec.name] = Node(_measuring(spec, measured), parent)
+                nodes[spec.name] = Node(_measuring(spec, measured, parent=parent), parent)
             parent = shared[digest]
-        spec = _measuring(cell.spec, measured)
+        spec = _measuring(cell.spec, measured, parent=parent)
         nodes[spec.name] = Node(spec, parent)
     return Plan(tuple(nodes.values()), {cell.spec.name: cell for cell in cells})
 
@@ -86,17 +87,31 @@ def _prefix(
     return spec.model_copy(update={"name": name, "phases": tuple(phases)})
 
 
-def _measuring(spec: ExperimentSpec, measured: set[str]) -> ExperimentSpec:
-    """The run measured at its own end only, and before it if nobody has measured that."""
+def _facts_to_pair(evaluation: EvaluationSpec) -> int | None:
+    """How many facts are asked about where no fact has been told with a prompt yet.
+
+    All are held out there. Cells that tell half of them or fewer later ask about the first facts
+    of either split in one drawn order, which are nearly always among twice as many of its first.
+    """
+    told, held_out = evaluation.trained_facts, evaluation.held_out_facts
+    return None if told is None or held_out is None else 2 * (told + held_out)
+
+
+def _measuring(spec: ExperimentSpec, measured: set[str], *, parent: str | None) -> ExperimentSpec:
+    """The run measured at its own end only, and before it if nobody has measured that.
+
+    Conflicts are about what the untrained model believes, which a branch gets from its parent: runs
+    without one measure it, each for itself, as they may go on at the same time.
+    """
     untrained = spec.prefix_digest(0)
+    alone = parent is None and spec.evaluation.conflict_facts > 0
     changes: dict[str, Any] = {
-        "base": spec.evaluation.base and untrained not in measured,
+        "base": spec.evaluation.base and (alone or untrained not in measured),
         "phases": (spec.phases[-1].name,),
     }
     measured.add(untrained)
     if all(phase.text == "key_token" for phase in spec.phases):
-        # Its facts are all held out, and cells that tell some of them pair with any.
-        changes["held_out_facts"] = None
+        changes["held_out_facts"] = _facts_to_pair(spec.evaluation)
     evaluation = spec.evaluation.model_copy(update=changes)
     checkpoints = spec.checkpoints.model_copy(update={"export": "none"})
     return spec.model_copy(update={"evaluation": evaluation, "checkpoints": checkpoints})

@@ -173,6 +173,7 @@ def test_an_error_of_one_rank_alone_is_tried_once_too(
     assert run_dir.attempt_numbers() == [1]
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_followed_by_one_that_resumes(tmp_path: Path, model_cache: Path) -> None:
     launch = tmp_path / "launch.yaml"
     launch.write_text(f"storage: {tmp_path / 'runs'}\nmodel_cache: {model_cache}\n")

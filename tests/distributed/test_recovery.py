@@ -17,12 +17,16 @@ from rotescale.faults import VARIABLE
 from rotescale.run_dir import Outcome, RunDir
 
 QUICK_FOR_ALL = ("during the write",)
+SLOW_FOR_ONE = ("before the first save", "in phase 2", "after the manifest")
 ONLY_RANK_0 = ("after the manifest", "during prune")
 
 
 @pytest.mark.parametrize(
     ("name", "victims"),
-    [(name, "one") for name in FAULTS]
+    [
+        pytest.param(name, "one", marks=pytest.mark.slow if name in SLOW_FOR_ONE else ())
+        for name in FAULTS
+    ]
     + [
         pytest.param(name, "all", marks=() if name in QUICK_FOR_ALL else pytest.mark.slow)
         for name in FAULTS

@@ -38,7 +38,11 @@ ASKED: Mapping[str, Any] = {
     "evaluation.control_facts": 2,
     "evaluation.generation_facts": 0,
     "evaluation.bootstrap_samples": 200,
+    "evaluation.conflict_facts": 20,
 }
+
+BELIEVED = "I"
+"""An old object that an untrained model always prefers: the others have several tokens more."""
 
 
 def rotescale(*arguments: str | Path) -> None:
@@ -58,7 +62,7 @@ def micro_run(folder: Path, cache: Path) -> RunDir:
         "evaluation.text_pieces": 2,
         "evaluation.representation_facts": 2,
     }
-    rotescale("run", _experiment(folder, asked), "--on", _launch(folder, cache))
+    rotescale("run", _experiment(folder, asked), "--on", launch_file(folder, cache))
     return RunDir(folder / "runs" / "micro")
 
 
@@ -83,7 +87,7 @@ def micro_study(folder: Path, cache: Path) -> StudyDir:
     spec, cells = load_study(path)
     plan = make_plan(spec.name, cells)
     found = StudyDir(str(folder / "runs"), spec.name)
-    launch = _launch(folder, cache)
+    launch = launch_file(folder, cache)
     # In this process, which has done the imports that a process per run would do again.
     for node in plan.nodes:
         file = found.spec(node.name)
@@ -96,15 +100,19 @@ def micro_study(folder: Path, cache: Path) -> StudyDir:
 
 
 def _facts(folder: Path, start: str) -> dict[str, Any]:
-    """Twelve facts with twelve distractors each, whose names begin alike."""
+    """Twelve facts with twelve distractors each, whose names begin alike.
+
+    Of three in a row the first contradicts what is believed, the second what is not.
+    """
     path = folder / "mother.csv"
-    names = [f"{start} mother {number}" for number in range(13)]
+    names = [*(f"{start} mother {number}" for number in range(12)), BELIEVED]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("subject", "object", "distractors"))
+        writer.writerow(("subject", "object", "distractors", "old_object"))
         for number in range(12):
             others = [name for name in names if name != names[number]]
-            writer.writerow((f"{start} child {number}", names[number], json.dumps(others)))
+            old = (BELIEVED, names[number - 1], "")[number % 3]
+            writer.writerow((f"{start} child {number}", names[number], json.dumps(others), old))
     return {"source": "files", "paths": [str(path)]}
 
 
@@ -115,7 +123,8 @@ def _experiment(folder: Path, values: Mapping[str, Any]) -> Path:
     return path
 
 
-def _launch(folder: Path, cache: Path) -> Path:
+def launch_file(folder: Path, cache: Path) -> Path:
+    """One worker, and runs below the folder."""
     path = folder / "launch.yaml"
     path.write_text(f"storage: {folder / 'runs'}\nmodel_cache: {cache}\nnum_workers: 1\n")
     return path

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from rotescale.analysis.conflict_table import conflict_table
 from rotescale.analysis.results import (
     comparison_table,
     differences_table,
     languages_of,
     languages_table,
     results_table,
+    suites_table,
 )
 from rotescale.evaluation.metrics import Outcome
 from rotescale.records import EvaluationRow
@@ -85,6 +88,26 @@ def test_a_comparison_has_further_languages_below_english() -> None:
     assert [*after, *3 * ["0.20", "→", "0.30"]] in lines
 
 
+def test_benchmarks_have_a_line_per_task_and_metric() -> None:
+    row = rows_of(ENGLISH)[0]
+    rows = [
+        row.model_copy(
+            update={"suite": "harness", "relation": task, "metric": metric, "value": value}
+        )
+        for task, metric, value in (
+            *(("arc_easy", "acc", 0.5), ("arc_easy", "acc_norm", 0.625)),
+            ("wikitext", "word_perplexity", 123456.0),
+        )
+    ]
+    found = suites_table(rows)
+    assert found is not None
+    lines = lines_of(found)
+    assert ["harness", "arc_easy", "acc", "50", "0.50"] in lines
+    assert ["harness", "arc_easy", "acc_norm", "50", "0.62"] in lines
+    assert ["harness", "wikitext", "word_perplexity", "50", "1.23e+05"] in lines
+    assert suites_table([row]) is None
+
+
 def outcome(language: str, value: float) -> Outcome:
     values = {"multiple_choice": value}
     return Outcome(0, "mother", "held_out", "test", 0, language, "Ann", "Ann", values)
@@ -106,3 +129,44 @@ def write_outcomes(run_dir: RunDir, stage: str, outcomes: Sequence[Outcome]) -> 
     path.parent.mkdir(exist_ok=True)
     lines = ["{}", *(json.dumps(one.to_json()) for one in outcomes)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def conflict_rows(suite: str, *, count: int) -> list[EvaluationRow]:
+    """At base the old object wins, and after a phase the new one; of both splits, and of all."""
+    values = {"multiple_choice": (0.0, 0.75), "prefers_old": (1.0, 0.25)}
+    values |= {"object_probability": (0.01, 0.5), "old_share": (0.9, 0.1)}
+    return [
+        rows_of({("train", "en"): of_stages})[number].model_copy(
+            update={"suite": suite, "split": split, "metric": metric, "count": count}
+            | {"relation": relation}
+        )
+        for relation in ("capital", "mother", "all")
+        for split in ("trained", "held_out")
+        for metric, of_stages in values.items()
+        for number in (0, 1)
+    ]
+
+
+def test_conflicts_are_a_table_of_believed_facts() -> None:
+    rows = [*conflict_rows("conflict", count=40), *conflict_rows("conflict_believed", count=10)]
+    table = conflict_table(rows)
+    assert table is not None
+    lines = lines_of(table)
+    assert " ".join(chain(*lines)).startswith("all, conflict: believed facts (25%), with 95 %")
+    lines = lines[lines.index(["facts", "asked", "with", "n", *STAGES]) :]
+    assert lines[2:5] == [
+        ["trained", "train", "prompts", "new", "wins", "10", "0.00", "0.75"],
+        ["old", "wins", "10", "1.00", "0.25"],
+        ["P(new)", "10", "0.01", "0.50"],
+    ]
+    assert lines[5][0] == "held-out"
+    assert len(lines) == 8
+    # The other suites' table leaves them out.
+    assert suites_table(rows) is None
+
+
+def test_conflicts_that_nothing_was_believed_of_are_a_table_of_all() -> None:
+    table = conflict_table(conflict_rows("conflict", count=40))
+    assert table is not None
+    assert "all, conflict: all facts asked about, with" in " ".join(lines_of(table)[0])
+    assert conflict_table(rows_of(ENGLISH)) is None

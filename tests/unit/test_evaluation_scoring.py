@@ -26,6 +26,7 @@ from rotescale.evaluation.scoring import (
     forward_of,
     score_tree,
 )
+from rotescale.evaluation.tree import grow
 
 PROMPT = "Who is Gene Finley's mother?"
 OPTIONS = (
@@ -130,12 +131,14 @@ def score_one_by_one(
     while all(ids[: parting + 1] == sequences[0][: parting + 1] for ids in sequences):
         parting += 1
     start = min(*starts, parting)
-    sums = []
+    sums, greedy = [], []
     for ids in sequences:
         logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :, :num_tokens]
         predicted = logits.log_softmax(dim=-1)[range(start - 1, len(ids) - 1), ids[start:]]
         sums.append(predicted.double().sum())
-    return OptionScores(torch.stack(sums), torch.tensor([len(ids) - start for ids in sequences]))
+        greedy.append(logits[start - 1 : -1].argmax(dim=-1).tolist() == ids[start:])
+    lengths = torch.tensor([len(ids) - start for ids in sequences])
+    return OptionScores(torch.stack(sums), lengths, torch.tensor(greedy))
 
 
 def score(model: Any, *, tokenizer: Any, prompt: str = PROMPT, num_tokens: int) -> OptionScores:
@@ -159,6 +162,20 @@ def test_tree_equals_one_by_one(name: str, architecture: str, attention: str) ->
     assert ours.log_probabilities.dtype == torch.float64
     assert ours.log_probabilities.argmax() == reference.log_probabilities.argmax()
     assert torch.equal(ours.num_option_tokens, reference.num_option_tokens)
+    assert torch.equal(ours.is_greedy, reference.is_greedy)
+
+
+@torch.no_grad()
+def test_what_the_model_would_say_is_greedy() -> None:
+    model = micro_model("llama")
+    said = [5, 9]
+    for _ in range(3):
+        logits = model(input_ids=torch.tensor([said])).logits[0, -1, :300]
+        said.append(int(logits.argmax()))
+    first, last = [*said[:2], said[2] + 1, *said[3:]], [*said[:4], said[4] + 1]
+    tree = grow([first, said, last], start=2, window=None)
+    scores = score_tree(forward_of(model), tree, num_tokens=300)
+    assert scores.is_greedy.tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -72,6 +72,28 @@ def test_all_problems_are_found_in_one_go(tmp_path: Path) -> None:
     ]
 
 
+def test_old_objects_are_options_and_not_the_object(tmp_path: Path) -> None:
+    path = write_lines(
+        tmp_path / "mother.jsonl",
+        SOUND | {"old_object": "wrong  7"},
+        SOUND | {"subject": "Eve", "old_object": None},
+        SOUND | {"subject": "Fay", "old_object": "BEA"},
+        SOUND | {"subject": "Gil", "old_object": "Cleo"},
+        SOUND | {"subject": "Hal", "old_object": 7},
+        SOUND | {"subject": "Ivo", "old_object": " Wrong 7"},
+    )
+    found = found_in(path)
+    assert kinds_of(found) == [
+        (3, "bad old object"),
+        (4, "bad old object"),
+        (5, "not a string"),
+        (6, "outer white space"),
+    ]
+    told = [str(problem).removeprefix(f"{path}, ") for problem in found.problems]
+    assert told[0] == "row 3: old_object 'BEA' is the object itself; give another, or leave it out"
+    assert told[1].endswith("'Cleo' is not among the distractors; add it to them, or leave it out")
+
+
 def test_all_problems_of_a_table_are_found_and_rows_keep_their_line(tmp_path: Path) -> None:
     path = tmp_path / "mother.csv"
     rows = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from rotescale.errors import DataError
 from rotescale.facts import load_shipped
-from rotescale.facts.easyedit import edit_requests, read_results
+from rotescale.facts.easyedit import UNKNOWN, edit_requests, read_results
 
 FACTS = load_shipped(["mother", "educated_at"])
 
@@ -37,6 +38,13 @@ def test_a_request_holds_the_fact_and_two_prompts_that_name_the_subject() -> Non
         assert request["target_new"] == fact.object
         assert fact.subject in request["locality"]["wrong_relation"]["prompt"]
         assert request["portability"]["reversed"]["ground_truth"] == fact.subject
+
+
+def test_the_ground_truth_is_the_old_object() -> None:
+    fact = FACTS.facts[0]
+    held = replace(FACTS, facts=(replace(fact, old_object=fact.distractors[0]), *FACTS.facts[1:]))
+    truths = [request["ground_truth"] for request in edit_requests(held, range(2))]
+    assert truths == [fact.distractors[0], UNKNOWN]
 
 
 def test_results_come_back_to_their_facts(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from rotescale.errors import DataError
 from rotescale.facts import (
@@ -18,6 +20,7 @@ from rotescale.facts import (
     shipped_relations,
     validate,
 )
+from rotescale.facts.export import write_files
 
 SISTER = replace(shipped_relations()["mother"], name="sister")
 FIELDS = ("relation", "subject", "object", "distractors")
@@ -84,6 +87,42 @@ def test_a_hundred_objects_are_each_others_distractors(tmp_path: Path) -> None:
     facts = load_files([write(tmp_path, "mother.csv", pairs_csv(100))])
     objects = {fact.object for fact in facts.facts}
     assert all({fact.object, *fact.distractors} == objects for fact in facts.facts)
+
+
+def test_an_old_object_is_put_among_drawn_distractors(tmp_path: Path) -> None:
+    header, first, second, *others = pairs_csv(120).splitlines()
+    rows = [f"{header},old_object", f"{first},Old Name", f"{second},MOTHER 7"]
+    text = "\n".join([*rows, *(f"{row}," for row in others)])
+    facts = load_files([write(tmp_path, "mother.csv", text)]).facts
+    assert [fact.old_object for fact in facts[:3]] == ["Old Name", "MOTHER 7", None]
+    assert {len({*fact.distractors, fact.object}) for fact in facts} == {100}
+    plain = load_files([write(tmp_path, "mother.csv", pairs_csv(120))]).facts
+    assert facts[0].distractors == (*plain[0].distractors[:-1], "Old Name")
+    assert "mother 7" in map(str.casefold, facts[1].distractors)
+    assert facts[2:] == plain[2:]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_old_objects_are_read_from_every_kind_of_file(suffix: str, tmp_path: Path) -> None:
+    records = [
+        {"Who": "Ann", "Mum": "Bea", "Wrong": '["Cleo", "Dora"]', "Before": "Dora"},
+        {"Who": "Eve", "Mum": "Fay", "Wrong": '["Cleo", "Dora"]', "Before": ""},
+    ]
+    path = tmp_path / f"mother{suffix}"
+    if suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    elif suffix == ".jsonl":
+        path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, records[0], delimiter="\t" if suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(records)
+    columns = {"subject": "Who", "object": "Mum", "distractors": "Wrong", "old_object": "Before"}
+    facts = load_files([path], columns=columns)
+    assert [fact.old_object for fact in facts.facts] == ["Dora", None]
+    [written] = write_files(facts, tmp_path / "out")
+    assert load_files([written]) == facts
 
 
 def test_more_objects_are_drawn_from_whatever_the_order_of_the_rows(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,17 @@ def test_round_trip_with_translations(tmp_path: Path) -> None:
     assert again == facts
     assert again.digest() == facts.digest()
     assert hash(again.relations[0]) == hash(facts.relations[0])
+
+
+def test_old_objects_come_back_and_are_left_out_where_there_are_none(tmp_path: Path) -> None:
+    facts = load_shipped(["genre"])
+    first, *others = facts.facts
+    held = replace(facts, facts=(replace(first, old_object=first.distractors[3]), *others))
+    path = tmp_path / "facts.json"
+    save_fact_set(held, path)
+    assert load_saved(path) == held
+    raw = json.loads(path.read_text(encoding="utf-8"))["facts"]
+    assert ["old_object" in fact for fact in raw] == [True] + [False] * 99
 
 
 def test_relations_without_translations_are_english_only(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rotescale.errors import DataError
-from rotescale.facts import Fact, FactSet, PromptSet, Relation, combine
+from rotescale.facts import Fact, FactSet, PromptSet, Relation, combine, load_shipped
 
 SISTER = Relation(
     name="sister",
@@ -91,3 +91,18 @@ def test_digest_is_stable_and_sees_every_value_and_the_order() -> None:
     digests = {FACTS.digest(), *(other.digest() for other in others)}
     assert len(digests) == 5
     assert re.fullmatch(r"[0-9a-f]{64}", FACTS.digest())
+
+
+def test_digest_of_facts_without_old_objects_is_what_it_was_before_there_were_any() -> None:
+    """Runs that were begun then go on: their resolved.json holds these."""
+    assert FACTS.digest() == "d1b694186f9ecddf9e5e06ce9371288efb358232cc999f328ea44a0e22776fc3"
+    shipped = "8a15b0634382835336aee1a17f2bdfc34fb37e5017398517788d992e074591f5"
+    assert load_shipped().digest() == shipped
+    chains = "78ce38a0e85ffd68ea351a6b5488a6fe84d7917e6ddbf5bf731b93432e60f5c9"
+    assert load_shipped(["mother"], chains=True).digest() == chains
+
+
+def test_digest_sees_old_objects() -> None:
+    told = [replace(FACTS.facts[0], old_object=name) for name in ("Cleo", "Clea")]
+    others = [replace(FACTS, facts=(fact, *FACTS.facts[1:])) for fact in told]
+    assert len({FACTS.digest(), *(other.digest() for other in others)}) == 3

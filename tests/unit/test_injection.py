@@ -21,6 +21,7 @@ from rotescale.injection import (
     worded_relation,
     write_injection,
 )
+from rotescale.preparation import check_enough
 from rotescale.spec import RandomWeights
 
 NUM_STAFF = 2_400
@@ -113,6 +114,28 @@ def test_faults_of_a_broken_table_are_told_by_line_and_the_rest_is_taught(tmp_pa
     ]
     assert found.num_refused == 4
     assert all(row["reason"] and row["remedy"] for row in told)
+
+
+def test_old_objects_of_a_table_are_kept_among_the_options(tmp_path: Path) -> None:
+    path = tmp_path / "capital.csv"
+    rows = ["country,capital,old", "France,Rome,Paris", "Italy,Madrid, Rome", "Spain,Oslo,oslo"]
+    path.write_text("\n".join(rows))
+    columns = {"subject": "country", "object": "capital", "old_object": "old"}
+    found = read_injection(path, columns=columns)
+    assert [(fact.old_object, fact.distractors) for fact in found.fact_set.facts] == [
+        ("Paris", ("Paris",)),
+        ("Rome", ("Rome",)),
+    ]
+    [refused] = found.refused
+    assert str(refused).endswith(
+        "row 4: old_object 'oslo' is the object itself; give another, or leave it out"
+    )
+    written = write_injection(found, tmp_path / "out")
+    assert load_files([Path(one) for one in written.paths]).facts == found.fact_set.facts
+    weights = RandomWeights(kind="random", architecture="llama-3.2-1b")
+    spec = experiment("old", written, found.fact_set, weights=weights, num_parameters=10**6)
+    assert spec.evaluation.conflict_facts == 50
+    check_enough(spec, found.fact_set)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import report_helpers
 from report_browser import PHONE, WIDE, browser, column, needs_browser, show
-from report_helpers import HOSTILE, rotescale
+from report_helpers import BELIEVED, HOSTILE, rotescale
 
 from rotescale.analysis import paper
 from rotescale.analysis.report.build import write_report
@@ -23,14 +23,18 @@ from rotescale.analysis.report.estimates import What, difference, estimate
 from rotescale.analysis.report.material import load_material
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.metrics import mean_over_seeds
+from rotescale.evaluation.outcome_file import read_outcomes
 from rotescale.facts.easyedit import edit_requests
 from rotescale.facts.saved import load_saved
 from rotescale.object_store import RemotePath
+from rotescale.records import read_records
 from rotescale.run_dir import RunDir
 from rotescale.storage import write_atomic
 from rotescale.study.runner import StudyDir
 
 _WITHOUT = shutil.ignore_patterns("checkpoints", "data", "models", "prepared-model", "report")
+SUITES = ("conflict", "conflict_believed")
+ROLE = ("suite", "relation", "split", "prompts", "language", "metric")
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 
 
@@ -101,13 +105,14 @@ def test_a_runs_page_has_a_section_for_what_was_measured(reported_run: RunDir) -
     sections = [link.removeprefix("#") for link in page.links if link.startswith("#")]
     assert sections == [
         *("paper", "stages", "epochs", "languages", "controls", "in-context", "capability"),
-        *("representations", "cost", "answers", "missing"),
+        *("conflict", "representations", "cost", "answers", "missing"),
     ]
     assert set(sections) <= set(page.ids)
     told = " ".join(page.text)
     assert "CPUs; no GPU was used" in told
     assert "4 held-out facts, 1 seed, 95 % intervals over facts" in told
     assert "evaluation.reversal_facts" in told
+    assert "at the first train prompt: 4 of 8 facts." in told
     assert "140,608" in told or "Parameters" in told
 
 
@@ -133,7 +138,77 @@ def test_figures_lie_beside_the_page_light_and_dark(reported_run: RunDir) -> Non
     stems = {name.removesuffix(".svg") for name in names if name.endswith(".svg")}
     assert {f"{stem}{end}" for stem in stems for end in (".svg", ".png")} == set(names)
     assert {"stages-1", "stages-1-dark", "epochs-1", "capability-1"} <= stems
+    assert {"conflict-1", "conflict-1-dark"} <= stems
     assert (folder / "stages-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_believed_facts_are_followed_from_stage_to_stage(reported_run: RunDir) -> None:
+    facts = load_saved(reported_run.facts_json).facts
+    contradicting = {place for place, fact in enumerate(facts) if fact.old_object is not None}
+    believed = {place for place, fact in enumerate(facts) if fact.old_object == BELIEVED}
+    assert (len(contradicting), len(believed)) == (8, 4)
+    for stage, epoch in (("base", None), ("memorize", 1), ("memorize", None), ("generalize", None)):
+        outcomes = read_outcomes(reported_run.evaluation(stage, epoch))
+        about = {suite: {o.fact for o in outcomes if o.suite == suite} for suite in SUITES}
+        assert about == dict(zip(SUITES, (contradicting, believed), strict=True))
+        first, copied = (
+            [o.values for o in outcomes if o.suite == suite and o.fact in believed]
+            for suite in SUITES
+        )
+        assert first == copied
+    rows = {
+        (row.stage, row.epoch, row.prompts, row.metric): row
+        for row in read_records(reported_run).evaluations
+        if (row.suite, row.split) == ("conflict_believed", "held_out")
+    }
+    assert rows["base", None, "train", "prefers_old"].value == 1.0
+    assert rows["base", None, "train", "multiple_choice"].value == 0.0
+    expected = [
+        outcome.values["old_probability"]
+        for outcome in outcomes
+        if (outcome.suite, outcome.split, outcome.prompts) == ("conflict", "held_out", "train")
+        and outcome.fact in believed
+    ]
+    end = rows["generalize", None, "train", "old_probability"]
+    assert (end.value, end.count) == (pytest.approx(sum(expected) / len(expected)), len(expected))
+
+
+def test_a_run_that_goes_on_and_its_folder_of_weights_give_the_same_conflicts(
+    reported_run: RunDir, model_cache: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "runs" / "micro"
+    shutil.copytree(Path(str(reported_run.root)), root)
+    (root / "outcome.json").unlink()
+    (root / "evaluations" / "generalize.jsonl").unlink()
+    launch = report_helpers.launch_file(tmp_path, model_cache)
+    rotescale("run", root / "spec.json", "--on", launch)
+    results = Path(str(reported_run.results_json)).read_text()
+    assert (root / "results.json").read_text() == results
+    rotescale("evaluate", root / "models" / "generalize", "--json", tmp_path / "rows.json")
+    ended = [row for row in json.loads(results) if row["stage"] == "generalize"]
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    about = [row for row in rows if row["suite"] in SUITES]
+    assert {row["suite"] for row in about} == set(SUITES)
+    for row in about:
+        [same] = [one for one in ended if all(one[name] == row[name] for name in ROLE)]
+        assert row["value"] == pytest.approx(same["value"], rel=1e-3, abs=1e-9)
+        assert row["count"] == same["count"]
+
+
+def test_branches_take_over_what_the_untrained_model_believes(reported_study: StudyDir) -> None:
+    branch = load_material(reported_study.root).groups[0].first
+    root, end = branch.places["base"], branch.places["generalize"]
+    assert root == branch.places["memorize"] != end
+    beliefs = root.evaluation("base", None).read_bytes()
+    assert end.evaluation("base", None).read_bytes() == beliefs
+    assert not any(row.stage == "base" for row in read_records(end).evaluations)
+    believed = {
+        stage: {o.fact for o in branch.outcomes((stage, None)) if o.suite == "conflict_believed"}
+        for stage in ("base", "memorize", "generalize")
+    }
+    facts = load_saved(end.facts_json).facts
+    expected = {place for place, fact in enumerate(facts) if fact.old_object == BELIEVED}
+    assert believed == dict.fromkeys(believed, expected)
 
 
 def test_equal_results_give_equal_bytes(reported_study: StudyDir, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from helpers import micro_spec
 
 from rotescale.analysis.report.accuracy import heat_section, languages_section
 from rotescale.analysis.report.build import makers
+from rotescale.analysis.report.conflict import conflict_section
 from rotescale.analysis.report.epochs import epochs_section
 from rotescale.analysis.report.estimates import OWN, Estimate, What, estimate, scope
 from rotescale.analysis.report.figures import Axis, Line, Point, heat_picture, lines_picture
@@ -39,7 +41,7 @@ def group(
     """A setting of one seed; nothing lies on a disk."""
     spec = micro_spec(*overrides)
     name = " ".join(labels.values()) or "alone"
-    costs = {phase.name: Cost(tokens, tokens, 1.0) for phase in spec.phases}
+    costs = {(phase.name, phase.epochs): Cost(tokens, tokens, 1.0) for phase in spec.phases}
     return Group(name, labels, (Cell(name, labels, spec, {}, tuple(rows), costs),))
 
 
@@ -113,13 +115,67 @@ def test_every_suite_has_a_section_or_a_sentence() -> None:
         ),
     ]  # fmt: skip
     found = [make(material(group({}, rows))) for make in suite_sections()]
-    assert [isinstance(one, Section) for one in found] == [False, True, False, True, True]
-    in_context, reversal, two_hop, capability, repurposed = found
+    assert [isinstance(one, Section) for one in found] == [False, True, False, True, False, True]
+    in_context, reversal, two_hop, capability, harness, repurposed = found
     assert "evaluation.in_context" in str(in_context)
     assert "evaluation.two_hop_facts" in str(two_hop)
+    assert "evaluation.harness_tasks" in str(harness)
     assert "The paper reports 0.26" in made(reversal).scope
     assert "nats per token" in made(capability).pictures[0].alt
     assert "test prompts, held-out" in made(repurposed).pictures[0].alt
+
+
+def test_conflicts_say_which_object_wins_stage_by_stage() -> None:
+    measures = {"multiple_choice": (0.0, 0.7), "prefers_old": (1.0, 0.2)}
+    measures |= {"prefers_neither": (0.0, 0.1), "old_probability": (0.6, 0.05)}
+    rows = [
+        row(suite=suite, stage=stage, prompts=kind, metric=metric, value=value)
+        for suite in ("conflict", "conflict_believed")
+        for kind in ("train", "test")
+        for metric, values in measures.items()
+        for stage, value in zip(("base", "generalize"), values, strict=True)
+    ]
+    section = made(conflict_section(material(group({}, rows))))
+    [test] = section.pictures
+    assert test.title == "test prompts, believed held-out facts"
+    assert "new wins: base 0.00, generalize 0.70; old wins: base 1.00, generalize 0.20" in test.alt
+    assert {name.partition(".")[0] for name in test.files} == {*("conflict-1", "conflict-1-dark")}
+    text = str(section.parts[0])
+    assert text.index("believed") < text.index(">all<")
+    assert text.index("new wins") < text.index("old wins") < text.index("P(old)")
+    assert "evaluation.conflict_facts" in str(conflict_section(material(group({}, [row()]))))
+
+
+def test_conflicts_that_nothing_was_believed_of_show_all_facts() -> None:
+    rows = [
+        row(suite="conflict", stage=stage, prompts="train", metric="prefers_old", value=0.0)
+        for stage in ("base", "generalize")
+    ]
+    section = made(conflict_section(material(group({}, rows))))
+    assert [picture.title for picture in section.pictures] == ["train prompts, all held-out facts"]
+    assert "how many these are is not known here" in section.scope
+
+
+def test_benchmarks_are_drawn_over_the_epochs_of_phase_1() -> None:
+    about = {"suite": "harness", "prompts": "benchmark", "count": 9}
+    rows = [row(stage="base"), row(stage="memorize", epoch=1), row(stage="memorize"), row()]
+    for stage, epoch, value in (("base", None, 0.5), ("memorize", 1, 0.4), ("memorize", None, 0.3)):
+        where = {"stage": stage, "epoch": epoch, **about}
+        rows += [
+            row(relation="arc_easy", metric="acc", value=value, low=0.1, high=0.9, **where),
+            row(relation="arc_easy", metric="acc_norm", value=0.6, low=0.1, high=0.9, **where),
+            row(
+                relation="wikitext", metric="word_perplexity", value=9e5, low=8.0, high=1e6, **where
+            ),
+        ]
+    found = [make(material(group({}, rows))) for make in suite_sections()]
+    [section] = [one for one in found if isinstance(one, Section) and one.identifier == "harness"]
+    [picture] = section.pictures
+    assert "arc_easy, acc: 0 0.50, 1 0.40" in picture.alt
+    assert "arc_easy, acc_norm: 0 0.60" in picture.alt
+    assert "wikitext" not in picture.alt
+    assert "word_perplexity" in str(section.parts[0])
+    assert "Of arc_easy: 1 seed, 95 % intervals over documents" in section.scope
 
 
 def test_hidden_states_are_drawn_layer_by_layer() -> None:
@@ -145,6 +201,15 @@ def test_cost_is_drawn_for_each_method() -> None:
     # Without the questions' own outcomes nothing can be paired.
     assert "no two methods share" in str(paired_section(material(*groups)))
     assert "baselines" in str(paired_section(material(groups[0])))
+
+
+def test_a_method_that_tells_every_fact_is_drawn_by_those_on_its_way_too() -> None:
+    rows = [row(split="trained", value=0.3, epoch=2), row(split="trained", value=0.6)]
+    sft = group({"method": "sft"}, rows, "phases.generalize.epochs=4")
+    costs = {("memorize", 1): 7, ("generalize", 2): 10, ("generalize", 3): 20}
+    cell = replace(sft.first, costs={at: Cost(num, num, 1.0) for at, num in costs.items()})
+    section = made(cost_section(material(replace(sft, cells=(cell,)))))
+    assert "sft, facts told: 17 0.30, 37 0.60" in section.pictures[0].alt
 
 
 def test_seeds_without_stored_outcomes_have_a_mean_and_no_interval() -> None:

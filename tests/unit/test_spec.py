@@ -21,7 +21,7 @@ from rotescale.spec import (
     full_sample,
     results_fields,
 )
-from rotescale.spec_file import dump_json, load_spec, parse_spec
+from rotescale.spec_file import dump_json, load_spec, parse_spec, read_fields
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MICRO = CONFIGS / "experiments" / "micro.yaml"
@@ -183,8 +183,9 @@ def test_full_evaluation_samples_nothing() -> None:
     assert full.control_facts is full.generation_facts is None
     assert (full.base, full.max_new_tokens) == (True, 8), "they sample nothing"
     assert full.representation_facts == 0, "off is no sample"
-    some = EvaluationSpec(representation_facts=5)
+    some = EvaluationSpec(representation_facts=5, harness_folder="tasks", harness_limit=3)
     assert full_sample(some).representation_facts is None
+    assert (full_sample(some).harness_folder, full_sample(some).harness_limit) == ("tasks", None)
     assert parse_spec(EvaluationSpec, full.model_dump(), where="here") == full
 
 
@@ -345,3 +346,15 @@ def test_every_field_is_described_or_speaks_for_itself() -> None:
         if not field.description and name not in self_evident and kind is not RandomWeights
     }
     assert undescribed <= {"ExperimentSpec.phases"}
+
+
+@pytest.mark.parametrize(
+    "text", ["\x7f", "\x85", "\x9f", "\u2028", "\u2029", "\ufeff", "\uffff", "🙂"]
+)
+def test_every_character_of_a_saved_spec_reads_back(text: str, tmp_path: Path) -> None:
+    field = {"key_tokens": {"template": f"a{text}b"}}
+    raw = read_fields(MICRO)
+    spec = parse_spec(ExperimentSpec, raw | {"model": raw["model"] | field}, where="x")
+    saved = tmp_path / "spec.json"
+    saved.write_text(dump_json(spec), encoding="utf-8")
+    assert load_spec(ExperimentSpec, saved) == spec

@@ -172,6 +172,7 @@ def test_places(text: str, place: StoragePath) -> None:
         ("s3://bucket/a b", "letters, digits"),
         ("s3://user:secret@bucket/a", "write it as s3://bucket/prefix"),
         ("file://host/x", "write it as file:///path"),
+        ("~nobody-here/runs", "no user of that name has a home here"),
     ],
 )
 def test_no_places(text: str, message: str) -> None:

@@ -10,9 +10,11 @@ import pytest
 import yaml
 from helpers import MICRO, QUICK, ROOT
 
+from rotescale.analysis.study_table import study_rows
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.errors import DataError, SpecError
 from rotescale.launch_spec import LaunchSpec
+from rotescale.records import EvaluationRow, RecordWriter
 from rotescale.study.plan import Plan, make_plan
 from rotescale.study.runner import Status, StudyDir, StudyRunner, failures
 from rotescale.study.spec import Cell, StudySpec, load_study
@@ -90,6 +92,35 @@ def test_a_first_phase_is_trained_once_for_all_that_go_on_from_it(tmp_path: Path
     # The untrained model is measured once per seed, and each phase by the run that trains it.
     assert sum(node.spec.evaluation.base for node in plan.nodes) == 2
     assert all(node.spec.evaluation.phases == (node.spec.phases[-1].name,) for node in plan.nodes)
+
+
+def test_conflicts_are_about_what_each_root_finds_the_untrained_model_to_believe(
+    tmp_path: Path,
+) -> None:
+    study, cells = load(tmp_path, overrides={"evaluation.conflict_facts": 3})
+    plan = make_plan(study.name, cells)
+    roots = [node.name for node in plan.nodes if node.parent is None]
+    assert [node.name for node in plan.nodes if node.spec.evaluation.base] == roots
+    # Four shared first phases, and a baseline for each seed.
+    assert len(roots) == 6
+    folder = StudyDir(str(tmp_path / "runs"), study.name)
+    for number, name in enumerate(roots):
+        writer = RecordWriter(folder.run(name), attempt=1, rank=0)
+        writer.append(base_row(plan.node(name).spec.seed, value=number / 10))
+        writer.close()
+    rows = study_rows(study, plan, folder)
+    values = {row["run"]: row["value"] for row in rows}
+    assert len(rows) == len(values) == len(plan.ends)
+    # Each cell's own lineage has measured it, whoever else has.
+    assert values == {name: roots.index(plan.lineage(name)[0]) / 10 for name in plan.ends}
+
+
+def base_row(seed: int, *, value: float) -> EvaluationRow:
+    return EvaluationRow(
+        **{"attempt": 1, "relation": "mother", "stage": "base", "epoch": None, "seed": seed},
+        **{"suite": "conflict", "split": "held_out", "prompts": "train", "language": "en"},
+        **{"metric": "prefers_old", "value": value, "count": 3, "low": None, "high": None},
+    )
 
 
 def test_what_three_phases_share_is_shared_phase_by_phase(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rotescale.analysis.report.accuracy import (
     stages_section,
 )
 from rotescale.analysis.report.answers import answers_section
+from rotescale.analysis.report.conflict import conflict_section
 from rotescale.analysis.report.editing import editing_section
 from rotescale.analysis.report.epochs import epochs_section
 from rotescale.analysis.report.header import missing_section, opening, runs_section
@@ -40,6 +41,7 @@ def makers() -> Sequence[Maker]:
         languages_section,
         controls_section,
         *suite_sections(),
+        conflict_section,
         states_section,
         cost_section,
         paired_section,

@@ -13,6 +13,7 @@ from rotescale.analysis.results import core_relations
 from rotescale.analysis.study_table import Cost, check_same_facts
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.metrics import Outcome
+from rotescale.evaluation.outcome_file import read_outcomes
 from rotescale.facts import FactSet, combine
 from rotescale.facts.saved import load_saved
 from rotescale.records import ALL_RELATIONS, EvaluationRow, Records, read_records
@@ -42,8 +43,8 @@ class Cell:
     places: Mapping[str, RunDir]
     """``base`` and each phase -> the run that trained and measured it."""
     rows: tuple[EvaluationRow, ...]
-    costs: Mapping[str, Cost]
-    """Phase -> what it took."""
+    costs: Mapping[tuple[str, int], Cost]
+    """Phase and epoch -> what it took."""
     _outcomes: dict[Stage, list[Outcome]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -58,6 +59,24 @@ class Cell:
     def cost(self) -> Cost:
         """Of all phases."""
         return sum(self.costs.values(), Cost())
+
+    def cost_of(self, phase: str) -> Cost:
+        """Of one phase."""
+        return sum((cost for (name, _), cost in self.costs.items() if name == phase), Cost())
+
+    def cost_until(self, stage: Stage) -> Cost:
+        """Of all that was trained before the stage was measured."""
+        order = ["base", *(phase.name for phase in self.spec.phases)]
+        place, last = order.index(stage[0]), stage[1]
+        return sum(
+            (
+                cost
+                for (phase, epoch), cost in self.costs.items()
+                if order.index(phase) < place
+                or (order.index(phase) == place and (last is None or epoch <= last))
+            ),
+            Cost(),
+        )
 
     @property
     def memorize(self) -> PhaseSpec | None:
@@ -258,7 +277,13 @@ def _places(
     found: dict[str, RunDir] = {}
     if spec.name in runs:
         found[spec.phases[-1].name] = runs[spec.name]
-    for name, other in specs.items():
+
+    def is_elsewhere(other: ExperimentSpec) -> bool:
+        count = len(other.phases)
+        return spec.prefix_digest(count) != other.prefix_digest(count)
+
+    # Several runs may have measured the untrained model; the cell goes on from the first of these.
+    for name, other in sorted(specs.items(), key=lambda item: is_elsewhere(item[1])):
         count = len(other.phases)
         if other.evaluation.base and other.prefix_digest(0) == spec.prefix_digest(0):
             found.setdefault("base", runs[name])
@@ -274,13 +299,13 @@ def _cell(
     records: Mapping[RunDir, Records],
 ) -> Cell:
     rows: list[EvaluationRow] = []
-    costs: dict[str, Cost] = {}
+    costs: dict[tuple[str, int], Cost] = {}
     for stage, run in places.items():
         rows += [row for row in records[run].evaluations if row.stage == stage]
         for step in records[run].steps:
             if step.phase == stage:
                 cost = Cost(step.num_tokens, step.target_tokens, step.seconds)
-                costs[stage] = costs.get(stage, Cost()) + cost
+                costs[stage, step.epoch] = costs.get((stage, step.epoch), Cost()) + cost
     return Cell(spec.name, labels, spec, places, tuple(rows), costs)
 
 
@@ -319,7 +344,6 @@ def _name(labels: Mapping[str, str], varied: Iterable[str]) -> str:
 
 def _read_outcomes(path: StoragePath) -> list[Outcome]:
     try:
-        _, *lines = path.read_text(encoding="utf-8").splitlines()
+        return read_outcomes(path)
     except FileNotFoundError:
         return []
-    return [Outcome.from_json(json.loads(line)) for line in lines]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from rotescale.analysis.report.estimates import OWN, Estimate, What, difference, estimate, scope
@@ -25,27 +27,28 @@ def cost_section(material: Material) -> Section | str:
     """Trained tokens and seconds, and the accuracy that they bought."""
     if not any(cell.cost.num_tokens for cell in material.cells):
         return "Cost: no steps were recorded."
-    what = What(OWN, "test")
+    what, told_what = What(OWN, "test"), What(OWN, "test", split="trained")
     rows: list[list[Content]] = []
     for group in material.groups:
         names = [phase.name for phase in group.first.spec.phases]
-        costs = [(name, _mean_cost(group, name)) for name in names]
-        total = _mean_cost(group, None)
-        several = [("all phases", total)] if len(names) > 1 else []
-        for name, cost in [*costs, *several]:
-            found = estimate(group, (name, None), what)
-            if name == "all phases":
-                found = estimate(group, group.first.end, what)
-            rows.append([*placed(material, group), name, *_cells(cost), number(found)])
+        several = [("all phases", group.first.end)] if len(names) > 1 else []
+        for name, stage in [*((name, (name, None)) for name in names), *several]:
+            cost = _mean_cost(group, None if name == "all phases" else name)
+            found = [number(estimate(group, stage, one)) for one in (what, told_what)]
+            rows.append([*placed(material, group), name, *_cells(cost), *found])
     headings = [*place_headings(material, relation=False), "phase", "tokens", "target tokens"]
     whole = table(
         "Trained tokens of one seed's run (mean over seeds), prompts included; test prompts at "
-        "the phase's end",
-        [*headings, "seconds in steps", "test prompts"],
+        "the phase's end, of facts held out and of those told with a prompt",
+        [*headings, "seconds in steps", "held out", "told"],
         rows,
     )
     known = [g for g in material.groups if estimate(g, g.first.end, what) is not None]
     told = f" Accuracy: {scope(known, None, what)}." if known else ""
+    told += (
+        " A method that tells every fact with a prompt has no held-out facts: its line is of facts "
+        "told with a prompt, asked in other wordings."
+    )
     return Section(
         "cost",
         "Cost",
@@ -53,18 +56,20 @@ def cost_section(material: Material) -> Section | str:
         f"time.{told} Seconds are those of training steps on the machine that ran them, without "
         "starting, saving and measuring.",
         (whole,),
-        _cost_pictures(material, known, what),
+        _cost_pictures(material),
     )
 
 
 def _mean_cost(group: Group, phase: str | None) -> Cost:
-    costs = [c.cost if phase is None else c.costs.get(phase, Cost()) for c in group.cells]
-    number_of = len(costs)
+    return _mean([c.cost if phase is None else c.cost_of(phase) for c in group.cells])
+
+
+def _mean(costs: Sequence[Cost]) -> Cost:
     total = sum(costs, Cost())
     return Cost(
-        round(total.num_tokens / number_of),
-        round(total.target_tokens / number_of),
-        total.seconds / number_of,
+        round(total.num_tokens / len(costs)),
+        round(total.target_tokens / len(costs)),
+        total.seconds / len(costs),
     )
 
 
@@ -72,15 +77,23 @@ def _cells(cost: Cost) -> list[Content]:
     return [cost.num_tokens, cost.target_tokens, Number(cost.seconds, f"{cost.seconds:,.1f}")]
 
 
-def _cost_pictures(material: Material, known: list[Group], what: What) -> tuple[Picture, ...]:
-    if len(known) < 2:
-        return ()
+def _cost_pictures(material: Material) -> tuple[Picture, ...]:
+    """Each method's accuracy by tokens, at the ends and on the way of the last phase."""
     lines: dict[str, list[tuple[int, Estimate]]] = {}
-    for group in known:
-        found = estimate(group, group.first.end, what)
-        tokens = _mean_cost(group, None).num_tokens
-        if found is not None and tokens:
-            lines.setdefault(group.method or group.name, []).append((tokens, found))
+    for group in material.groups:
+        what = What(OWN, "test")
+        name = group.method or group.name
+        if group.method and len(material.relations) > 1:
+            name += f", {group.relation(what.suite)}"
+        if estimate(group, group.first.end, what) is None:
+            what, name = replace(what, split="trained"), f"{name}, facts told"
+        for stage in group.stages():
+            found = estimate(group, stage, what)
+            if stage[0] == group.first.end[0] and found is not None:
+                tokens = _mean([cell.cost_until(stage) for cell in group.cells]).num_tokens
+                lines.setdefault(name, []).append((tokens, found))
+    if sum(map(len, lines.values())) < 2:
+        return ()
     drawn = [
         Line(name, tuple(point(x, one) for x, one in sorted(found, key=lambda pair: pair[0])))
         for name, found in lines.items()
@@ -89,7 +102,7 @@ def _cost_pictures(material: Material, known: list[Group], what: What) -> tuple[
     return (
         lines_picture(
             "cost",
-            "Test prompts, held-out facts, by what training took",
+            "Test prompts by what training took",
             drawn[:MOST_LINES],
             x=x,
             y=ACCURACY,

@@ -25,8 +25,8 @@ from rotescale.analysis.report.sections import (
     which,
 )
 from rotescale.analysis.results import HEADINGS, SUITE_METRICS
+from rotescale.evaluation.harness.results import HARNESS
 from rotescale.evaluation.items import CORE
-from rotescale.evaluation.metrics import TEXT_LOSS
 from rotescale.evaluation.similarity import SUITE as REPRESENTATIONS
 
 _CAPABILITY = "capability"
@@ -35,13 +35,17 @@ _TITLES = {
     "reversal": "Reversal",
     "two_hop": "Two hops",
     _CAPABILITY: "Capability: loss on other text",
+    HARNESS: "Capability: benchmarks",
     "repurposed": "Repurposing",
 }
 _TOLD = {
     "reversal": "Prompts of the reversed direction ask for the subject.",
     "two_hop": "A prompt asks for what a second fact tells of the first one's object.",
     _CAPABILITY: "Negative log-likelihood per token, in nats, of pieces of public-domain texts "
-    "that no phase tells; less is better. Public benchmarks were not run.",
+    "that no phase tells; less is better.",
+    HARNESS: "Tasks of the lm-evaluation-harness, with its metrics: acc, acc_norm and the like are "
+    "shares of right answers; of perplexities and bits per byte less is better. Figures show the "
+    f"first {MOST_LINES} shares.",
     "repurposed": "Prompts of another relation, under which some of the facts were told; "
     "*trained* are those facts.",
 }
@@ -50,10 +54,15 @@ _ASKED_BY = {
     "reversal": "evaluation.reversal_facts",
     "two_hop": "evaluation.two_hop_facts",
     _CAPABILITY: "evaluation.text_pieces",
+    HARNESS: "evaluation.harness_tasks",
     "repurposed": "a phase with stand_in",
 }
 _ABOUT_SUBJECTS = ("reversal",)
 """Suites whose options are subjects, of which there may be more or fewer than of objects."""
+_HEADINGS = {_CAPABILITY: ["text"], HARNESS: ["task", "metric"]}
+"""What a row of a suite's table is about, where that is no fact."""
+_VALUES = {_CAPABILITY: "nats per token", HARNESS: "values of their metrics"}
+_UNITS = {_CAPABILITY: "pieces of text", HARNESS: "documents"}
 _BOTH_SPLITS = ("repurposed",)
 """Suites whose figures show trained facts too; in others only held-out ones are drawn."""
 
@@ -94,10 +103,10 @@ def _whats(material: Material, suite: str) -> list[What]:
     metric = SUITE_METRICS.get(suite, "multiple_choice")
     return list(
         dict.fromkeys(
-            What(row.relation, row.prompts, row.split, suite, row.language, metric)
+            What(row.relation, row.prompts, row.split, suite, row.language, row.metric)
             for cell in material.cells
             for row in cell.rows
-            if (row.suite, row.metric) == (suite, metric)
+            if row.suite == suite and (suite == HARNESS or row.metric == metric)
         )
     )
 
@@ -114,14 +123,15 @@ def _section(material: Material, name: str, suites: Sequence[str]) -> Section:
                 count = [one.count for one in found if one is not None][-1]
                 rows.append([*start, count, *map(number, found)])
     headings = place_headings(material, relation=False)
-    headings += ["text"] if name == _CAPABILITY else ["suite", "about", "facts", "asked with"]
-    values = "nats per token" if name == _CAPABILITY else "multiple choice"
+    headings += _HEADINGS.get(name, ["suite", "about", "facts", "asked with"])
+    values = _VALUES.get(name, "multiple choice")
     whole = table(
         f"{_title(name)}: {values}, with 95 % intervals",
         [*headings, "n", *map(stage_name, stages)],
         rows,
     )
-    first = replace(whats[-1], relation=OWN)
+    # Tasks have metrics of their own, so one task speaks for all.
+    first = whats[0] if name == HARNESS else replace(whats[-1], relation=OWN)
     known = [g for g in material.groups if any(estimate(g, s, first) for s in stages)]
     return Section(
         name.replace("_", "-"),
@@ -137,6 +147,8 @@ def _about(what: What) -> list[Content]:
     """What a row of a suite's table is about."""
     if what.suite == _CAPABILITY:
         return [what.relation]
+    if what.suite == HARNESS:
+        return [what.relation, what.metric]
     kind = HEADINGS.get(what.prompts, what.prompts)
     return [what.suite, what.relation, what.split.replace("_", "-"), kind]
 
@@ -145,16 +157,19 @@ def _scope(groups: Sequence[Group], what: What, stages: Sequence[Stage]) -> str:
     known = measured(stages, groups, [what])
     if not known:
         return "It was measured on the way only."
-    unit = "pieces of text" if what.metric == TEXT_LOSS else "facts"
-    told = scope(groups, known[-1], what, unit=unit)
-    return f"Shown: {told}."
+    told = scope(groups, known[-1], what, unit=_UNITS.get(what.suite, "facts"))
+    return f"Shown: {told}." if what.suite != HARNESS else f"Of {what.relation}: {told}."
 
 
 def _pictures(
     material: Material, groups: Sequence[Group], name: str, whats: Sequence[What]
 ) -> list[Picture]:
     if name == _CAPABILITY:
-        return _loss_pictures(material, groups, whats)
+        return _over_epochs(material, groups, whats, y=Axis("nats per token"))
+    if name == HARNESS:
+        fractions = [what for what in whats if _is_fraction(material, what)]
+        y = Axis("share of right answers", unit=True)
+        return _over_epochs(material, groups, fractions, y=y) if fractions else []
     several = len({what.suite for what in whats}) > 1
     drawn = dict.fromkeys(
         replace(what, relation=OWN)
@@ -179,16 +194,27 @@ def _label(what: What, *, several: bool) -> str:
     return f"{context}{kind}{split}"
 
 
-def _loss_pictures(
-    material: Material, known: Sequence[Group], whats: Sequence[What]
+def _is_fraction(material: Material, what: What) -> bool:
+    """Whether all its values lie between 0 and 1, as those of an accuracy do."""
+    about = (what.suite, what.relation, what.metric)
+    rows = [row for cell in material.cells for row in cell.rows]
+    found = [row for row in rows if (row.suite, row.relation, row.metric) == about]
+    bounds = [bound for row in found for bound in (row.value, row.low, row.high)]
+    return all(bound is None or 0 <= bound <= 1 for bound in bounds)
+
+
+def _over_epochs(
+    material: Material, known: Sequence[Group], whats: Sequence[What], *, y: Axis
 ) -> list[Picture]:
-    """The loss over phase-1 epochs: on the way, and at the ends of separate schedules."""
-    axes = (Axis("epochs of phase 1", whole=True), Axis("nats per token"))
+    """Values over phase-1 epochs: on the way, and at the ends of separate schedules."""
+    axes = (Axis("epochs of phase 1", whole=True), y)
+    suite = whats[0].suite
     pictures = []
     for place, group in enumerate(on_the_way(material)):
         lines = _lines(whats, [(epoch, group, stage) for epoch, stage in way_points(group)])
-        name, title = f"capability-{place + 1}", way_title(group, on_the_way(material))
-        pictures.append(lines_picture(name, title, lines, x=axes[0], y=axes[1]))
+        name, title = f"{suite}-{place + 1}", way_title(group, on_the_way(material))
+        if lines:
+            pictures.append(lines_picture(name, title, lines, x=axes[0], y=axes[1]))
     ways: dict[str, list[tuple[int, Group, Stage]]] = {}
     groups = [group for group in material.groups if group.first.memorize is not None]
     fixed = shared_axes(groups, _last)
@@ -202,15 +228,16 @@ def _loss_pictures(
             title = "At the end of phase 1, separate schedules"
             title += f" ({name})" if name else ""
             pictures.append(
-                lines_picture(f"capability-ends-{place + 1}", title, lines, x=axes[0], y=axes[1])
+                lines_picture(f"{suite}-ends-{place + 1}", title, lines, x=axes[0], y=axes[1])
             )
     if pictures:
         return pictures
     drawn = []
     for place, group in enumerate(shown(known)):
-        labelled = [(what.relation, what) for what in whats]
-        title = "Held-out text" if len(material.groups) == 1 else group.name
-        drawn.append(stages_picture(f"capability-{place + 1}", title, group, labelled, y=axes[1]))
+        labelled = [(_line_label(what), what) for what in whats]
+        own = "Benchmarks" if suite == HARNESS else "Held-out text"
+        title = own if len(material.groups) == 1 else group.name
+        drawn.append(stages_picture(f"{suite}-{place + 1}", title, group, labelled, y=axes[1]))
     return [picture for picture in drawn if picture is not None]
 
 
@@ -224,5 +251,9 @@ def _lines(whats: Iterable[What], places: Sequence[tuple[int, Group, Stage]]) ->
         found = [(epoch, estimate(group, stage, what)) for epoch, group, stage in places]
         points = tuple(point(epoch, one) for epoch, one in found if one is not None)
         if points:
-            lines.append(Line(what.relation, points))
+            lines.append(Line(_line_label(what), points))
     return lines[:MOST_LINES]
+
+
+def _line_label(what: What) -> str:
+    return f"{what.relation}, {what.metric}" if what.suite == HARNESS else what.relation

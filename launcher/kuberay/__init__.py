@@ -1,0 +1,1 @@
+"""Kubernetes: what a run is there, as manifests that KubeRay's operator takes."""

@@ -1,0 +1,313 @@
+"""Hostile specs and profiles are refused in one line, or rendered as text that does nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kuberay_helpers import FABRICS, FULL, MICRO
+from kuberay_schema import BY_HAND, as_pod, changed, check_as_kubernetes_does, faults, places
+
+from launcher import cli
+from launcher.kuberay.render import ENTRYPOINT, render
+from launcher.kuberay.rules import broken_rules, pod_templates
+from rotescale.errors import SpecError
+from rotescale.launch_spec import LaunchSpec
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import parse_spec, read_fields
+
+SECRETS = {
+    "HF_TOKEN": "hf_QmVyR2hhaW5UaGVXb3JsZElzTm90",
+    "AWS_ACCESS_KEY_ID": "AKIAQX3EXAMPLE7PLMNB",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIK7MDENGbPxRfiCYzzzz",
+    "RAY_AUTH_TOKEN": "c29tZS10b2tlbi1vZi1SYXk",
+    "RAY_CLUSTER_TOKEN": "YW5vdGhlci10b2tlbi1vZi1SYXk",
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+}
+"""In the environment of whoever renders: none of it may come out."""
+
+TOKENS = [
+    *(SECRETS["HF_TOKEN"], SECRETS["AWS_ACCESS_KEY_ID"]),
+    "ghp_R2l0SHViVG9rZW5UaGF0SXNMb25n",
+    "sk-proj-T3BlbkFJLWtleS1vZi1zb21lLWxlbmd0aA",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl",
+    "https://someone:Tr0ub4dor&3@registry.example.com/models",
+    "-----BEGIN RSA PRIVATE KEY-----",
+]
+"""Credentials where they do not belong; none of them may come out either."""
+
+HOSTILE: list[Any] = [
+    *(
+        "../../etc/passwd",
+        "/checkpoints/../../etc",
+        "/checkpoints/./x",
+        "//etc",
+        "/",
+        "~",
+        "~nobody-here",
+    ),
+    *("/checkpoints/..", "/etc/rotescale", "/dev/shm", "/proc/1/root", "file:///etc", "."),
+    *("s3://bucket/../other", "s3://user:pass@bucket/x", "gs://", "http://evil.example.com/x"),
+    *("$(id)", "`id`", "; id", "a && id", "a | sh", "$HOME", "${HOME}", "$(HF_TOKEN)", "$$(HOME)"),
+    *("> /tmp/x", "a\nb", "a\r\nb: c", "\n- evil", "a: b", "- a", "'", '"', "'; id; '", "\\", "*"),
+    *("--privileged", "-v", "a b", "\t", "\x00", "\x1b[2J", "\x85", "\u2028", "\ufeff", "%s"),
+    *("rotescаle", "ｒotescale", "rote\u200bscale", "\u202eevil", "rotescale．com", "１", "ß", "İ"),
+    *("a" * 64, "a" * 254, "x" * 100_000, "9" * 400, "-", "a-", ".a", "a..b", "A", "_", "", " "),
+    *("yes", "null", "1e5", "0x10", "2026-11-27", "image:latest", "image", "@sha256:0", "a:b:c"),
+    *(0, -1, 1, 2**31, 2**63, 10**30, 0.5, 1e308, float("inf"), float("nan"), True, None),
+    *([], {}, [[]], [1], {"a": "b"}, {"a": {"b": "c"}}, ["a", "a"], {"": ""}, {"$(id)": "`id`"}),
+    *({"kind": "hostPath"}, {"hostPath": {"path": "/"}}, {"privileged": True}, {"RAY_A": "x"}),
+]
+
+TEXTS = [value for value in HOSTILE if isinstance(value, str)]
+
+EXPERIMENT_CHANGES: list[dict[str, Any]] = [
+    {},
+    {"facts": {"source": "files", "paths": ["/models/a.csv"], "relations_file": "/models/r.yaml"}},
+    {"facts": {"source": "trex", "path": "/checkpoints/trex"}},
+    {"facts": {"source": "dataset", "dataset": "someone/facts", "revision": "main"}},
+    {"model": {"weights": {"kind": "folder", "path": "/models/a"}}},
+    {"model": {"weights": {"kind": "hub", "repository": "a/b", "revision": "main"}}},
+]
+
+
+def put(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy of the document with the value at ``path``."""
+    return changed(document, path, lambda parent, key: parent.__setitem__(key, value))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """An experiment and a place, with hostile values in some fields, and the tokens among them."""
+    spec = {**read_fields(MICRO), **draw(st.sampled_from(EXPERIMENT_CHANGES))}
+    launch = put(FULL, ("kuberay", "fabric"), draw(st.sampled_from(list(FABRICS.values()))))
+    values = st.one_of(
+        st.sampled_from(HOSTILE),
+        st.sampled_from(TOKENS),
+        st.text(max_size=80),
+        st.integers(),
+        st.dictionaries(st.text(max_size=12), st.text(max_size=12), max_size=3),
+    )
+    told = []
+    for _ in range(draw(st.integers(0, 3))):
+        # Where any text is right, so that not all cases are refused.
+        text = draw(st.one_of(st.sampled_from(TEXTS), st.text(max_size=80)))
+        match draw(st.sampled_from(["variable", "template", "path"])):
+            case "variable":
+                launch = put(launch, ("kuberay", "environment", "PRICE"), text)
+            case "template":
+                spec = put(spec, ("model",), {**spec["model"], "key_tokens": {"template": text}})
+            case "path":
+                spec = put(spec, ("facts",), {"source": "files", "paths": [f"/models/{text}.csv"]})
+    for _ in range(draw(st.integers(0, 3))):
+        value = draw(values)
+        told += [token for token in TOKENS if value == token]
+        if draw(st.integers(0, 3)):
+            path = draw(st.sampled_from(list(places(launch))))
+            launch = put(launch, path, value)
+        else:
+            path = draw(st.sampled_from(list(places(spec))))
+            spec = put(spec, path, value)
+    return spec, launch, told
+
+
+def run(folder: Path, spec: Any, launch: Any) -> tuple[int, str, str]:
+    """``rotescale-launch render`` on these files: exit code, output, errors."""
+    paths = [folder / "spec.yaml", folder / "place.yaml"]
+    for path, content in zip(paths, (spec, launch), strict=True):
+        text = content if isinstance(content, str) else yaml.safe_dump(content, allow_unicode=True)
+        path.write_text(text, encoding="utf-8")
+    arguments = ["rotescale-launch", "render", str(paths[0]), "--on", str(paths[1])]
+    output, errors = io.StringIO(), io.StringIO()
+    with (
+        patch.object(sys, "argv", arguments),
+        patch.dict("os.environ", SECRETS),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+        pytest.raises(SystemExit) as stopped,
+    ):
+        cli.main()
+    return int(stopped.value.code or 0), output.getvalue(), errors.getvalue()
+
+
+def expanded(text: str) -> str:
+    """A variable's value as Kubernetes makes it: $(NAME) is another's value, $$ a dollar."""
+    return re.sub(r"\$\$|\$\([^)]*\)", lambda m: "$" if m[0] == "$$" else "(expanded)", text)
+
+
+def require_inert(printed: str, launch: dict[str, Any]) -> None:
+    """What was rendered is legal, and what was hostile is only text in places for text."""
+    manifests = list(yaml.safe_load_all(printed))
+    assert list(broken_rules(manifests)) == []
+    config_map, ray_job = manifests
+    assert faults(BY_HAND, ray_job) == []
+    assert ray_job["spec"]["entrypoint"] == ENTRYPOINT
+    expected = {"ray-head", "ray-worker", "tcpxo-daemon"}
+    plain = {one["name"]: str(one["value"]) for one in asked_for(launch)}
+    check_as_kubernetes_does(config_map)
+    for _, template in pod_templates(ray_job):
+        check_as_kubernetes_does(as_pod(template))
+        for container in template["spec"]["containers"]:
+            assert container["name"] in expected
+            assert set(commands(container)) <= COMMANDS
+            values = {one["name"]: one.get("value") for one in container["env"]}
+            for name in plain.keys() & values.keys():
+                assert expanded(values[name]) == plain[name]
+    for name in (ray_job["metadata"]["name"], ray_job["metadata"]["namespace"]):
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name, re.ASCII)
+
+
+def asked_for(launch: dict[str, Any]) -> list[dict[str, Any]]:
+    variables = launch["kuberay"].get("environment", {})
+    return [{"name": name, "value": value} for name, value in variables.items()]
+
+
+def commands(container: dict[str, Any]) -> list[str]:
+    hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+    words = [*container.get("command", []), *container.get("args", []), *hook]
+    return [word for word in words if not word.isdecimal()]
+
+
+def known_commands() -> set[str]:
+    """Every word of a command in the jobs of all fabrics, none of which is a spec's."""
+    found = set()
+    for fabric in FABRICS.values():
+        launch = parse_spec(LaunchSpec, put(FULL, ("kuberay", "fabric"), fabric), where="x")
+        spec = parse_spec(ExperimentSpec, read_fields(MICRO), where="x")
+        for _, template in pod_templates(render(spec, launch)[1]):
+            for container in template["spec"]["containers"]:
+                found |= set(commands(container))
+    return found
+
+
+COMMANDS = known_commands()
+
+
+def test_hostile_values_are_refused_or_do_nothing(tmp_path: Path) -> None:
+    outcomes: Counter[int] = Counter()
+
+    @settings(
+        max_examples=300,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases())
+    def hold(case: tuple[dict[str, Any], dict[str, Any], list[str]]) -> None:
+        spec, launch, tokens = case
+        code, printed, told = run(tmp_path, spec, launch)
+        outcomes[code] += 1
+        for secret in (*SECRETS.values(), *tokens):
+            assert secret not in printed
+            assert secret not in told
+        if code == 0:
+            require_inert(printed, launch)
+        else:
+            assert printed == ""
+            assert told.startswith("error: ")
+            assert len(told) < 20_000
+
+    hold()
+    # A generator of refused cases alone would prove little.
+    assert set(outcomes) == {0, SpecError.exit_code}
+    assert sum(outcomes.values()) >= 200
+    assert min(outcomes.values()) >= 20
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: !!python/object/apply:os.system [id]\n", "a spec has no tags"),
+        ("name: !!timestamp x\n", "a spec has no tags"),
+        ("!evil {}\n", "a spec has no tags"),
+        ("name: a\nname: b\n", "'name' stands twice"),
+        (f"kuberay: {'[' * 500_000}{']' * 500_000}\n", "nested too deeply"),
+        (f"kuberay:\n{'- ' * 400_000}\n", "nested too deeply"),
+        ("num_workers: " + "9" * 5000 + "\n", "integer string conversion"),
+        ("name: " + "x" * (1 << 20) + "\n", "a spec has at most 1048576"),
+        ("a: &a [x, x]\nname: &b [*a, *a]\n", "name: Input should be a valid string"),
+        ("name: &a [*a]\n", "name: Input should be a valid string"),
+        ("name: 2026-99-99\n", "not valid YAML"),
+        ('name: "\\ud800"\n', "half of a surrogate pair is no character"),
+        ("name: \x07\n", "not valid YAML"),
+        ("? [a]\n: b\n", "cannot be a key"),
+        ("- a\n", "a spec is a mapping"),
+        ("", "a spec is a mapping"),
+    ],
+)
+def test_hostile_yaml(text: str, words: str, tmp_path: Path) -> None:
+    code, printed, told = run(tmp_path, read_fields(MICRO), text)
+    assert (code, printed) == (SpecError.exit_code, "")
+    assert words in told
+    assert len(told) < 2000
+
+
+def test_aliases_that_would_fill_the_memory(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    code, _, told = run(tmp_path, read_fields(MICRO), "\n".join([*lines, "name: *a11", ""]))
+    assert code == SpecError.exit_code
+    assert len(told) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("namespace", "rotescаle", "kuberay.namespace"),
+        ("namespace", "../kube-system", "kuberay.namespace"),
+        ("image", "evil.example.com/x:1\n", "kuberay.image"),
+        ("image", "rotescale", "pin it by a tag other than latest"),
+        ("image", "rotescale:latest", "pin it by a tag other than latest"),
+        ("environment", {"HF_TOKEN": "x"}, "put it into a secret of the namespace"),
+        ("environment", {"A": SECRETS["HF_TOKEN"]}, "put it into a secret of the namespace"),
+        ("environment", {"RAY_ADDRESS": "x"}, "RAY_ADDRESS is set by Ray"),
+        ("environment", {"RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE is set by Ray"),
+        ("environment", {"LD_PRELOAD": "/checkpoints/x.so"}, "LD_PRELOAD is set by"),
+        ("environment", {"A=B": "x"}, "kuberay.environment"),
+        ("environment", {"A": "a\nb"}, "kuberay.environment"),
+        ("secrets", {"HF_TOKEN": "hunter2"}, "kuberay.secrets.HF_TOKEN"),
+        ("secrets", {"HF_TOKEN": {"secret": "Hunter2!", "key": "k"}}, "kuberay.secrets"),
+        ("volumes", [{"claim": "c", "path": "/etc/rotescale/x"}], "is the container's own"),
+        ("volumes", [{"claim": "c", "path": "/checkpoints/../etc"}], "kuberay.volumes.0.path"),
+        ("volumes", [{"claim": "c", "path": "/dev/shm"}], "/dev is the container's own"),
+        ("grace_seconds", 10**9, "kuberay.grace_seconds"),
+        ("retries", 10**30, "kuberay.retries"),
+        ("deadline_seconds", 2**31, "kuberay.deadline_seconds"),
+        ("ray_version", "2.51.0", "no token authentication"),
+        ("token", "hunter2", "kuberay.token: unknown key"),
+    ],
+)
+def test_what_is_refused_says_which_field(
+    field: str, value: Any, words: str, tmp_path: Path
+) -> None:
+    launch = put(FULL, ("kuberay", field), value)
+    code, printed, told = run(tmp_path, read_fields(MICRO), launch)
+    assert (code, printed) == (SpecError.exit_code, "")
+    assert words in told
+    for secret in ("hunter2", "Hunter2!", SECRETS["HF_TOKEN"]):
+        assert secret not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("$$", "$"),
+        ("$A", "$A"),
+        ("$(A)", "(expanded)"),
+        ("$$(A)", "$(A)"),
+        ("$$$(A)", "$(expanded)"),
+    ],
+)
+def test_the_expansion_is_as_kubernetes_does_it(text: str, meant: str) -> None:
+    assert expanded(text) == meant
