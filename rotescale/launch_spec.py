@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from rotescale.hardware import NodeShape
 from rotescale.spec import Name, Part
 from rotescale.storage import storage_path
 
@@ -56,6 +57,10 @@ class LaunchSpec(Part):
     """CPU cores per worker; also its threads."""
     gpus_per_worker: Annotated[NonNegativeInt, Field(le=1)] = 0
     """GPUs per worker: 0 (gloo, on the CPU) or 1 (NCCL)."""
+    node: NodeShape | None = None
+    """What a node of the place offers, for plans: a known shape such as ``h100-8``, one with
+    changes, ``{like: h100-8, price_per_hour: 40}``, or all of its numbers. Default: unknown; for
+    workers on this machine's CPU a plan looks itself."""
     fork_workers: bool = True
     """Fork workers off a process per node that has imported torch, transformers and DeepSpeed, so
     that a new set of workers starts without importing them again. Else each imports them itself,

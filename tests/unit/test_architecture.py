@@ -18,6 +18,7 @@ LAYERS = [
     {"object_store"},
     {"tensors", "storage", "schedule", "faults"},
     {"spec", "ranges", "local_copy"},
+    {"hardware"},
     {"launch_spec", "spec_file", "facts"},
     {"run_dir"},
     {"records", "watchdog", "notices"},
@@ -44,6 +45,7 @@ TORCH_FREE = [
     *("rotescale.object_store", "rotescale.ranges", "rotescale.local_copy"),
     *("rotescale.errors", "rotescale.spec", "rotescale.launch_spec", "rotescale.run_dir"),
     *("rotescale.records", "rotescale.facts", "rotescale.planning.memory"),
+    *("rotescale.planning.place", "rotescale.hardware"),
     *("rotescale.checkpoint.manifest", "rotescale.cli", "launcher.cli"),
 ]
 HEAVY = (
