@@ -22,9 +22,10 @@ LAYERS = [
     {"launch_spec", "spec_file", "facts"},
     {"run_dir"},
     {"records", "watchdog", "notices"},
-    {"data", "model", "checkpoint", "engine.base", "planning"},
+    {"data", "model", "checkpoint", "engine.base"},
     {"engine.zero3", "engine.eager", "evaluation", "team", "phase_plan"},
     {"phase_data", "team_checkpoints"},
+    {"planning"},
     {"preparation"},
     {"persistence", "branching"},
     {"phases"},
@@ -44,8 +45,8 @@ LAUNCHER_MAY_IMPORT = {
 TORCH_FREE = [
     *("rotescale.object_store", "rotescale.ranges", "rotescale.local_copy"),
     *("rotescale.errors", "rotescale.spec", "rotescale.launch_spec", "rotescale.run_dir"),
-    *("rotescale.records", "rotescale.facts", "rotescale.planning.memory"),
-    *("rotescale.planning.place", "rotescale.hardware"),
+    *("rotescale.records", "rotescale.facts", "rotescale.planning.plan"),
+    *("rotescale.planning.workload", "rotescale.planning.place", "rotescale.hardware"),
     *("rotescale.checkpoint.manifest", "rotescale.cli", "launcher.cli"),
 ]
 HEAVY = (
