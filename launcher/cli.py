@@ -12,6 +12,7 @@ from rich.console import Console
 
 from launcher import local
 from launcher.job import JobRequest
+from launcher.plan_cli import plan
 from rotescale.checkpoint.manifest import is_published
 from rotescale.errors import SpecError, exit_with_error
 from rotescale.launch_spec import LaunchSpec
@@ -28,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(plan)
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="An experiment spec (YAML).")]
