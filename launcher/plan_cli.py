@@ -18,7 +18,7 @@ from rotescale.planning.advice import duration, gigabytes
 from rotescale.planning.architecture import architecture_of
 from rotescale.planning.place import node_of
 from rotescale.planning.plan import Plan, make_plan
-from rotescale.planning.timing import Range
+from rotescale.planning.rates import Range
 from rotescale.planning.workload import count_work
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec

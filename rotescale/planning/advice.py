@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rotescale.planning.footprint import Moment, Placement
-from rotescale.planning.timing import Range, Timing
+from rotescale.planning.footprint import Placement
+from rotescale.planning.moments import Moment
+from rotescale.planning.rates import Range
+from rotescale.planning.timing import Timing
 from rotescale.spec import ExperimentSpec
 
 _MOST_NODES = 512

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,6 @@ from rotescale.errors import SpecError
 from rotescale.spec import (
     FolderWeights,
     HubWeights,
-    LoraSpec,
-    ModelSpec,
     RandomWeights,
     Weights,
     WheelWeights,
@@ -48,7 +43,6 @@ _QWEN_TOKENS = 151_665
 _RANDOM_SPARE_ROWS, _RANDOM_ROUND_TO = 4, 16
 """As ``model.random_model`` pads the vocabulary of a random model."""
 _FAMILIES = ("llama", "phi3", "qwen2")
-_EMBEDDINGS = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,32 +85,6 @@ class Architecture:
         if num_tokens > rows:
             rows = -(-num_tokens // GROW_TO_MULTIPLE_OF) * GROW_TO_MULTIPLE_OF
         return replace(self, vocab_size=rows, num_tokens=num_tokens)
-
-
-@dataclass(frozen=True)
-class ParameterCount:
-    """How many parameters a model has that is trained as a spec wants."""
-
-    sizes: tuple[int, ...]
-    """Elements of each parameter, adapters included; tied ones once."""
-    trained_sizes: tuple[int, ...]
-    """Elements of each that has a master, two moments and a gradient."""
-    multiplied: int
-    """Those that each token of a row is multiplied with: all but embeddings and output matrix."""
-
-    @cached_property
-    def total(self) -> int:
-        """All parameters."""
-        return sum(self.sizes)
-
-    @cached_property
-    def trainable(self) -> int:
-        """Those that are trained."""
-        return sum(self.trained_sizes)
-
-    def below(self, threshold: int) -> int:
-        """Elements of the parameters that are smaller than ``threshold``."""
-        return sum(size for size in self.sizes if size < threshold)
 
 
 def read_architecture(raw: Mapping[str, Any], *, name: str) -> Architecture:
@@ -197,22 +165,6 @@ def parameter_shapes(architecture: Architecture) -> Shapes:
     return shapes
 
 
-def count_parameters(spec: ModelSpec, architecture: Architecture) -> ParameterCount:
-    """What of the model is trained, as the spec's ``frozen`` and ``lora`` want it."""
-    shapes = parameter_shapes(architecture)
-    if spec.lora is not None:
-        shapes, trained = _with_adapters(spec.lora, shapes)
-    else:
-        trained = shapes.keys() - _frozen(spec.frozen, shapes)
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    rows = sum(sizes.get(name, 0) for name in _EMBEDDINGS)
-    return ParameterCount(
-        sizes=tuple(sizes.values()),
-        trained_sizes=tuple(size for name, size in sizes.items() if name in trained),
-        multiplied=sum(sizes.values()) - rows,
-    )
-
-
 def _layer_shapes(architecture: Architecture) -> Shapes:
     hidden, inner = architecture.hidden_size, architecture.intermediate_size
     query, key = architecture.query_size, architecture.key_size
@@ -245,53 +197,6 @@ def _layer_shapes(architecture: Architecture) -> Shapes:
 def _linear(name: str, num_out: int, num_in: int, *, bias: bool) -> Shapes:
     shapes: Shapes = {f"{name}.weight": (num_out, num_in)}
     return shapes | {f"{name}.bias": (num_out,)} if bias else shapes
-
-
-def _frozen(patterns: Sequence[str], shapes: Shapes) -> set[str]:
-    found: set[str] = set()
-    for index, pattern in enumerate(patterns):
-        matched = {name for name in shapes if fnmatch.fnmatchcase(name, pattern)}
-        if not matched:
-            raise SpecError(
-                f"model.frozen.{index}: {pattern!r} matches no parameter; write a pattern such as "
-                "'*.mlp.*'"
-            )
-        found |= matched
-    if len(found) == len(shapes):
-        raise SpecError(
-            f"model.frozen: {list(patterns)} freezes all parameters, and nothing is left to "
-            "train; name fewer"
-        )
-    return found
-
-
-def _with_adapters(lora: LoraSpec, shapes: Shapes) -> tuple[Shapes, set[str]]:
-    """All parameters of the adapted model, and the names of those that are trained."""
-    embeddings = _EMBEDDINGS & shapes.keys()
-    matrices = {
-        name.removesuffix(".weight"): shape
-        for name, shape in shapes.items()
-        if len(shape) > 1 and name not in embeddings
-    }
-    chosen = set(matrices) if not lora.target_modules else set()
-    for index, target in enumerate(lora.target_modules):
-        matched = {
-            layer
-            for layer in matrices
-            if fnmatch.fnmatchcase(layer, target) or fnmatch.fnmatchcase(layer, f"*.{target}")
-        }
-        if not matched:
-            raise SpecError(
-                f"model.lora.target_modules.{index}: {target!r} matches no linear layer; name "
-                f"ends such as {sorted({layer.rpartition('.')[2] for layer in matrices})}"
-            )
-        chosen |= matched
-    adapters: Shapes = {}
-    for layer in chosen:
-        num_out, num_in = matrices[layer]
-        adapters |= {f"{layer}.lora_A": (lora.r, num_in), f"{layer}.lora_B": (num_out, lora.r)}
-    trained = set(adapters) | (embeddings if lora.train_embeddings else set())
-    return shapes | adapters, trained
 
 
 def _random(weights: RandomWeights) -> Architecture:

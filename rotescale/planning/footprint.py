@@ -7,13 +7,16 @@ from functools import cached_property
 
 from rotescale.hardware import NodeShape
 from rotescale.launch_spec import LaunchSpec
-from rotescale.planning.architecture import Architecture, ParameterCount
+from rotescale.planning.activations import layer_activation_bytes
+from rotescale.planning.architecture import Architecture
+from rotescale.planning.counting import ParameterCount
 from rotescale.planning.memory import (
     BYTES_PER_PARAMETER,
     MASTER_AND_MOMENTS_BYTES,
     evaluation_mode,
 )
-from rotescale.planning.workload import Workload
+from rotescale.planning.moments import HostMemory, Moment
+from rotescale.planning.workload import GENERATED_AT_ONCE, Workload
 from rotescale.spec import EvaluationMode, ExperimentSpec
 
 GIB = 1 << 30
@@ -29,58 +32,7 @@ CPU_PROCESS_BYTES = int(0.7 * GIB)
 NODE_BYTES = 2 * GIB
 """Ray, the fork server and the driver."""
 
-_GENERATED_AT_ONCE = 32
 _LOGITS_AT_ONCE = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """What lies in a worker's device memory at one moment, in bytes."""
-
-    weights: int
-    """The worker's part of the weights, in the precision of forward and backward."""
-    gradients: int
-    optimizer: int
-    """Master weights and both moments, fp32."""
-    gathered: int
-    """Whole layers, put together from all workers' parts; or a whole copy of the model."""
-    activations: int
-    logits: int
-    buffers: int
-    """Of reducing gradients, and of the update."""
-    system: int
-    """What CUDA, NCCL and the allocator take."""
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return sum(part for _, part in self.parts())
-
-    def parts(self) -> tuple[tuple[str, int], ...]:
-        """Name and bytes of each part."""
-        return tuple((name, getattr(self, name)) for name in self.__slots__)
-
-
-@dataclass(frozen=True, slots=True)
-class HostMemory:
-    """What lies in one node's host memory, in bytes, over all of its workers."""
-
-    processes: int
-    training: int
-    """What lies on the device where that is the CPU."""
-    offloaded: int
-    """Masters, moments and gradients that were spared the GPU."""
-    snapshot: int
-    """The copy that a checkpoint is written from."""
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return sum(part for _, part in self.parts())
-
-    def parts(self) -> tuple[tuple[str, int], ...]:
-        """Name and bytes of each part."""
-        return tuple((name, getattr(self, name)) for name in self.__slots__)
 
 
 @dataclass(frozen=True)
@@ -308,7 +260,7 @@ class Placement:
         gathered = state.gathered
         if self.evaluation_mode == "replicated" and not self._is_eager:
             gathered = precision * (self.count.total + max(self.count.sizes))
-        cached = _GENERATED_AT_ONCE * (asked.prompt_tokens + asked.max_new_tokens)
+        cached = GENERATED_AT_ONCE * (asked.prompt_tokens + asked.max_new_tokens)
         cache = 2 * precision * shape.num_layers * shape.key_size * cached
         wide = 4 * precision * shape.intermediate_size * round(asked.question_tokens)
         logits = precision * asked.option_tokens + 8 * min(asked.option_tokens, _LOGITS_AT_ONCE)
@@ -348,27 +300,3 @@ class Placement:
         if not self.on_gpu:
             return moment
         return replace(moment, system=CONTEXT_BYTES + int(FRAGMENTED_SHARE * moment.total))
-
-
-def layer_activation_bytes(
-    shape: Architecture, tokens: int, *, precision: int, attention: str
-) -> int:
-    """What autograd keeps of one decoder layer for a row of ``tokens``, in bytes.
-
-    Counted as "Reducing Activation Recomputation in Large Transformer Models" (Korthikanti et al.,
-    2022) counts, for RMSNorm in fp32, rotary attention and a gated MLP without dropout, as
-    transformers writes them; a test compares with what autograd keeps. Two norms: their input in
-    fp32, normalised and scaled. Attention: queries, keys and values by query heads, the output
-    twice, the log-sum-exp; the mask that keeps packed examples apart, or, in eager attention, the
-    softmax of all scores in fp32 and in the model's precision. MLP: gate and up, the activation
-    and the product.
-    """
-    norms = 2 * (4 + 2 * precision) * shape.hidden_size
-    heads = 5 * precision * shape.query_size + 4 * shape.num_heads
-    mlp = 4 * precision * shape.intermediate_size
-    squared = 0
-    if attention == "eager":
-        squared = shape.num_heads * (4 + (precision if precision != 4 else 0))
-    elif attention == "sdpa":
-        squared = precision
-    return tokens * (norms + heads + mlp) + tokens**2 * squared

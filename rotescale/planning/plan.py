@@ -9,13 +9,15 @@ from typing import Any
 from rotescale.hardware import NodeShape
 from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.advice import Remedy, notes, reasons, remedies, smallest_workers
-from rotescale.planning.architecture import Architecture, count_parameters
-from rotescale.planning.footprint import HostMemory, Moment, Placement
+from rotescale.planning.architecture import Architecture
+from rotescale.planning.counting import count_parameters
+from rotescale.planning.footprint import Placement
+from rotescale.planning.moments import HostMemory, Moment
+from rotescale.planning.rates import Range
 from rotescale.planning.timing import (
     FULL_BYTES,
     WEIGHTS_BYTES,
     PhaseTime,
-    Range,
     Timing,
     disk_bytes,
     flops,

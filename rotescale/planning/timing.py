@@ -3,67 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from rotescale.planning.footprint import Placement
-from rotescale.planning.workload import PhaseWork
+from rotescale.planning.rates import (
+    CALL_SECONDS,
+    COMPUTE,
+    CPU_CALL_SECONDS,
+    CPU_COMPUTE,
+    DOWNLOAD_BYTES_PER_SECOND,
+    LAYER_SECONDS,
+    LOCAL_START_SECONDS,
+    MEMORY,
+    NETWORK,
+    NONE,
+    QUESTION_SECONDS,
+    START_SECONDS,
+    STORAGE,
+    TO_HOST_BYTES_PER_SECOND,
+    UPDATED_PER_SECOND,
+    Range,
+    bytes_per_second,
+    seconds_at,
+    total_of,
+)
+from rotescale.planning.workload import GENERATED_AT_ONCE, PhaseWork
 from rotescale.spec import HubWeights, WheelWeights
 
 FULL_BYTES = 12
 """Of a parameter in a full checkpoint: fp32 master and two moments."""
 WEIGHTS_BYTES = 4
 """Of a parameter in a checkpoint of weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Seconds, or a currency: from what may be hoped for to what should be reckoned with."""
-
-    low: float
-    high: float
-
-    def __add__(self, other: Range) -> Range:
-        return Range(self.low + other.low, self.high + other.high)
-
-    def __mul__(self, factor: float) -> Range:
-        return Range(self.low * factor, self.high * factor)
-
-    @property
-    def middle(self) -> float:
-        """Halfway."""
-        return (self.low + self.high) / 2
-
-
-NONE = Range(0.0, 0.0)
-
-# What is reached of a vendor's rate, at best and where it goes badly: guesses, but for the CPU's.
-_COMPUTE = (0.6, 0.25)
-_CPU_COMPUTE = (0.85, 0.45)
-_MEMORY = (0.85, 0.5)
-_NETWORK = (0.85, 0.45)
-_STORAGE = (0.9, 0.35)
-
-_LAYER_SECONDS = Range(0.001, 0.004)
-"""Of one layer's forward and backward: Python, launches of kernels, ZeRO's hooks; a guess."""
-_CALL_SECONDS = Range(2e-5, 1e-4)
-"""Of one collective, whatever its size, by NCCL; a guess."""
-_CPU_CALL_SECONDS = Range(2e-4, 1e-3)
-"""By gloo."""
-_QUESTION_SECONDS = Range(0.005, 0.02)
-"""Of the tokenizer and the tree of one question."""
-_START_SECONDS = Range(60.0, 300.0)
-"""Ray, imports, NCCL and the engine on a cluster, once; a guess."""
-_LOCAL_START_SECONDS = Range(25.0, 90.0)
-"""The same on one machine's CPU, as seen."""
-_DOWNLOAD_BYTES_PER_SECOND = 1e8
-"""Of a model that is in no cache yet; in the best case it is."""
-_UPDATED_PER_SECOND = (7.5e8, 4.0e8)
-"""Parameters that AdamW updates on one core; seen with one thread."""
-_TO_HOST_BYTES_PER_SECOND = 2.0e10
-"""Between a GPU and its host; a guess."""
-_GENERATED_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +100,8 @@ class Timing:
         return {
             "start-up": self._start(),
             "loading": self._loading(),
-            "training": _sum(phase.steps for phase in self.phases),
-            "waiting for saves": _sum(phase.saving for phase in self.phases),
+            "training": total_of(phase.steps for phase in self.phases),
+            "waiting for saves": total_of(phase.saving for phase in self.phases),
             "evaluation": self.one_evaluation() * self.place.work.measurements,
             "export": self._exporting(),
         }
@@ -138,7 +109,7 @@ class Timing:
     @property
     def total(self) -> Range:
         """The whole run."""
-        return _sum(self.parts.values())
+        return total_of(self.parts.values())
 
     def cost(self) -> Range | None:
         """Of all nodes for that long; None where the node has no price."""
@@ -164,9 +135,9 @@ class Timing:
         questions = math.ceil(asked.num_questions / place.num_workers)
         predicted = min(asked.option_tokens, asked.question_tokens)
         one = self._forward(asked.question_tokens, logits=predicted) + gather
-        total = (one + _QUESTION_SECONDS) * questions
+        total = (one + QUESTION_SECONDS) * questions
         generated = math.ceil(asked.num_generated / place.num_workers)
-        batches, at_once = math.ceil(generated / _GENERATED_AT_ONCE), _GENERATED_AT_ONCE
+        batches, at_once = math.ceil(generated / GENERATED_AT_ONCE), GENERATED_AT_ONCE
         token = self._forward(min(at_once, generated), logits=min(at_once, generated)) + gather
         total += token * (batches * asked.max_new_tokens)
         # Without sharding each worker first puts a copy together.
@@ -213,7 +184,7 @@ class Timing:
         flops += again * place.count.multiplied * share
         moved = (4 + again // 2) * place.precision_bytes * place.count.total * passes
         layers = place.architecture.num_layers * passes
-        return self._at_rates(flops, moved) + _LAYER_SECONDS * layers
+        return self._at_rates(flops, moved) + LAYER_SECONDS * layers
 
     def _forward(self, tokens: float, *, logits: float) -> Range:
         """One forward pass: 2 operations per parameter and token, 2 per logit and dimension."""
@@ -223,7 +194,7 @@ class Timing:
             shape.vocab_size * logits
         )
         moved = place.precision_bytes * place.count.total
-        return self._at_rates(flops, moved) + _LAYER_SECONDS * (shape.num_layers / 3)
+        return self._at_rates(flops, moved) + LAYER_SECONDS * (shape.num_layers / 3)
 
     def _at_rates(self, flops: float, moved: float) -> Range:
         """Seconds for so many operations while so many bytes pass through the memory."""
@@ -232,9 +203,12 @@ class Timing:
             cores = min(place.launch.cpus_per_worker, node.cpus / place.workers_per_node)
             # bf16 on CPUs that have no instructions for it was seen to be 15 to 40 times slower.
             slower = 25.0 if place.spec.engine.precision == "bf16" else 1.0
-            return _at(flops * slower, node.cpu_flops * max(cores, 0.1), _CPU_COMPUTE)
+            return seconds_at(flops * slower, node.cpu_flops * max(cores, 0.1), CPU_COMPUTE)
         peak = node.gpu_flops_bf16 if place.precision_bytes == 2 else node.gpu_flops_fp32
-        computed, read = _at(flops, peak, _COMPUTE), _at(moved, node.gpu_memory_bandwidth, _MEMORY)
+        computed, read = (
+            seconds_at(flops, peak, COMPUTE),
+            seconds_at(moved, node.gpu_memory_bandwidth, MEMORY),
+        )
         return Range(max(computed.low, read.low), max(computed.high, read.high))
 
     def _exchanging(self, passes: int) -> Range:
@@ -267,7 +241,7 @@ class Timing:
 
     @property
     def _call_seconds(self) -> Range:
-        return _CALL_SECONDS if self.place.on_gpu else _CPU_CALL_SECONDS
+        return CALL_SECONDS if self.place.on_gpu else CPU_CALL_SECONDS
 
     def _moving(self, num_bytes: float) -> Range:
         """A ring's gather, or reduction, of that much on every worker.
@@ -278,8 +252,8 @@ class Timing:
         here = place.workers_per_node
         within = num_bytes * (place.num_workers - 1) / place.num_workers if here > 1 else 0.0
         between = num_bytes * (place.num_nodes - 1) / place.num_nodes
-        a = _at(within, _bytes(node.intranode_gbit), _NETWORK)
-        b = _at(between, _bytes(node.interconnect_gbit), _NETWORK)
+        a = seconds_at(within, bytes_per_second(node.intranode_gbit), NETWORK)
+        b = seconds_at(between, bytes_per_second(node.interconnect_gbit), NETWORK)
         return Range(max(a.low, b.low), max(a.high, b.high))
 
     def _updating(self) -> Range:
@@ -288,13 +262,13 @@ class Timing:
         part = place.count.trainable / place.num_workers
         if place.on_gpu and not place.offloaded:
             moved = part * (2 * FULL_BYTES + 2 * place.gradient_bytes + place.precision_bytes)
-            return _at(moved, place.node.gpu_memory_bandwidth, _MEMORY)
+            return seconds_at(moved, place.node.gpu_memory_bandwidth, MEMORY)
         cores = max(place.launch.cpus_per_worker, 0.1)
-        best, worst = (part / (rate * cores) for rate in _UPDATED_PER_SECOND)
+        best, worst = (part / (rate * cores) for rate in UPDATED_PER_SECOND)
         across = 0.0
         if place.offloaded:
             moved = place.gradient_bytes + place.precision_bytes
-            across = part * moved / _TO_HOST_BYTES_PER_SECOND
+            across = part * moved / TO_HOST_BYTES_PER_SECOND
         return Range(best + across, worst + 2 * across)
 
     def _balanced_tokens(self, phase: PhaseWork) -> int:
@@ -307,10 +281,10 @@ class Timing:
     def _start(self) -> Range:
         """Until workers can load: Ray, imports, and the model where it must be fetched first."""
         place = self.place
-        start = _LOCAL_START_SECONDS if place.launch.place == "local" else _START_SECONDS
+        start = LOCAL_START_SECONDS if place.launch.place == "local" else START_SECONDS
         fetched = 0.0
         if isinstance(place.spec.model.weights, HubWeights | WheelWeights):
-            fetched = 2 * place.count.total / _DOWNLOAD_BYTES_PER_SECOND
+            fetched = 2 * place.count.total / DOWNLOAD_BYTES_PER_SECOND
         return start + Range(0.0, fetched)
 
     def _loading(self) -> Range:
@@ -331,8 +305,8 @@ class Timing:
 
     def _storing(self, num_bytes: float) -> Range:
         """Reading or writing that much, dealt to all nodes."""
-        rate = _bytes(self.place.node.storage_gbit) * self.place.num_nodes
-        return _at(num_bytes, rate, _STORAGE)
+        rate = bytes_per_second(self.place.node.storage_gbit) * self.place.num_nodes
+        return seconds_at(num_bytes, rate, STORAGE)
 
 
 def disk_bytes(place: Placement) -> int:
@@ -366,21 +340,4 @@ def flops(place: Placement) -> float:
         targets = phase.epochs * phase.targets_per_epoch
         total += flops_per_token(place) * phase.tokens
         total += 6 * shape.hidden_size * shape.vocab_size * targets
-    return total
-
-
-def _bytes(gbit: float) -> float:
-    return gbit * 1e9 / 8
-
-
-def _at(amount: float, rate: float, reached: tuple[float, float]) -> Range:
-    """Seconds for an amount at a rate that is reached in part."""
-    best, worst = reached
-    return Range(amount / (rate * best), amount / (rate * worst))
-
-
-def _sum(ranges: Iterable[Range]) -> Range:
-    total = NONE
-    for one in ranges:
-        total = total + one
     return total

@@ -20,6 +20,8 @@ BYTES_PER_TOKEN = 3.0
 to a token, in five languages."""
 BYTES_PER_OPTION_TOKEN = 4.0
 """Of objects alone: 3.3 to 6 bytes."""
+GENERATED_AT_ONCE = 32
+"""Answers that an evaluation generates in one batch."""
 CHAT_TOKENS = 40
 """What a chat template puts around a prompt, its default system message included."""
 

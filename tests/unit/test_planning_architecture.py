@@ -18,11 +18,11 @@ from rotescale.planning.architecture import (
     PUBLISHED,
     Architecture,
     architecture_of,
-    count_parameters,
     parameter_shapes,
     published,
     read_architecture,
 )
+from rotescale.planning.counting import count_parameters
 from rotescale.spec import HubWeights, ModelSpec, RandomWeights, WheelWeights
 
 # Parameters on the models' pages on the Hugging Face hub, which count their safetensors files; of

@@ -17,12 +17,13 @@ from rotescale.checkpoint.writer import publish, write_rank_file
 from rotescale.engine.base import Row, row_loss
 from rotescale.model.build import build_model
 from rotescale.model.random_model import reduced_config
+from rotescale.planning.activations import layer_activation_bytes
 from rotescale.planning.architecture import (
     architecture_of,
-    count_parameters,
     parameter_shapes,
 )
-from rotescale.planning.footprint import Placement, layer_activation_bytes
+from rotescale.planning.counting import count_parameters
+from rotescale.planning.footprint import Placement
 from rotescale.run_dir import CheckpointKind
 from rotescale.spec import ModelSpec, RandomWeights
 from rotescale.tensors import PARTS, TensorSlice, partition

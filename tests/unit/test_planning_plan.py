@@ -10,7 +10,7 @@ from planning_helpers import CONFIGS, EXPERIMENTS, HUB_EXPERIMENTS, cpus, gpus, 
 
 from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.advice import duration, gigabytes
-from rotescale.planning.timing import Range
+from rotescale.planning.rates import Range
 from rotescale.spec_file import load_spec
 
 LARGE = "llama-3.1-70b"
