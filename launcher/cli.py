@@ -14,6 +14,7 @@ from rich.console import Console
 from launcher import local, plain_yaml, ray_jobs
 from launcher.job import JobRequest
 from launcher.kuberay import render as kuberay
+from launcher.plan_cli import plan
 from rotescale.checkpoint.manifest import is_published
 from rotescale.errors import SpecError, exit_with_error
 from rotescale.launch_spec import LaunchSpec
@@ -30,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(plan)
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="An experiment spec (YAML).")]

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from rotescale.errors import SpecError
+from rotescale.hardware import NodeShape
 from rotescale.kuberay_spec import KubeRaySpec, PlainText, VariableName
 from rotescale.object_store import RemotePath
 from rotescale.spec import CONFIDENTIAL, Name, Part
@@ -93,6 +94,10 @@ class LaunchSpec(Part):
     """CPU cores per worker; also its threads."""
     gpus_per_worker: Annotated[NonNegativeInt, Field(le=1)] = 0
     """GPUs per worker: 0 (gloo, on the CPU) or 1 (NCCL)."""
+    node: NodeShape | None = None
+    """What a node of the place offers, for plans: a known shape such as ``h100-8``, one with
+    changes, ``{like: h100-8, price_per_hour: 40}``, or all of its numbers. Default: unknown; for
+    workers on this machine's CPU a plan looks itself."""
     fork_workers: bool = True
     """Fork workers off a process per node that has imported torch, transformers and DeepSpeed, so
     that a new set of workers starts without importing them again. Else each imports them itself,

@@ -19,13 +19,15 @@ LAYERS = [
     {"object_store"},
     {"tensors", "storage", "schedule", "faults"},
     {"spec", "ranges", "local_copy"},
+    {"hardware"},
     {"kuberay_spec", "spec_file", "facts"},
     {"launch_spec"},
     {"run_dir"},
     {"records", "watchdog", "notices"},
-    {"data", "model", "checkpoint", "engine.base", "engine.frozen_rows", "planning"},
+    {"data", "model", "checkpoint", "engine.base", "engine.frozen_rows"},
     {"engine.zero3", "engine.eager", "evaluation", "team", "phase_plan"},
     {"phase_data", "team_checkpoints"},
+    {"planning"},
     {"preparation"},
     {"persistence", "branching"},
     {"phases"},
@@ -45,7 +47,8 @@ LAUNCHER_MAY_IMPORT = {
 TORCH_FREE = [
     *("rotescale.object_store", "rotescale.ranges", "rotescale.local_copy"),
     *("rotescale.errors", "rotescale.spec", "rotescale.launch_spec", "rotescale.run_dir"),
-    *("rotescale.records", "rotescale.facts", "rotescale.planning.memory"),
+    *("rotescale.records", "rotescale.facts", "rotescale.planning.plan"),
+    *("rotescale.planning.workload", "rotescale.planning.place", "rotescale.hardware"),
     *("rotescale.checkpoint.manifest", "rotescale.cli", "launcher.cli"),
 ]
 HEAVY = (

@@ -1,0 +1,268 @@
+"""What to say about a placement: why it does not fit, what helps, and what is worth knowing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rotescale.planning.footprint import Placement
+from rotescale.planning.moments import Moment
+from rotescale.planning.rates import Range
+from rotescale.planning.timing import Timing
+from rotescale.spec import ExperimentSpec
+
+_MOST_NODES = 512
+_FEWER_GATHERED = 100_000_000
+_FEWER_ROW_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A field that could be set to fit on less."""
+
+    setting: str
+    """As ``--set`` takes it."""
+    device_peak: int
+    """What a worker's device would hold at most on as many workers, in bytes."""
+    lacks: tuple[str, ...]
+    """What there would be too little of on as many: nothing, or ``GPU``, ``host memory`` and
+    ``nodes``."""
+    smallest: int | None
+    """The smallest number of workers that it would fit on."""
+    changes_results: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether it would fit on as many workers."""
+        return not self.lacks
+
+
+def gigabytes(num_bytes: float) -> str:
+    """``35.3 GB``: 10^9 bytes."""
+    if num_bytes >= 1e12:
+        return f"{num_bytes / 1e12:.2f} TB"
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 5e7 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def duration(seconds: Range) -> str:
+    """``12 to 40 min``, in the unit that suits the longer one."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds.high >= 2 * size:
+            return f"{_short(seconds.low / size)} to {_short(seconds.high / size)} {unit}"
+    return f"{_short(seconds.low)} to {_short(seconds.high)} s"
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.1f}"
+
+
+def smallest_workers(place: Placement) -> int | None:
+    """The smallest number of workers that the experiment fits on; None: none that is tried."""
+    return next((number for number in _numbers(place) if not _lacks(place.on(number))), None)
+
+
+def _numbers(place: Placement) -> Iterator[int]:
+    """One by one on the first node, then whole nodes."""
+    if place.spec.engine.kind == "eager":
+        yield 1
+        return
+    yield from range(1, place.room + 1)
+    if place.launch.place != "local":
+        yield from (place.room * nodes for nodes in range(2, _MOST_NODES + 1))
+
+
+def _lacks(place: Placement) -> tuple[str, ...]:
+    """What there is too little of."""
+    short = {
+        "nodes": _lacks_nodes(place),
+        "GPU": place.device_excess > 0,
+        "host memory": place.host_excess > 0,
+    }
+    return tuple(name for name, lacking in short.items() if lacking)
+
+
+def _lacks_nodes(place: Placement) -> bool:
+    return place.launch.place == "local" and place.num_nodes > 1
+
+
+def remedies(place: Placement) -> tuple[Remedy, ...]:
+    """What could be turned on to fit on less, each alone and at last all that change no result."""
+    found: list[Remedy] = []
+    together: dict[str, Any] = {}
+    for field, value, changes in _settings(place):
+        changed = _with(place, {field: value})
+        if changed.device_peak >= place.device_peak and place.host_excess <= changed.host_excess:
+            continue
+        found.append(_remedy(changed, {field: value}, changes=changes))
+        if not changes:
+            together[field] = value
+    if len(together) > 1:
+        found.append(_remedy(_with(place, together), together, changes=False))
+    return tuple(found)
+
+
+def _settings(place: Placement) -> Iterator[tuple[str, Any, bool]]:
+    """Field, value, and whether it changes results: where it is not set like that already."""
+    spec = place.spec
+    if not spec.model.activation_checkpointing:
+        yield "model.activation_checkpointing", True, False
+    if spec.engine.kind == "zero3":
+        if spec.engine.gathered_parameters > _FEWER_GATHERED:
+            yield "engine.gathered_parameters", _FEWER_GATHERED, False
+        if place.on_gpu and spec.engine.offload_optimizer == "none":
+            yield "engine.offload_optimizer", "cpu", False
+    if place.row_tokens > _FEWER_ROW_TOKENS:
+        yield "engine.row_tokens", _FEWER_ROW_TOKENS, False
+    if spec.engine.precision == "bf16" and spec.engine.gradient_dtype == "fp32":
+        yield "engine.gradient_dtype", "bf16", True
+    if spec.engine.precision == "fp32" and place.on_gpu:
+        yield "engine.precision", "bf16", True
+
+
+def _with(place: Placement, values: dict[str, Any]) -> Placement:
+    spec: ExperimentSpec = place.spec
+    for field, value in values.items():
+        section, name = field.split(".")
+        part = getattr(spec, section).model_copy(update={name: value})
+        spec = spec.model_copy(update={section: part})
+    return replace(place, spec=spec)
+
+
+def _remedy(changed: Placement, values: dict[str, Any], *, changes: bool) -> Remedy:
+    return Remedy(
+        setting=" ".join(f"{field}={_yaml(value)}" for field, value in values.items()),
+        device_peak=changed.device_peak,
+        lacks=_lacks(changed),
+        smallest=smallest_workers(changed),
+        changes_results=changes,
+    )
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def reasons(place: Placement) -> tuple[str, ...]:
+    """Why the placement does not fit, and the remedy at the end; nothing where it fits."""
+    found = list(_shortages(place))
+    return (*found, _way_out(place)) if found else ()
+
+
+def _shortages(place: Placement) -> Iterator[str]:
+    node, number = place.node, place.num_workers
+    if _lacks_nodes(place):
+        yield (
+            f"{number} workers want {number} GPUs, and place: local is one machine, whose "
+            f"{node.name} has {node.gpus_per_node}."
+        )
+    if place.device_excess > 0:
+        name, moment = max(place.moments().items(), key=lambda entry: entry[1].total)
+        yield (
+            f"On {number} worker{_s(number)} {name} takes {gigabytes(moment.total)} of each GPU, "
+            f"and the {node.gpu} has {gigabytes(node.gpu_bytes)}: "
+            f"{gigabytes(place.device_excess)} too little. {_largest(moment)}"
+        )
+    if place.host_excess > 0:
+        host = place.host()
+        part, size = max(host.parts(), key=lambda entry: entry[1])
+        yield (
+            f"{place.workers_per_node} worker{_s(place.workers_per_node)} of one node take "
+            f"{gigabytes(host.total)} of its memory, and {node.name} has "
+            f"{gigabytes(node.host_bytes)}: {gigabytes(place.host_excess)} too little. "
+            f"Most of it, {gigabytes(size)}, is {part}."
+        )
+
+
+def _largest(moment: Moment) -> str:
+    """The part that takes most, and whether more workers would make it smaller."""
+    part, size = max(moment.parts(), key=lambda entry: entry[1])
+    shared = part in ("weights", "gradients", "optimizer")
+    shrinks = "is spread over the workers" if shared else "is the same on any number of workers"
+    return f"Most of it, {gigabytes(size)}, is {part}, which {shrinks}."
+
+
+def _way_out(place: Placement) -> str:
+    smallest, offered = smallest_workers(place), remedies(place)
+    here = [remedy for remedy in offered if remedy.fits]
+    # The first is the mildest, unless it changes results and another does not.
+    here.sort(key=lambda remedy: remedy.changes_results)
+    ways = [f"{_flags(here[0])} fits it on as many workers"] if here else []
+    if smallest is not None:
+        ways.append(f"as it is, it fits on {_workers(place, smallest)}")
+    if ways:
+        return f"What helps: {'; '.join(ways)}."
+    later = [(remedy.smallest, remedy) for remedy in offered if remedy.smallest is not None]
+    if later:
+        number, best = min(later, key=lambda entry: entry[0])
+        return f"What helps: {_flags(best)} on {_workers(place, number)}."
+    if place.launch.place == "local":
+        return "Nothing helps on this machine: plan for a cluster, or take a smaller model."
+    return "Nothing helps on such nodes: name larger ones (node), or take a smaller model."
+
+
+def _flags(remedy: Remedy) -> str:
+    flags = " ".join(f"--set {setting}" for setting in remedy.setting.split())
+    return f"{flags} (which changes results)" if remedy.changes_results else flags
+
+
+def _workers(place: Placement, number: int) -> str:
+    nodes = place.on(number).num_nodes
+    return f"{number} worker{_s(number)}" + (f" ({nodes} nodes)" if nodes > 1 else "")
+
+
+def notes(place: Placement, timing: Timing) -> tuple[str, ...]:
+    """What a person would want to know before this starts."""
+    return (*_on_steps(place, timing), *_on_saves(place, timing), *_on_the_rest(place, timing))
+
+
+def _on_steps(place: Placement, timing: Timing) -> Iterator[str]:
+    """Of the phase that takes longest: whom a batch leaves idle, and what steps consist of."""
+    phase = max(timing.phases, key=lambda phase: phase.steps.middle)
+    share = phase.step.communication_share
+    if phase.idle_workers:
+        yield (
+            f"{phase.name}: a batch has an example for {place.num_workers - phase.idle_workers} of "
+            f"{place.num_workers} workers; the other {phase.idle_workers} compute nothing and take "
+            "part in gathers and reductions alone."
+        )
+    if share >= 0.5:
+        yield (
+            f"{phase.name}: steps mostly move weights, communication being {share:.0%} of their "
+            f"work. Below a batch of about {phase.balanced_batch:,} examples (rows of "
+            f"{phase.balanced_tokens:,} tokens) workers wait for weights."
+        )
+
+
+def _on_saves(place: Placement, timing: Timing) -> Iterator[str]:
+    for phase, work in zip(timing.phases, place.work.phases, strict=True):
+        beside = phase.step.total * work.save_interval
+        if work.full_saves and phase.full_save.middle > beside.middle:
+            steps = round(phase.full_save.high / phase.step.total.low) + 1
+            yield (
+                f"{phase.name}: a full checkpoint is written in {duration(phase.full_save)}, and "
+                f"the {work.save_interval} steps beside it take {duration(beside)}, so training "
+                f"waits. checkpoints.every_steps={steps} would let it write in peace."
+            )
+
+
+def _on_the_rest(place: Placement, timing: Timing) -> Iterator[str]:
+    evaluation = timing.parts["evaluation"].middle
+    if evaluation > 0.5 * timing.total.middle:
+        yield (
+            f"Evaluation is {evaluation / timing.total.middle:.0%} of the time: "
+            f"{place.work.evaluation.num_questions:,} questions, {place.work.measurements} times. "
+            "Fewer facts, prompts or languages (evaluation) make it shorter."
+        )
+    if place.on_gpu and place.room < place.node.gpus_per_node:
+        yield (
+            f"A node has cores for {place.room} of its {place.node.gpus_per_node} GPUs: "
+            f"{place.node.cpus} of them at cpus_per_worker {place.launch.cpus_per_worker:g}. "
+            "Lower it, and no GPU stands idle."
+        )
+    if place.spec.engine.precision == "bf16" and not place.on_gpu:
+        yield "bf16 on a CPU is 15 to 40 times slower than fp32: set engine.precision=fp32."
+
+
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"

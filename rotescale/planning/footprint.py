@@ -1,0 +1,302 @@
+"""Memory by part: what a worker holds on its device, and a node in its host memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from rotescale.hardware import NodeShape
+from rotescale.launch_spec import LaunchSpec
+from rotescale.planning.activations import layer_activation_bytes
+from rotescale.planning.architecture import Architecture
+from rotescale.planning.counting import ParameterCount
+from rotescale.planning.memory import (
+    BYTES_PER_PARAMETER,
+    MASTER_AND_MOMENTS_BYTES,
+    evaluation_mode,
+)
+from rotescale.planning.moments import HostMemory, Moment
+from rotescale.planning.workload import GENERATED_AT_ONCE, Workload
+from rotescale.spec import EvaluationMode, ExperimentSpec
+
+GIB = 1 << 30
+
+CONTEXT_BYTES = 2 * GIB
+"""What CUDA, its libraries and NCCL take of a GPU before anything is put there; a guess."""
+FRAGMENTED_SHARE = 0.05
+"""Of the rest, what torch's allocator holds and cannot give; a guess."""
+GPU_PROCESS_BYTES = 4 * GIB
+"""Host memory of a worker that uses a GPU, beside what is counted; a guess."""
+CPU_PROCESS_BYTES = int(0.7 * GIB)
+"""Of one that computes on the CPU: about what was seen beside its model."""
+NODE_BYTES = 2 * GIB
+"""Ray, the fork server and the driver."""
+
+_LOGITS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Placement:
+    """An experiment on so many workers of one place; its memory follows by arithmetic."""
+
+    spec: ExperimentSpec
+    launch: LaunchSpec
+    node: NodeShape
+    architecture: Architecture
+    """With the rows of the key tokens."""
+    count: ParameterCount
+    work: Workload
+    num_workers: int
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether workers compute on GPUs."""
+        return self.launch.gpus_per_worker > 0
+
+    @property
+    def workers_per_node(self) -> int:
+        """The most workers of one node."""
+        if self.launch.place == "local" and not self.on_gpu:
+            return self.num_workers
+        return min(self.num_workers, self.room)
+
+    @property
+    def room(self) -> int:
+        """Workers that a node has GPUs and cores for; at least one.
+
+        The Ray cluster that is started on one machine takes cores to be as many as wanted.
+        """
+        by_cores = int(self.node.cpus // self.launch.cpus_per_worker)
+        if not self.on_gpu:
+            return max(1, by_cores)
+        by_gpus = self.node.gpus_per_node
+        return by_gpus if self.launch.place == "local" else max(1, min(by_cores, by_gpus))
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that these workers fill."""
+        return -(-self.num_workers // self.workers_per_node)
+
+    @property
+    def precision_bytes(self) -> int:
+        """Bytes of a weight in forward and backward."""
+        return BYTES_PER_PARAMETER[self.spec.engine.precision]
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of a gradient as it is reduced and kept."""
+        return BYTES_PER_PARAMETER[self.spec.engine.gradient_dtype]
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether masters and moments lie in another memory than the device's."""
+        return self.spec.engine.offload_optimizer == "cpu" and self.on_gpu
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of the longest row that a worker computes in one pass, at most."""
+        return max(self._row(phase.global_batch, phase.longest) for phase in self.work.phases)
+
+    def _row(self, batch: int, longest: int) -> int:
+        share = -(-batch // self.num_workers)
+        return max(longest, min(self.spec.engine.row_tokens, share * longest))
+
+    @cached_property
+    def evaluation_mode(self) -> EvaluationMode:
+        """As preparation will decide it on such a node."""
+        if self.spec.engine.evaluation_mode != "auto":
+            return self.spec.engine.evaluation_mode
+        return evaluation_mode(
+            num_parameters=self.count.total,
+            num_trainable=self.count.trainable,
+            precision=self.spec.engine.precision,
+            num_workers=self.num_workers,
+            workers_per_memory=1 if self.on_gpu else self.num_workers,
+            memory=self.node.gpu_bytes if self.on_gpu else self.node.host_bytes,
+            offloaded=self.offloaded,
+        )
+
+    @property
+    def state_bytes_per_parameter(self) -> int:
+        """Weights, gradients, masters and moments of a trained parameter: 16 with bf16 gradients.
+
+        "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models" (Rajbhandari et al.,
+        2020), section 3.1, counts 2 + 2 + 12 for mixed precision.
+        """
+        return self.precision_bytes + self.gradient_bytes + MASTER_AND_MOMENTS_BYTES
+
+    @property
+    def state_bytes(self) -> int:
+        """Weights of all parameters; gradients, masters and moments of what is trained."""
+        state = self.gradient_bytes + MASTER_AND_MOMENTS_BYTES
+        return self.count.total * self.precision_bytes + self.count.trainable * state
+
+    def moments(self) -> dict[str, Moment]:
+        """The three moments at which a worker's device holds most."""
+        found = {"training": self._training(), "update": self._update(), "measuring": self._asked()}
+        return {name: self._with_system(moment) for name, moment in found.items()}
+
+    @property
+    def device_peak(self) -> int:
+        """The most that a worker's device holds at any moment, in bytes."""
+        return max(moment.total for moment in self.moments().values())
+
+    def host(self) -> HostMemory:
+        """The host memory of the fullest node.
+
+        Checkpoints are copied into memory that is pinned where there is a GPU, and torch rounds
+        pinned memory up to a power of two; so does DeepSpeed's for the gradients of what is
+        offloaded.
+        """
+        here, trained = self.workers_per_node, self._part(self.count.trainable)
+        process = GPU_PROCESS_BYTES if self.on_gpu else CPU_PROCESS_BYTES
+        offloaded = 0
+        if self.offloaded:
+            gradients = self._pinned(self.gradient_bytes * trained) + self._pinned(4 * trained)
+            offloaded = MASTER_AND_MOMENTS_BYTES * trained + gradients
+        return HostMemory(
+            processes=NODE_BYTES + here * process,
+            training=0 if self.on_gpu else here * self.device_peak,
+            offloaded=here * offloaded,
+            snapshot=here * self._pinned(MASTER_AND_MOMENTS_BYTES * trained),
+        )
+
+    def fits(self) -> bool:
+        """Whether each worker's device and each node's host memory hold what they must."""
+        return self.device_excess <= 0 and self.host_excess <= 0
+
+    @property
+    def device_excess(self) -> int:
+        """Bytes that a GPU lacks; below zero what is left of it, and zero on the CPU."""
+        return self.device_peak - self.node.gpu_bytes if self.on_gpu else 0
+
+    @property
+    def host_excess(self) -> int:
+        """Bytes that a node's host memory lacks; below zero what is left of it."""
+        return self.host().total - self.node.host_bytes
+
+    def on(self, num_workers: int) -> Placement:
+        """The same experiment on another number of workers."""
+        return replace(self, num_workers=num_workers)
+
+    def _part(self, elements: int) -> int:
+        """What one worker holds of something that is partitioned."""
+        return -(-elements // self.num_workers)
+
+    def _pinned(self, num_bytes: int) -> int:
+        return 1 << (num_bytes - 1).bit_length() if self.on_gpu and num_bytes else num_bytes
+
+    def _state(self) -> Moment:
+        trained = self._part(self.count.trainable)
+        kept = 0 if self.offloaded else trained
+        return Moment(
+            weights=self.precision_bytes * self._part(self.count.total),
+            gradients=self.gradient_bytes * kept,
+            optimizer=MASTER_AND_MOMENTS_BYTES * kept,
+            gathered=self.precision_bytes * self._gathered,
+            activations=0,
+            logits=0,
+            system=0,
+            buffers=0 if self._is_eager else self.gradient_bytes * self.spec.engine.bucket_size,
+        )
+
+    @property
+    def _is_eager(self) -> bool:
+        return self.spec.engine.kind == "eager"
+
+    @property
+    def _gathered(self) -> int:
+        """Elements that are whole on a worker, which ``engine.gathered_parameters`` bounds.
+
+        But for what stays gathered always, and the layer in use, however large it is.
+        """
+        engine = self.spec.engine
+        if self.num_workers == 1:
+            return 0
+        bound = max(engine.gathered_parameters, max(self.count.sizes) + engine.bucket_size)
+        kept = self.count.below(engine.persistence_threshold)
+        return min(self.count.total, bound + kept)
+
+    def _training(self) -> Moment:
+        """The backward pass, where the gradient of the largest parameter is reduced.
+
+        Read in DeepSpeed 0.19.8's ZeRO-3: the gradient itself, a copy in the dtype in which it is
+        reduced, and one that is padded where the workers do not divide it.
+        """
+        largest = max(self.count.trained_sizes)
+        copies = self.precision_bytes
+        if self.gradient_bytes != self.precision_bytes:
+            copies += self.gradient_bytes
+        if largest % self.num_workers:
+            copies += self.gradient_bytes
+        reduced = copies * largest
+        if self._is_eager:
+            # Plain torch has all gradients twice: of the weights, and added to the masters'.
+            reduced = self.precision_bytes * self.count.trainable + 2 * 4 * largest
+        state = self._state()
+        return replace(
+            state,
+            activations=self._activations(),
+            logits=self._logits(),
+            buffers=state.buffers + reduced,
+        )
+
+    def _update(self) -> Moment:
+        """The optimizer's step: an fp32 copy of the gradients of one sub-group at a time."""
+        state = self._state()
+        size = min(self.spec.engine.sub_group_size, self._part(self.count.trainable))
+        copies = 4 + (self.gradient_bytes if self.gradient_bytes != 4 else 0)
+        kept = min(self._gathered, self.count.below(self.spec.engine.persistence_threshold))
+        return replace(
+            state,
+            gathered=self.precision_bytes * kept,
+            buffers=state.buffers + (0 if self.offloaded or self._is_eager else copies * size),
+        )
+
+    def _asked(self) -> Moment:
+        """An evaluation: the state, a whole copy or gathered layers, logits and generated text."""
+        state, asked = self._state(), self.work.evaluation
+        shape, precision = self.architecture, self.precision_bytes
+        gathered = state.gathered
+        if self.evaluation_mode == "replicated" and not self._is_eager:
+            gathered = precision * (self.count.total + max(self.count.sizes))
+        cached = GENERATED_AT_ONCE * (asked.prompt_tokens + asked.max_new_tokens)
+        cache = 2 * precision * shape.num_layers * shape.key_size * cached
+        wide = 4 * precision * shape.intermediate_size * round(asked.question_tokens)
+        logits = precision * asked.option_tokens + 8 * min(asked.option_tokens, _LOGITS_AT_ONCE)
+        return replace(
+            state,
+            gathered=gathered,
+            activations=max(cache if asked.num_generated else 0, wide),
+            logits=logits * shape.vocab_size,
+        )
+
+    def _activations(self) -> int:
+        """What the forward pass keeps for the backward pass of the longest row.
+
+        With activation checkpointing a layer's input each, and all of one layer at a time.
+        """
+        shape, tokens = self.architecture, self.row_tokens
+        layer = layer_activation_bytes(
+            shape, tokens, precision=self.precision_bytes, attention=self.spec.model.attention
+        )
+        last = (4 + 2 * self.precision_bytes) * shape.hidden_size * tokens
+        if self.spec.model.activation_checkpointing:
+            kept = shape.num_layers * self.precision_bytes * shape.hidden_size * tokens
+            return kept + layer + last
+        return shape.num_layers * layer + last
+
+    def _logits(self) -> int:
+        """Logits in the model's precision, in fp32, and their gradients, of a row's targets."""
+        precision, most = self.precision_bytes, 0
+        for phase in self.work.phases:
+            share = -(-phase.global_batch // self.num_workers) * phase.most_targets
+            most = max(most, min(share, self._row(phase.global_batch, phase.longest)))
+        # fp32 log-probabilities and their gradient; logits, or their gradient, in bf16 beside.
+        per_logit = 8 + (precision if precision != 4 else 0)
+        return per_logit * most * self.architecture.vocab_size
+
+    def _with_system(self, moment: Moment) -> Moment:
+        if not self.on_gpu:
+            return moment
+        return replace(moment, system=CONTEXT_BYTES + int(FRAGMENTED_SHARE * moment.total))
