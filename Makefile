@@ -45,7 +45,7 @@ $(HARNESS): $(STAMP)
 	@touch $@
 
 test-harness: $(HARNESS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/test_harness.py tests/distributed/test_harness.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/test_harness.py tests/distributed/test_harness_ranks.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .
