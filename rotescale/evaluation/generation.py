@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -21,17 +22,35 @@ __all__ = [
 ]
 
 
-class Continuations(Protocol):
-    """What several prompts at once are continued with."""
+class Continuations(ABC):
+    """The tokens that several prompts at once are continued with, and which of them have ended."""
+
+    def __init__(self, num_prompts: int, *, tokenizer: Any, ends: frozenset[int]) -> None:
+        """``ends``: tokens that end a continuation and are no part of it."""
+        self._tokenizer = tokenizer
+        self._ends = ends
+        self._made: list[list[int]] = [[] for _ in range(num_prompts)]
+        self._ended = [False] * num_prompts
 
     @property
     def done(self) -> bool:
         """Whether every one has ended; so it is where there are none."""
-        ...
+        return all(self._ended)
 
     def add(self, tokens: Sequence[int]) -> None:
         """Take the next token of each; what follows an end is dropped."""
-        ...
+        for row, token in zip(range(len(self._made)), tokens, strict=False):
+            if self._ended[row]:
+                continue
+            if token in self._ends:
+                self._ended[row] = True
+                continue
+            self._made[row].append(token)
+            self._ended[row] = self._is_over(row, token)
+
+    @abstractmethod
+    def _is_over(self, row: int, token: int) -> bool:
+        """Whether the continuation has ended with ``token``, which it holds by now."""
 
 
 def generate(
@@ -48,16 +67,16 @@ def generate(
     Collective: every rank calls this, as ``continue_greedily``. The continuation comes back
     without the end-of-text token, cut at the line's end, white space around it stripped.
     """
-    progress = _Progress(len(texts), tokenizer=tokenizer, ends=end_tokens(model, tokenizer))
+    lines = _FirstLines(len(texts), tokenizer=tokenizer, ends=end_tokens(model, tokenizer))
     continue_greedily(
         model,
         encode(texts, tokenizer=tokenizer),
-        into=progress,
+        into=lines,
         num_tokens=num_tokens,
         max_new_tokens=max_new_tokens,
         all_done=all_done,
     )
-    return progress.texts()
+    return lines.texts()
 
 
 @torch.no_grad()
@@ -98,37 +117,21 @@ def continue_greedily(
         positions = positions[:, -1:] + 1
 
 
-class _Progress:
-    """The tokens that each text was continued with, and which texts have ended."""
+class _FirstLines(Continuations):
+    """Each ends with its first line that is not empty."""
 
-    def __init__(self, num_texts: int, *, tokenizer: Any, ends: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
-        self._ends = ends
-        self._made: list[list[int]] = [[] for _ in range(num_texts)]
-        self._has_text = [False] * num_texts
-        self._ended = [False] * num_texts
+    def __init__(self, num_prompts: int, *, tokenizer: Any, ends: frozenset[int]) -> None:
+        super().__init__(num_prompts, tokenizer=tokenizer, ends=ends)
+        self._has_text = [False] * num_prompts
         self._decoded: dict[int, str] = {}
 
-    @property
-    def done(self) -> bool:
-        """Whether every text has ended; so it is where there are none."""
-        return all(self._ended)
-
-    def add(self, tokens: Sequence[int]) -> None:
-        """Take the next token of each text; what follows a text's end is dropped."""
-        for row, token in zip(range(len(self._made)), tokens, strict=False):
-            if self._ended[row]:
-                continue
-            if token in self._ends:
-                self._ended[row] = True
-                continue
-            self._made[row].append(token)
-            piece = self._decode([token]) if token not in self._decoded else self._decoded[token]
-            self._decoded[token] = piece
-            # Line ends in front of the answer do not end it.
-            text = piece if self._has_text[row] else piece.lstrip()
-            self._has_text[row] |= bool(text)
-            self._ended[row] = "\n" in text
+    def _is_over(self, row: int, token: int) -> bool:
+        piece = self._decode([token]) if token not in self._decoded else self._decoded[token]
+        self._decoded[token] = piece
+        # Line ends in front of the answer do not end it.
+        text = piece if self._has_text[row] else piece.lstrip()
+        self._has_text[row] |= bool(text)
+        return "\n" in text
 
     def texts(self) -> list[str]:
         """The first line of each continuation that is not empty."""

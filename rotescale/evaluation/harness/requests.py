@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rotescale.evaluation.generation import continue_greedily, end_tokens
+from rotescale.evaluation.generation import Continuations, continue_greedily, end_tokens
 from rotescale.evaluation.runner import Share, continue_shares, score_shares
 from rotescale.evaluation.scoring import Forward, OptionScores
 from rotescale.evaluation.tree import TokenTree, attention_window, grow
@@ -196,34 +196,18 @@ def _plain(scores: dict[int, OptionScores]) -> dict[int, list[tuple[float, bool]
     }
 
 
-class _UntilStop:
-    """The tokens that each prompt is continued with, up to an end token or a stop."""
+class _UntilStop(Continuations):
+    """Each ends with a stop, a text of the task's."""
 
     def __init__(
         self, num_prompts: int, *, tokenizer: Any, ends: frozenset[int], stops: Sequence[str]
     ) -> None:
-        self._tokenizer = tokenizer
-        self._ends = ends
+        super().__init__(num_prompts, tokenizer=tokenizer, ends=ends)
         self._stops = [stop for stop in stops if stop]
-        self._made: list[list[int]] = [[] for _ in range(num_prompts)]
-        self._ended = [False] * num_prompts
 
-    @property
-    def done(self) -> bool:
-        """Whether every one has ended; so it is where there are none."""
-        return all(self._ended)
-
-    def add(self, tokens: Sequence[int]) -> None:
-        """Take the next token of each; what follows an end is dropped."""
-        for row, token in zip(range(len(self._made)), tokens, strict=False):
-            if self._ended[row]:
-                continue
-            if token in self._ends:
-                self._ended[row] = True
-                continue
-            self._made[row].append(token)
-            text = self._decode(self._made[row], skip_special_tokens=False)
-            self._ended[row] = any(stop in text for stop in self._stops)
+    def _is_over(self, row: int, token: int) -> bool:
+        text = self._decode(self._made[row], skip_special_tokens=False)
+        return any(stop in text for stop in self._stops)
 
     def texts(self) -> list[str]:
         """Each continuation without special tokens, cut before the first stop in it."""
