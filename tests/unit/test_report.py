@@ -19,6 +19,7 @@ from report_helpers import BELIEVED, HOSTILE, rotescale
 
 from rotescale.analysis import paper
 from rotescale.analysis.report.build import write_report
+from rotescale.analysis.report.editing import editing_section
 from rotescale.analysis.report.estimates import What, difference, estimate
 from rotescale.analysis.report.material import load_material
 from rotescale.errors import DataError, SpecError
@@ -273,24 +274,31 @@ def test_the_command_says_where_the_page_is(
     assert (tmp_path / "page" / "index.html").exists()
 
 
+def edits(run: RunDir) -> list[dict[str, Any]]:
+    """What EasyEdit might say of the run's first facts."""
+    requests = edit_requests(load_saved(run.facts_json), range(3))
+    post = {"rewrite_acc": [1.0], "rephrase_acc": [0.5]}
+    return [{"requested_rewrite": request, "post": post} for request in requests]
+
+
 def test_what_an_editor_reached_stands_beside_a_run(
     reported_run: RunDir, reported_study: StudyDir, tmp_path: Path
 ) -> None:
     results = tmp_path / "results.json"
-    for place in (reported_run.root, reported_study.root):
-        told = load_saved(load_material(place).runs[0].facts_json)
-        entries = [
-            {"requested_rewrite": request, "post": {"rewrite_acc": [1.0], "rephrase_acc": [0.5]}}
-            for request in edit_requests(told, range(3))
-        ]
-        results.write_text(json.dumps(entries))
-        rotescale("report", str(place), "--out", tmp_path / "page", "--easyedit", f"ROME={results}")
-        page = Page((tmp_path / "page" / "index.html").read_text(encoding="utf-8"))
-        assert "editing" in page.ids
-        start = page.text.index("ROME")
-        cells = [text for text in page.text[start:] if text.strip()]
-        assert cells[:3] == ["ROME", "mother", "train prompts"]
-        assert "1.00" in cells[3:6]
+    entries = edits(load_material(reported_study.root).runs[0])
+    results.write_text(json.dumps(entries))
+    of_study = editing_section(load_material(reported_study.root, editings={"ROME": results}))
+    assert not isinstance(of_study, str)
+    assert "ROME" in str(of_study.parts[0])
+    results.write_text(json.dumps(edits(reported_run)))
+    given = ("--easyedit", f"ROME={results}")
+    rotescale("report", str(reported_run.root), "--out", tmp_path / "page", *given)
+    page = Page((tmp_path / "page" / "index.html").read_text(encoding="utf-8"))
+    assert "editing" in page.ids
+    start = page.text.index("ROME")
+    cells = [text for text in page.text[start:] if text.strip()]
+    assert cells[:3] == ["ROME", "mother", "train prompts"]
+    assert "1.00" in cells[3:6]
     with pytest.raises(SpecError, match="write it as METHOD=FILE"):
         rotescale("report", str(reported_run.root), "--easyedit", "results.json")
     entries[0]["requested_rewrite"] = {"subject": "Nobody", "target_new": "Nothing"}
