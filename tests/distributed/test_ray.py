@@ -155,6 +155,7 @@ def test_a_user_error_is_tried_exactly_once(
         assert run_dir.attempt_numbers() == [1]
 
 
+@pytest.mark.slow
 def test_an_error_of_one_rank_alone_is_tried_once_too(
     cluster: None, tmp_path: Path, model_cache: Path
 ) -> None:

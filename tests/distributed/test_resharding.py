@@ -192,8 +192,8 @@ def check_resumed(
 @pytest.mark.parametrize(
     "pair",
     [
-        *((1, 2), (2, 1), (3, 2)),
-        *(pytest.param(pair, marks=pytest.mark.slow) for pair in [(2, 3), (4, 1)]),
+        *((1, 2), (2, 1)),
+        *(pytest.param(pair, marks=pytest.mark.slow) for pair in [(2, 3), (3, 2), (4, 1)]),
     ],
     ids="{0[0]}-to-{0[1]}".format,
 )
@@ -246,7 +246,11 @@ def test_the_command_exports_a_checkpoint_with_what_is_frozen(whole: Whole, tmp_
     assert_export_is_whole(tmp_path / "out", run_dir, saved)
 
 
-@pytest.mark.parametrize("pair", [(2, 1), (1, 2)], ids="{0[0]}-to-{0[1]}".format)
+@pytest.mark.parametrize(
+    "pair",
+    [(2, 1), pytest.param((1, 2), marks=pytest.mark.slow)],
+    ids="{0[0]}-to-{0[1]}".format,
+)
 def test_adapters_are_resumed_by_any_number_of_workers(
     pair: tuple[int, int], whole: Whole, tmp_path: Path
 ) -> None:
