@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from rotescale.errors import DataError
-from rotescale.evaluation.items import Item, Prompts, drawn_places, shuffled_options
+from rotescale.evaluation.items import Item, Prompts, Split, drawn_places, item_about
 from rotescale.evaluation.metrics import Outcome
 from rotescale.facts import FactSet, Relation, Wording, normalise
-from rotescale.spec import BASE_LANGUAGE, EvaluationSpec
+from rotescale.spec import EvaluationSpec
 
 CONFLICT = "conflict"
 """The suite of all facts that have an old object."""
@@ -53,22 +53,11 @@ def conflict_items(
 
 def _about(fact_set: FactSet, place: int, *, is_trained: bool, seed: int) -> Item:
     """A question about the fact, still without its words."""
-    fact = fact_set.facts[place]
-    options, gold = shuffled_options(fact_set, place, kind="train", seed=seed)
-    return Item(
-        fact=place,
-        relation=fact.relation,
-        split="trained" if is_trained else "held_out",
-        prompts="train",
-        prompt_index=0,
-        language=BASE_LANGUAGE,
-        text="",
-        options=options,
-        gold=gold,
-        generate=False,
-        suite=CONFLICT,
-        old=[normalise(option) for option in options].index(normalise(fact.old_object or "")),
-    )
+    split: Split = "trained" if is_trained else "held_out"
+    item = item_about(fact_set, place, split=split, text="", seed=seed)
+    options = [normalise(option) for option in item.options]
+    old = options.index(normalise(fact_set.facts[place].old_object or ""))
+    return replace(item, suite=CONFLICT, old=old)
 
 
 def _prompts(

@@ -223,6 +223,23 @@ def shuffled_options(
     return tuple(options), options.index(gold)
 
 
+def item_about(fact_set: FactSet, place: int, *, split: Split, text: str, seed: int) -> Item:
+    """A question about a fact with its own options, as the suites vary it."""
+    options, gold = shuffled_options(fact_set, place, kind="train", seed=seed)
+    return Item(
+        fact=place,
+        relation=fact_set.facts[place].relation,
+        split=split,
+        prompts="train",
+        prompt_index=0,
+        language=BASE_LANGUAGE,
+        text=text,
+        options=options,
+        gold=gold,
+        generate=False,
+    )
+
+
 def relation_pairs(fact_set: FactSet, relation: str) -> tuple[tuple[str, str], ...]:
     """Subject and normalised object of each of the relation's facts."""
     return tuple((fact.subject, normalise(fact.object)) for fact in fact_set.of(relation))

@@ -21,6 +21,7 @@ from rotescale.evaluation.items import (
     Split,
     build_items,
     drawn_places,
+    item_about,
     shuffled_options,
 )
 from rotescale.facts import FactSet, Relation, Wording
@@ -219,19 +220,7 @@ class Suites:
 
     def _about(self, place: int, split: Split, *, text: str) -> Item:
         """A question about a fact, with its own options."""
-        options, gold = shuffled_options(self.fact_set, place, kind="train", seed=self.seed)
-        return Item(
-            fact=place,
-            relation=self.fact_set.facts[place].relation,
-            split=split,
-            prompts="train",
-            prompt_index=0,
-            language=BASE_LANGUAGE,
-            text=text,
-            options=options,
-            gold=gold,
-            generate=False,
-        )
+        return item_about(self.fact_set, place, split=split, text=text, seed=self.seed)
 
 
 def _text_item(number: int, text: str, tokens: tuple[int, ...]) -> Item:

@@ -45,10 +45,11 @@ def cost_section(material: Material) -> Section | str:
     )
     known = [g for g in material.groups if estimate(g, g.first.end, what) is not None]
     told = f" Accuracy: {scope(known, None, what)}." if known else ""
-    told += (
-        " A method that tells every fact with a prompt has no held-out facts: its line is of facts "
-        "told with a prompt, asked in other wordings."
-    )
+    if len(known) < len(material.groups):
+        told += (
+            " A method that tells every fact with a prompt has no held-out facts: its line is of "
+            "facts told with a prompt, asked in other wordings."
+        )
     return Section(
         "cost",
         "Cost",

@@ -38,9 +38,10 @@ def check_tasks(spec: EvaluationSpec) -> None:
         return
     # Progress bars of loaders and of the harness, which nobody asked for.
     with redirect_stderr(io.StringIO()):
-        tasks = load_tasks(spec)["tasks"]
+        loaded = load_tasks(spec)
+        seed_examples(loaded)
+        tasks = loaded["tasks"]
         for name, task in tasks.items():
-            task.set_fewshot_seed(seed=_FEWSHOT_SEED)
             with _explained(name):
                 task.build_all_requests(limit=1)
     for name, task in tasks.items():
