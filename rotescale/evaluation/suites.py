@@ -50,6 +50,17 @@ class Suites:
     phases: Sequence[PhaseSpec] = ()
     """Of the run, for what they repurpose facts for."""
 
+    def core(self) -> tuple[Item, ...]:
+        """What every run is asked."""
+        return build_items(
+            self.fact_set,
+            trained=self.trained,
+            asked=self.asked,
+            wording=self.wording,
+            spec=self.spec,
+            seed=self.seed,
+        )
+
     def items(self) -> tuple[Item, ...]:
         """Those about facts. Raises DataError where a suite has no data for these facts."""
         return (
@@ -256,11 +267,8 @@ def all_items(
 
     Raises DataError and SpecError for what the spec asks and these facts do not have.
     """
-    core = build_items(
-        fact_set, trained=trained, asked=asked, wording=wording, spec=spec, seed=seed
-    )
     suites = Suites(fact_set, trained, asked, wording, spec, seed, phases)
-    return (*core, *suites.items(), *suites.texts(tokenizer))
+    return (*suites.core(), *suites.items(), *suites.texts(tokenizer))
 
 
 def check_suites(fact_set: FactSet, spec: EvaluationSpec, phases: Sequence[PhaseSpec] = ()) -> None:

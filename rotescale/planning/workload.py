@@ -10,7 +10,7 @@ from functools import lru_cache
 from rotescale.data.encoding import FactText
 from rotescale.data.examples import memorized_facts, phase_examples, trained_facts
 from rotescale.data.order import Batches, mixture_rows
-from rotescale.evaluation.items import Item, build_items
+from rotescale.evaluation.items import Item
 from rotescale.evaluation.suites import PIECE_TOKENS, TEXTS, Suites
 from rotescale.facts import FactSet, Wording, load_source
 from rotescale.phase_data import count_examples
@@ -209,16 +209,8 @@ def _evaluation(spec: ExperimentSpec, fact_set: FactSet, wording: Wording) -> Ev
 def _items(spec: ExperimentSpec, fact_set: FactSet, wording: Wording) -> tuple[Item, ...]:
     trained = trained_facts(fact_set, spec.phases, seed=spec.seed)
     asked = memorized_facts(fact_set, spec.phases, seed=spec.seed)
-    core = build_items(
-        fact_set,
-        trained=trained,
-        asked=asked,
-        wording=wording,
-        spec=spec.evaluation,
-        seed=spec.seed,
-    )
     suites = Suites(fact_set, trained, asked, wording, spec.evaluation, spec.seed, spec.phases)
-    return (*core, *suites.items())
+    return (*suites.core(), *suites.items())
 
 
 def _kept_states(spec: ExperimentSpec, fact_set: FactSet) -> int:

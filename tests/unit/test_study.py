@@ -135,6 +135,19 @@ def test_what_three_phases_share_is_shared_phase_by_phase(tmp_path: Path) -> Non
     assert len(plan.lineage(cells[1].spec.name)) == 3
 
 
+@pytest.mark.parametrize(("told", "held_out", "asked"), [(3, 4, 14), (None, 4, None), (0, 4, 8)])
+def test_a_shared_run_asks_about_twice_as_many_facts_as_its_cells(
+    told: int | None, held_out: int, asked: int | None, tmp_path: Path
+) -> None:
+    sample = {"evaluation.trained_facts": told, "evaluation.held_out_facts": held_out}
+    study, cells = load(tmp_path, overrides=sample, baselines=[])
+    plan = make_plan(study.name, cells)
+    shared = [node for node in plan.nodes if node.name not in plan.ends]
+    assert shared
+    assert {node.spec.evaluation.held_out_facts for node in shared} == {asked}
+    assert {plan.node(name).spec.evaluation.held_out_facts for name in plan.ends} == {held_out}
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
