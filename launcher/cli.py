@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import shlex
+import difflib
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from launcher import local, plain_yaml, ray_jobs
-from launcher.job import JobRequest
+from launcher import history, local, plain_yaml, ray_jobs, runs
 from launcher.kuberay import render as kuberay
 from launcher.plan_cli import plan
-from rotescale.checkpoint.manifest import is_published
+from launcher.supervise_cli import supervise
+from launcher.target import Target, find_target, load_launch
+from launcher.watch_cli import cancel, list_runs, logs, status
 from rotescale.errors import SpecError, exit_with_error
 from rotescale.launch_spec import LaunchSpec
-from rotescale.records import StepRow, read_records
-from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
-from rotescale.spec_file import load_spec
-from rotescale.storage import relative
+from rotescale.spec_file import dump_json, load_spec
 
 app = typer.Typer(
     name="rotescale-launch",
@@ -31,7 +28,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(plan)
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="An experiment spec (YAML).")]
@@ -42,10 +38,9 @@ Overrides = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be started.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Go on after a failure whose cause is gone.")]
-RunFolder = Annotated[str, typer.Argument(metavar="RUN_FOLDER", help="The folder or URL of a run.")]
+_DIFFERENT = 1
 
 
-@app.command()
 def submit(
     spec_path: Spec,
     on: On = None,
@@ -54,168 +49,96 @@ def submit(
     retry: Retry = False,
 ) -> None:
     """Start an experiment, or what is left of it; once, however often it is submitted."""
+    spec, launch = _load(spec_path, on, overrides)
     if dry_run:
-        sys.stdout.write(_rendered(spec_path, on, overrides or [], retry=retry))
+        sys.stdout.write(_rendered(spec, launch, retry=retry))
         return
-    _submit(_request(spec_path, on, overrides or [], retry=retry))
+    _submit(spec, Target(spec.name, launch), retry=retry)
 
 
-@app.command()
 def render(
     spec_path: Spec, on: On = None, overrides: Overrides = None, retry: Retry = False
 ) -> None:
     """Print what would be sent: manifests, a request to Ray, or a command; nothing is started."""
-    sys.stdout.write(_rendered(spec_path, on, overrides or [], retry=retry))
+    sys.stdout.write(_rendered(*_load(spec_path, on, overrides), retry=retry))
 
 
-@app.command()
 def resume(
-    spec_path: Spec, on: On = None, overrides: Overrides = None, retry: Retry = False
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Name, experiment, folder or URL of a run.")
+    ],
+    on: Annotated[
+        Path | None, typer.Option(help="Another place (a launch spec); default: where it was.")
+    ] = None,
+    retry: Retry = False,
 ) -> None:
-    """Go on with a run that has stopped, from its last checkpoint: submit it again."""
-    request = _request(spec_path, on, overrides or [], retry=retry)
-    _existing(str(request.run_dir.root))
-    _submit(request)
+    """Go on with a run from its newest checkpoint, where it was or at another place."""
+    before = find_target(run, None)
+    target = before if on is None else before.at(load_launch(on))
+    if target.launch != before.launch and before.launcher().look().is_alive:
+        raise SpecError(
+            f"{run}: it is at work at {before.launch.name} ({before.launch.place}); end it there "
+            f"first: rotescale-launch cancel {before.name}"
+        )
+    path = target.run_dir.spec_json
+    if not path.exists():
+        raise SpecError(
+            f"{path}: not there, or not to be read from here; submit the run's spec with --on"
+        )
+    _submit(load_spec(ExperimentSpec, path), target, retry=retry)
 
 
-@app.command()
-def status(run_folder: RunFolder) -> None:
-    """How far a run is: state, phase, step, loss, last checkpoint, outcome."""
-    run_dir = _existing(run_folder)
-    for name, value in _describe(run_dir):
-        console.print(f"{name + ':':<12} {value}")
-
-
-@app.command()
-def logs(
-    run_folder: RunFolder,
-    num_lines: Annotated[int, typer.Option("--lines", min=1, help="How many, from the end.")] = 50,
-) -> None:
-    """The last lines of the driver's output."""
-    run_dir = _existing(run_folder)
-    lines = local.logs(run_dir, num_lines=num_lines)
+def diff(spec_path: Spec, on: On = None, overrides: Overrides = None) -> None:
+    """Compare a spec with what its run was started with; ends with 1 where they differ."""
+    spec, launch = _load(spec_path, on, overrides)
+    path = Target(spec.name, launch).run_dir.spec_json
+    if not path.exists():
+        raise SpecError(f"{path}: no such run, or not to be read from here; nothing to compare")
+    there = path.read_text(encoding="utf-8")
+    names = (str(path), str(spec_path))
+    wanted = dump_json(spec)
+    found = difflib.unified_diff(there.splitlines(), wanted.splitlines(), *names, lineterm="")
+    lines = list(found)
+    if not lines:
+        console.print(f"{spec_path}: as {path}")
+        return
     for line in lines:
         print(line)
-    if not lines:
-        console.print(f"{run_dir.driver_log}: nothing yet")
-
-
-@app.command()
-def cancel(
-    run_folder: RunFolder,
-    grace_seconds: Annotated[
-        float, typer.Option("--grace", min=0, help="Seconds to wait before pressing harder.")
-    ] = 20.0,
-) -> None:
-    """Stop a run that was submitted here; submit it again to go on from its last checkpoint."""
-    run_dir = _existing(run_folder)
-    stopped = local.cancel(run_dir, grace_seconds=grace_seconds)
-    console.print(f"{run_dir.root}: {'stopped' if stopped else 'no driver is alive here'}")
+    if load_spec(ExperimentSpec, path).digest() == spec.digest():
+        console.print("no result changes: submit goes on with this run")
+    else:
+        console.print("results change: submit refuses; give the experiment another name")
+    raise typer.Exit(_DIFFERENT)
 
 
 def _load(
-    spec_path: Path, on: Path | None, overrides: list[str]
+    spec_path: Path, on: Path | None, overrides: list[str] | None
 ) -> tuple[ExperimentSpec, LaunchSpec]:
-    spec = load_spec(ExperimentSpec, spec_path, overrides)
-    return spec, LaunchSpec() if on is None else load_spec(LaunchSpec, on)
+    return load_spec(ExperimentSpec, spec_path, overrides or []), load_launch(on)
 
 
-def _rendered(spec_path: Path, on: Path | None, overrides: list[str], *, retry: bool) -> str:
+def _rendered(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool) -> str:
     """All that would be sent, as text."""
-    spec, launch = _load(spec_path, on, overrides)
+    before = history.now() if retry else None
     if launch.place == "kuberay":
-        return plain_yaml.dump(kuberay.render(spec, launch, retry=retry))
+        return plain_yaml.dump(kuberay.render(spec, launch, retry_before=before))
     if launch.ray is not None:
-        return plain_yaml.dump([ray_jobs.describe(ray_jobs.render(spec, launch, retry=retry))])
-    request = _request(spec_path, on, overrides, retry=retry)
-    variables = [f"{name}={value}" for name, value in request.environment.items()]
-    return f"{shlex.join([*variables, *request.command])} >> {request.run_dir.driver_log}\n"
+        request = ray_jobs.render(spec, launch, retry_before=before)
+        return plain_yaml.dump([ray_jobs.describe(request)])
+    process = local.render(spec, launch, retry_before=before)
+    return plain_yaml.dump([{"run": process.line, "files": dict(process.files)}])
 
 
-def _request(spec_path: Path, on: Path | None, overrides: list[str], *, retry: bool) -> JobRequest:
-    """What to start; a spec that is at fault is refused here, before anything starts."""
-    spec, launch = _load(spec_path, on, overrides)
-    if launch.place == "kuberay":
-        raise SpecError(
-            f"{on}: place: kuberay cannot be submitted to yet; rotescale-launch render prints "
-            "manifests that kubectl apply takes"
-        )
-    if launch.ray is not None:
-        raise SpecError(
-            f"{on}: a Ray cluster cannot be submitted to from elsewhere yet; rotescale-launch "
-            "render prints the request. On a machine of the cluster, leave out the section ray"
-        )
-    return local.render(
-        spec_path,
-        name=spec.name,
-        storage=launch.storage,
-        launch=on,
-        overrides=overrides,
-        flags=["--retry"] if retry else [],
-    )
+def _submit(spec: ExperimentSpec, target: Target, *, retry: bool) -> None:
+    started = target.launcher().submit(spec, retry=retry)
+    runs.remember(target.experiment, target.launch, time=history.now())
+    what = "started" if started else "is running already"
+    console.print(f"{spec.name} {what}; rotescale-launch status {target.name}")
 
 
-def _submit(request: JobRequest) -> None:
-    root = request.run_dir.root
-    if local.submit(request):
-        console.print(f"{request.name} started; rotescale-launch status {root}")
-    else:
-        console.print(f"{request.name} is running already; rotescale-launch status {root}")
-
-
-def _existing(run_folder: str) -> RunDir:
-    run_dir = RunDir.at(run_folder)
-    # A run at a URL that was just submitted from here has written nothing there yet.
-    if not run_dir.node_dir.is_dir() and not run_dir.spec_json.exists():
-        raise SpecError(f"{run_folder}: no such run; give the folder of a run, or submit its spec")
-    return run_dir
-
-
-def _describe(run_dir: RunDir) -> list[tuple[str, str]]:
-    """Name and value of everything that a run's files tell."""
-    state = local.state(run_dir)
-    steps = read_records(run_dir).steps
-    last = steps[-1] if steps else None
-    rows = [
-        ("run", str(run_dir.root)),
-        ("state", state),
-        ("attempt", str(run_dir.newest_attempt() or "none")),
-        *(_progress(last) if last is not None else [("phase", "none yet")]),
-        ("checkpoint", _last_checkpoint(run_dir)),
-        ("outcome", _outcome(run_dir)),
-    ]
-    printed = [line for line in local.logs(run_dir, num_lines=20) if line.strip()]
-    if state == "stopped" and printed:
-        rows.append(("last words", printed[-1]))
-    return rows
-
-
-def _progress(last: StepRow) -> list[tuple[str, str]]:
-    return [
-        ("phase", last.phase),
-        ("step", f"{last.step} (epoch {last.epoch})"),
-        ("loss", f"{last.loss:.4f}"),
-    ]
-
-
-def _last_checkpoint(run_dir: RunDir) -> str:
-    """The last that the newest attempt published, or else the one that it went on from."""
-    newest = run_dir.newest_attempt()
-    if newest is None:
-        return "none"
-    for name in reversed(run_dir.checkpoint_folders(newest)):
-        if is_published(run_dir.checkpoint(name)):
-            return relative(run_dir.checkpoint(name), run_dir.root)
-    resumes = json.loads(run_dir.attempt(newest).read_bytes())["resumes"]
-    return "none" if resumes is None else str(PurePosixPath(resumes).parent)
-
-
-def _outcome(run_dir: RunDir) -> str:
-    outcome = Outcome.read(run_dir)
-    if outcome is None:
-        return "none yet"
-    reason = f": {outcome.error}: {outcome.message}" if outcome.status == "failed" else ""
-    return f"{outcome.status} in attempt {outcome.attempt}{reason}"
+for _command in (plan, submit, render, resume, diff, status, logs, cancel, supervise):
+    app.command()(_command)
+app.command(name="list")(list_runs)
 
 
 def main() -> None:

@@ -1,28 +1,73 @@
-"""A job: what a launcher starts, and the states that it can be in."""
+"""A run as a launcher sees it: what a place is asked to do, and what it says of the run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from datetime import datetime
+from typing import Literal, Protocol
 
-from rotescale.run_dir import RunDir
+from rotescale.errors import RotescaleError
+from rotescale.spec import ExperimentSpec
 
 JobState = Literal["pending", "running", "finished", "failed", "stopped", "unknown"]
-"""``pending``: started, no worker yet. ``running``: an attempt is at work. ``finished`` and
+"""``pending``: submitted, no worker yet. ``running``: an attempt is at work. ``finished`` and
 ``failed``: for good, as the run's outcome says. ``stopped``: nothing runs and there is no outcome,
 so the run can go on. ``unknown``: nothing here tells."""
 
+ALIVE: tuple[JobState, ...] = ("pending", "running")
+"""The states in which something of the run is there that could still train."""
+
+
+def entrypoint(command: str, retry_before: str | None) -> str:
+    """The command, and the only part of it that ever differs: a time, in ISO 8601."""
+    if retry_before is None:
+        return command
+    return f"{command} --retry-before {datetime.fromisoformat(retry_before).isoformat()}"
+
+
+class PlaceUnavailableError(RotescaleError):
+    """A place that does not answer for now. What it was asked to do may have been done."""
+
+    exit_code = 4
+
 
 @dataclass(frozen=True, slots=True)
-class JobRequest:
-    """Everything that is needed to start a run, and to find it again."""
+class Situation:
+    """What a place says of a run."""
 
-    name: str
-    """Name of the experiment, and of its run folder."""
-    command: tuple[str, ...]
-    """The program and its arguments."""
-    environment: Mapping[str, str]
-    """Variables that are added to the launcher's own."""
-    run_dir: RunDir
-    """The run; its ``driver_log`` takes the output."""
+    state: JobState
+    reason: str = ""
+    """Why it waits, failed, or cannot be told; empty where there is nothing to say."""
+    layers: tuple[tuple[str, str], ...] = ()
+    """Name and words of each layer that the place has, from the outermost: queue, job, pods."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether something of the run is there that could still train."""
+        return self.state in ALIVE
+
+
+class Launcher(Protocol):
+    """One run at one place. Every method may raise PlaceUnavailableError."""
+
+    def submit(self, spec: ExperimentSpec, *, retry: bool) -> bool:
+        """Start the experiment, or what is left of it; False, and nothing started, while it is
+        there already. ``retry`` goes on after a failure whose cause is gone."""
+        ...
+
+    def look(self) -> Situation:
+        """What the place says now."""
+        ...
+
+    def logs(self, *, num_lines: int) -> list[str]:
+        """The last lines of the driver that the place still has."""
+        ...
+
+    def follow(self) -> Iterator[str]:
+        """The driver's lines as they come, over broken connections, until the run has ended."""
+        ...
+
+    def cancel(self, *, grace_seconds: float) -> bool:
+        """End it, after a checkpoint where ``grace_seconds`` allow one; False where nothing was."""
+        ...

@@ -4,30 +4,58 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from launcher import process
-from launcher.job import JobRequest, JobState
+from launcher import history, process
+from launcher.job import ALIVE, JobState, Situation
 from rotescale.errors import CheckpointError, StorageError
+from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import dump_json
 from rotescale.storage import make_folder, write_atomic, writing
 
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+_FILES = "submitted"
 _POLL_SECONDS = 0.05
+_FOLLOW_SECONDS = 0.5
 _TAIL_BYTES = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """Everything that is needed to start a run on this machine."""
+
+    command: tuple[str, ...]
+    """The program and its arguments."""
+    environment: Mapping[str, str]
+    """Variables that are added to the launcher's own."""
+    run_dir: RunDir
+    """The run; its ``driver_log`` takes the output."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """What the program reads: name, below the run's local folder, and text."""
+
+    @property
+    def line(self) -> str:
+        """The request as a shell would take it."""
+        variables = [f"{name}={value}" for name, value in self.environment.items()]
+        command = shlex.join([*variables, *self.command])
+        return f"{command} >> {shlex.quote(str(self.run_dir.driver_log))}"
+
+
 class _Driver(BaseModel):
-    """The driver that was started last; saved beside its log."""
+    """The supervisor that was started last; saved beside its log."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,24 +78,64 @@ class _Driver(BaseModel):
         return self.is_here and process.is_alive(self.pid, self.identity)
 
 
+class LocalLauncher:
+    """A run on this machine."""
+
+    def __init__(self, launch: LaunchSpec, run_dir: RunDir) -> None:
+        self._launch = launch
+        self._run_dir = run_dir
+
+    def submit(self, spec: ExperimentSpec, *, retry: bool) -> bool:
+        """As ``Launcher.submit``."""
+        before = history.now() if retry else None
+        return submit(render(spec, self._launch, retry_before=before))
+
+    def look(self) -> Situation:
+        """As ``Launcher.look``."""
+        found = state(self._run_dir)
+        driver = _read_driver(self._run_dir)
+        if driver is None:
+            return Situation(found, "", (("process", "none was started on this machine"),))
+        alive = "at work" if driver.is_alive else "ended"
+        where = alive if driver.is_here else f"on {driver.host}, which cannot be seen from here"
+        reason = ""
+        if found == "stopped":
+            printed = [line for line in logs(self._run_dir, num_lines=20) if line.strip()]
+            reason = printed[-1] if printed else ""
+        return Situation(found, reason, (("process", f"{driver.pid}, {where}"),))
+
+    def logs(self, *, num_lines: int) -> list[str]:
+        """As ``Launcher.logs``."""
+        return logs(self._run_dir, num_lines=num_lines)
+
+    def follow(self) -> Iterator[str]:
+        """As ``Launcher.follow``."""
+        return follow(self._run_dir)
+
+    def cancel(self, *, grace_seconds: float) -> bool:
+        """As ``Launcher.cancel``: the supervisor saves first."""
+        return cancel(self._run_dir, grace_seconds=grace_seconds)
+
+
 def render(
-    experiment: Path,
-    *,
-    name: str,
-    storage: str,
-    launch: Path | None = None,
-    overrides: Sequence[str] = (),
-    flags: Sequence[str] = (),
+    spec: ExperimentSpec, launch: LaunchSpec, *, retry_before: str | None = None
 ) -> JobRequest:
-    """The request that runs a spec on this machine; ``flags`` go to ``rotescale run`` as given."""
-    place = () if launch is None else ("--on", str(launch))
-    changes = [part for override in overrides for part in ("--set", override)]
-    command = (sys.executable, "-m", "rotescale.cli", "run", str(experiment))
+    """The request that runs the experiment on this machine.
+
+    A failure from before the time ``retry_before`` is forgotten.
+    """
+    run_dir = RunDir.of(launch.storage, spec.name)
+    folder = run_dir.node_dir / _FILES
+    command = (sys.executable, "-m", "launcher.cli", "supervise", str(folder / "experiment.json"))
+    retry = () if retry_before is None else ("--retry-before", retry_before)
     return JobRequest(
-        name=name,
-        command=(*command, *place, *changes, *flags),
+        command=(*command, "--on", str(folder / "launch.json"), *retry),
         environment=dict(_ENVIRONMENT),
-        run_dir=RunDir.of(storage, name),
+        run_dir=run_dir,
+        files={
+            f"{_FILES}/experiment.json": dump_json(spec),
+            f"{_FILES}/launch.json": dump_json(launch),
+        },
     )
 
 
@@ -84,6 +152,9 @@ def submit(request: JobRequest) -> bool:
                 f"{_driver_file(run_dir)}: the run was started on {driver.host}, whose processes "
                 "cannot be seen from here; submit it there, or delete this file if it has ended"
             )
+        for name, text in request.files.items():
+            make_folder((run_dir.node_dir / name).parent)
+            write_atomic(run_dir.node_dir / name, text.encode())
         attempts_before = run_dir.newest_attempt() or 0
         with writing(output), output.open("ab") as log:
             started = subprocess.Popen(
@@ -137,17 +208,39 @@ def logs(run_dir: RunDir, *, num_lines: int) -> list[str]:
     return lines[-num_lines:] if num_lines > 0 else []
 
 
+def follow(run_dir: RunDir) -> Iterator[str]:
+    """The lines of ``driver_log`` from the first on, as they come, until the driver has ended."""
+    rest, position = b"", 0
+    while True:
+        is_over = state(run_dir) not in ALIVE
+        with suppress(FileNotFoundError), run_dir.driver_log.open("rb") as file:
+            file.seek(position)
+            fresh = file.read()
+            position += len(fresh)
+            *lines, rest = (rest + fresh).split(b"\n")
+            yield from (line.decode(errors="replace") for line in lines)
+        if is_over:
+            if rest:
+                yield rest.decode(errors="replace")
+            return
+        time.sleep(_FOLLOW_SECONDS)
+
+
 def cancel(run_dir: RunDir, *, grace_seconds: float = 20.0) -> bool:
     """End the driver and all that it started, politely first; False where it was not alive.
 
-    Waits ``grace_seconds`` after each of SIGINT, SIGTERM and SIGKILL for the whole group to go.
+    The supervisor alone is asked first, and has its driver save. Waits ``grace_seconds`` for that,
+    and as long after SIGTERM and SIGKILL for the whole group to go.
     """
     driver = _read_driver(run_dir)
     if driver is None or not driver.is_alive:
         return False
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
-            os.killpg(driver.pid, number)
+            if number == signal.SIGINT:
+                os.kill(driver.pid, number)
+            else:
+                os.killpg(driver.pid, number)
         deadline = time.monotonic() + grace_seconds
         while process.group_is_alive(driver.pid) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)

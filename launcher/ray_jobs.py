@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from launcher.job import entrypoint
 from launcher.kuberay.names import job_name
 from launcher.reach import named_files
 from rotescale.errors import SpecError
@@ -19,8 +20,12 @@ from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json
 from rotescale.storage import storage_path
 
-ENTRYPOINT = "rotescale run experiment.json --on launch.json"
+ENTRYPOINT = "rotescale-launch supervise experiment.json --on launch.json"
 """Ray gives it to a shell, in the folder of the files; nothing of a spec may stand in it."""
+RUN_KEY = "rotescale-run"
+"""Metadata of every job of a run: the run's name."""
+_END_SECONDS = 60
+"""What a supervisor needs to end its driver, beside the save before it."""
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 
@@ -35,6 +40,8 @@ class RayJobRequest:
     files: Mapping[str, str]
     """The job's working folder: name and text of each file."""
     metadata: Mapping[str, str]
+    stop_seconds: int
+    """How long it may take to end when it is stopped: a save, and the driver's end."""
 
     @property
     def package(self) -> bytes:
@@ -61,15 +68,21 @@ class RayJobRequest:
         return {
             "entrypoint": self.entrypoint,
             "submission_id": self.submission_id,
-            "runtime_env": {"working_dir": f"gcs://{self.package_name}"},
+            "runtime_env": {
+                "working_dir": f"gcs://{self.package_name}",
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(self.stop_seconds)},
+            },
             "metadata": dict(self.metadata),
         }
 
 
 def render(
-    spec: ExperimentSpec, launch: LaunchSpec, *, attempt: int = 1, retry: bool = False
+    spec: ExperimentSpec, launch: LaunchSpec, *, attempt: int = 1, retry_before: str | None = None
 ) -> RayJobRequest:
-    """The request that runs the experiment there, for the n-th time."""
+    """The request that runs the experiment there, for the n-th time.
+
+    A failure from before the time ``retry_before`` is forgotten.
+    """
     if launch.ray is None:
         raise SpecError(
             f"launch spec {launch.name}: place: ray without a section ray, which says how to reach "
@@ -80,12 +93,13 @@ def render(
     return RayJobRequest(
         jobs_url=launch.ray.jobs_url,
         submission_id=f"{name}-{attempt}",
-        entrypoint=f"{ENTRYPOINT} --retry" if retry else ENTRYPOINT,
+        entrypoint=entrypoint(ENTRYPOINT, retry_before),
         files={
             "experiment.json": dump_json(spec),
             "launch.json": dump_json(launch.inside_the_cluster()),
         },
-        metadata={"rotescale-run": name, "rotescale-spec-digest": spec.digest()},
+        metadata={RUN_KEY: name, "rotescale-spec-digest": spec.digest()},
+        stop_seconds=round(launch.resize_save_seconds) + _END_SECONDS,
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -14,7 +16,7 @@ from rotescale.errors import RotescaleError, error_class
 from rotescale.faults import VARIABLE as FAULT_VARIABLE
 from rotescale.fork_server.caller import ForkServer
 from rotescale.launch_spec import LaunchSpec
-from rotescale.notices import Preemption
+from rotescale.notices import SUPERVISED, Preemption
 from rotescale.object_client import PASSED_ON
 from rotescale.run_dir import Outcome, RunDir
 
@@ -63,6 +65,10 @@ def ray_cluster(launch: LaunchSpec) -> Iterator[None]:
         ray.init(address=launch.address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         _start_local_ray(launch)
+    if SUPERVISED in os.environ and threading.current_thread() is threading.main_thread():
+        # Ray, which has just set a handler that ends the driver at once, sends this to every
+        # process of a job that is stopped; the supervisor is among them, and saves first.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         yield
     finally:

@@ -44,6 +44,22 @@ class StageLimits(Part):
     """A checkpoint or an export."""
 
 
+class Restarts(Part):
+    """How often a driver that ended before its run did is started again, by what ended it.
+
+    A restart that comes further than the one before it, to a newer checkpoint, is counted anew. A
+    user error is never tried again. On Kubernetes the RayJob's ``kuberay.retries`` stands in place
+    of this: one owner of restarts per place.
+    """
+
+    infrastructure: NonNegativeInt = 3
+    """Something died: the driver, a node, too many workers."""
+    hang: NonNegativeInt = 2
+    """A stage took longer than its limit, more often than workers are replaced."""
+    preempted: NonNegativeInt | None = None
+    """Nodes were taken away with notice; null: any number."""
+
+
 class RayAccess(Part):
     """How a running Ray cluster's jobs are reached from elsewhere. Its token is never in a spec."""
 
@@ -110,6 +126,8 @@ class LaunchSpec(Part):
     """How often Ray Train replaces lost workers before the run fails."""
     max_preemptions: NonNegativeInt | None = None
     """How often nodes may be taken away with notice, which is no failure; null: any number."""
+    restarts: Annotated[Restarts, Field()] = Restarts()
+    """How often the driver is started again where it ended before its run did."""
     limits: Annotated[StageLimits, Field()] = StageLimits()
     """When a silent worker is taken to hang."""
 

@@ -20,6 +20,8 @@ from typing import Any
 from rotescale.run_dir import RunDir
 from rotescale.storage import write_atomic
 
+SUPERVISED = "ROTESCALE_SUPERVISED"
+"""Set for a driver whose supervisor asks for a save before it ends it."""
 _LAST_SECONDS = 5.0
 """With less time left than this, no further save is begun."""
 

@@ -97,7 +97,12 @@ class Training:
             self.persistence.load_base()
         else:
             self.persistence.load_checkpoint(newest.directory, optimizer_step=None)
-        self.team.event("phase", f"{plan.spec.name} starts", total_steps=plan.total_steps)
+        self.team.event(
+            "phase",
+            f"{plan.spec.name} starts",
+            phase=plan.spec.name,
+            total_steps=plan.total_steps,
+        )
         return 0
 
     def _train_step(self, plan: PhasePlan, step: int) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +31,7 @@ from rotescale.storage import (
 CheckpointKind = Literal["full", "weights"]
 """``full``: masters and both moments, training can go on. ``weights``: the masters alone."""
 
-_ATTEMPT_FILE = re.compile(r"(\d{4,})\.json")
+_NUMBERED_FILE = re.compile(r"(\d{4,})\.json")
 _ATTEMPT_FOLDER = re.compile(r"attempt-(\d{4,})")
 _CHECKPOINT_FOLDER = re.compile(r"(\d{2,})-(.+)-step-(\d{6,})-(full|weights)")
 _INDEX = "index.json"
@@ -187,6 +189,27 @@ class RunDir:
         """The output of one worker, while it is at work here."""
         return self.node_dir / "logs" / f"attempt-{attempt:04d}-rank-{rank:05d}.log"
 
+    def numbered_driver_log(self, number: int) -> Path:
+        """The output of the driver's n-th start, while it is at work here."""
+        return self.node_dir / "logs" / f"driver-{number:04d}.log"
+
+    @property
+    def launches_dir(self) -> StoragePath:
+        """A file per start of the driver, and one per end of it."""
+        return self.root / "launches"
+
+    def launch_start(self, number: int) -> StoragePath:
+        """The file that says that the driver was started for the n-th time."""
+        return self.launches_dir / f"{number:04d}.json"
+
+    def launch_end(self, number: int) -> StoragePath:
+        """The file that says how that ended."""
+        return self.launches_dir / f"{number:04d}-end.json"
+
+    def launch_numbers(self) -> list[int]:
+        """The numbers of all starts of the driver so far, ascending."""
+        return self._numbers(self.launches_dir, _NUMBERED_FILE, self.launch_start)
+
     def data_dir(self, digest: str) -> StoragePath:
         """Encoded shards of the data of that digest."""
         return self.root / "data" / digest
@@ -216,13 +239,20 @@ class RunDir:
 
     def attempt_numbers(self) -> list[int]:
         """The numbers of all attempts so far, ascending; empty before the first start."""
+        return self._numbers(self.attempts_dir, _NUMBERED_FILE, self.attempt)
+
+    def _numbers(
+        self,
+        folder: StoragePath,
+        name: re.Pattern[str],
+        file: Callable[[int], StoragePath],
+    ) -> list[int]:
+        """The numbers of files that follow each other without a gap, also of one not listed yet."""
         numbers = [
-            int(match[1])
-            for path in entries(self.attempts_dir)
-            if (match := _ATTEMPT_FILE.fullmatch(path.name))
+            int(match[1]) for path in entries(folder) if (match := name.fullmatch(path.name))
         ]
         if isinstance(self.root, RemotePath):
-            while self.attempt(following := max(numbers, default=0) + 1).exists():
+            while file(following := max(numbers, default=0) + 1).exists():
                 numbers.append(following)
         return sorted(numbers)
 
@@ -346,6 +376,8 @@ class Outcome(BaseModel):
     error: str | None = None
     """Name of the error class, such as ``DataError``; None for a finished run."""
     message: str = ""
+    time: str | None = None
+    """When it was written: UTC, ISO 8601; None in runs from before this was kept."""
 
     def write(self, run_dir: RunDir) -> bool:
         """Save the outcome; False, and nothing written, where a newer attempt has taken over."""
@@ -354,7 +386,9 @@ class Outcome(BaseModel):
             return False
         # On a full disk this makes room for saying so.
         remove(run_dir.outcome_reserve)
-        write_atomic(run_dir.outcome_json, (self.model_dump_json(indent=2) + "\n").encode())
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        dated = self.model_copy(update={"time": self.time or now})
+        write_atomic(run_dir.outcome_json, (dated.model_dump_json(indent=2) + "\n").encode())
         return True
 
     @classmethod

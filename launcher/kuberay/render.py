@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from launcher.job import entrypoint
 from launcher.kuberay import fabric, names
 from launcher.kuberay.pods import SPEC_FOLDER, head_pod, worker_pod
 from launcher.kuberay.rules import check
@@ -17,13 +18,19 @@ from rotescale.spec_file import dump_json
 
 Manifest = dict[str, Any]
 
-ENTRYPOINT = f"rotescale run {SPEC_FOLDER}/experiment.json --on {SPEC_FOLDER}/launch.json"
+ENTRYPOINT = (
+    f"rotescale-launch supervise {SPEC_FOLDER}/experiment.json "
+    f"--on {SPEC_FOLDER}/launch.json --once"
+)
 """The same for every run: Ray gives it to a shell, so nothing of a spec may stand in it."""
 
 
-def render(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool = False) -> list[Manifest]:
+def render(
+    spec: ExperimentSpec, launch: LaunchSpec, *, retry_before: str | None = None
+) -> list[Manifest]:
     """The objects that run the experiment there, in the order in which they are created.
 
+    A failure from before the time ``retry_before`` is forgotten.
     Raises SpecError where experiment and place do not go together, or a rule is broken.
     """
     kuberay = launch.kuberay
@@ -36,7 +43,9 @@ def render(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool = False) -> 
         "rotescale/run": name,
     }
     spec_map = _spec_map(spec, launch, name=name, labels=labels)
-    job = _ray_job(launch, kuberay, name=name, labels=labels, spec_map=spec_map, retry=retry)
+    job = _ray_job(
+        launch, kuberay, name=name, labels=labels, spec_map=spec_map, retry_before=retry_before
+    )
     job["metadata"]["annotations"] |= {
         "rotescale/experiment": spec.name,
         "rotescale/run-folder": str(RunDir.of(launch.storage, spec.name).root),
@@ -76,11 +85,11 @@ def _ray_job(
     name: str,
     labels: dict[str, str],
     spec_map: Manifest,
-    retry: bool,
+    retry_before: str | None,
 ) -> Manifest:
     overwrite = {fabric.OVERWRITE_COMMAND: "true"} if fabric.plain_command(kuberay.fabric) else {}
     spec: Manifest = {
-        "entrypoint": f"{ENTRYPOINT} --retry" if retry else ENTRYPOINT,
+        "entrypoint": entrypoint(ENTRYPOINT, retry_before),
         "submissionMode": "SidecarMode",
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": kuberay.ttl_seconds,

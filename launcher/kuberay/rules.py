@@ -27,7 +27,9 @@ _QUEUE = "kueue.x-k8s.io/queue-name"
 _PRIORITY = "kueue.x-k8s.io/priority-class"
 _MAX_MAP_BYTES = 1 << 20
 _RESOURCE_PARAMETERS = ("num-cpus", "num-gpus", "memory", "resources")
-_ENTRYPOINT = re.compile(r"rotescale run [a-z/.]+ --on [a-z/.]+( --retry)?")
+_ENTRYPOINT = re.compile(
+    r"rotescale-launch supervise [a-z/.]+ --on [a-z/.]+ --once( --retry-before [0-9T:+-]+)?"
+)
 
 
 def check(manifests: list[Manifest]) -> None:

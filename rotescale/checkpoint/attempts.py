@@ -64,7 +64,7 @@ def start_attempt(
     while True:
         numbers = run_dir.attempt_numbers()
         previous = max((n for n in numbers if n not in outdated), default=None)
-        resumes = _newest_manifest(run_dir, previous)
+        resumes = newest_manifest(run_dir, previous)
         attempt = Attempt(
             number=max(numbers, default=0) + 1,
             resumes=resumes,
@@ -77,7 +77,7 @@ def start_attempt(
             continue
         # Until the file existed, the previous attempt, if alive, could publish and prune. From
         # here on it prunes nothing, so a second look settles whether the choice still stands.
-        if _newest_manifest(run_dir, previous) == resumes:
+        if newest_manifest(run_dir, previous) == resumes:
             return attempt
         outdated.add(attempt.number)
 
@@ -173,8 +173,8 @@ def open_checkpoint(run_dir: RunDir, name: CheckpointName) -> Checkpoint:
     return Checkpoint(run_dir.checkpoint(name), manifest)
 
 
-def _newest_manifest(run_dir: RunDir, number: int | None) -> str | None:
-    """Path below the root of the newest checkpoint's manifest in that attempt's sight.
+def newest_manifest(run_dir: RunDir, number: int | None) -> str | None:
+    """Path below the root of the manifest from which that attempt can go on; None: from the start.
 
     A damaged one too: only the attempt that starts may set it aside, once it has a number.
     """

@@ -42,7 +42,16 @@ LAYERS = [
 ]
 LAUNCHER_MAY_IMPORT = {
     *("errors", "spec", "spec_file", "launch_spec", "run_dir", "records", "planning"),
-    *("checkpoint.manifest", "storage", "tensors", "object_store", "credentials", "kuberay_spec"),
+    *(
+        "checkpoint.manifest",
+        "checkpoint.attempts",
+        "notices",
+        "storage",
+        "tensors",
+        "object_store",
+        "credentials",
+        "kuberay_spec",
+    ),
 }
 TORCH_FREE = [
     *("rotescale.object_store", "rotescale.ranges", "rotescale.local_copy"),

@@ -210,9 +210,12 @@ def test_the_driver_reads_the_same_experiment_and_its_own_place(tmp_path: Path) 
     assert config_map["immutable"] is True
 
 
-def test_retry_is_the_only_word_that_is_added_to_the_entrypoint() -> None:
-    manifests = render(experiment(), place(), retry=True)
-    assert manifests[1]["spec"]["entrypoint"] == f"{ENTRYPOINT} --retry"
+def test_a_time_is_all_that_is_ever_added_to_the_entrypoint() -> None:
+    noon = "2026-11-27T12:00:00+00:00"
+    manifests = render(experiment(), place(), retry_before=noon)
+    assert manifests[1]["spec"]["entrypoint"] == f"{ENTRYPOINT} --retry-before {noon}"
+    with pytest.raises(ValueError, match="isoformat"):
+        render(experiment(), place(), retry_before="$(id)")
     assert list(broken_rules(manifests)) == []
 
 

@@ -14,11 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launcher import cli, local
-from launcher.job import JobRequest
+from launcher.local import JobRequest
 from rotescale.errors import CheckpointError, SpecError
+from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import dump_json, load_spec
 
 MICRO = Path(__file__).parents[2] / "configs" / "experiments" / "micro.yaml"
 # The submitter ends at once in real life; here it goes on, and Python notices.
@@ -34,7 +38,7 @@ def submit(tmp_path: Path) -> Iterator[Submit]:
     pids = set()
 
     def submit(*command: str, environment: dict[str, str] | None = None) -> tuple[RunDir, bool]:
-        request = JobRequest("tiny", command, environment or {}, run_dir)
+        request = JobRequest(command, environment or {}, run_dir)
         started = local.submit(request)
         pids.add(pid(run_dir))
         return run_dir, started
@@ -69,30 +73,41 @@ def change_pid_file(run_dir: RunDir, **values: object) -> None:
 
 def start_attempt(run_dir: RunDir, number: int) -> None:
     run_dir.attempts_dir.mkdir(exist_ok=True)
-    run_dir.attempt(number).write_text(json.dumps({"number": number, "resumes": None}))
+    attempt = {"number": number, "resumes": None, "started": "", "world_size": 1, "host": ""}
+    run_dir.attempt(number).write_text(json.dumps(attempt))
 
 
-def test_render_is_the_command_that_runs_the_spec() -> None:
-    request = local.render(
-        Path("specs/a b.yaml"),
-        name="tiny",
-        storage="/nowhere",
-        launch=Path("place.yaml"),
-        overrides=["seed=1", "facts.relations=[mother]"],
-        flags=["--retry"],
-    )
+def test_what_is_started_reads_the_resolved_specs(tmp_path: Path) -> None:
+    spec = load_spec(ExperimentSpec, MICRO, ["seed=1"])
+    launch = LaunchSpec(storage=str(tmp_path / "runs"))
+    request = local.render(spec, launch, retry_before="2026-11-27T10:00:00+00:00")
+    folder = tmp_path / "runs" / "micro" / "submitted"
     assert request.command == (
-        *(sys.executable, "-m", "rotescale.cli", "run", "specs/a b.yaml", "--on", "place.yaml"),
-        *("--set", "seed=1", "--set", "facts.relations=[mother]", "--retry"),
+        *(sys.executable, "-m", "launcher.cli", "supervise", str(folder / "experiment.json")),
+        *("--on", str(folder / "launch.json"), "--retry-before", "2026-11-27T10:00:00+00:00"),
     )
-    assert request.name == "tiny"
-    assert request.run_dir == RunDir(Path("/nowhere/tiny"))
-    assert not Path("/nowhere").exists()
+    assert request.run_dir == RunDir(tmp_path / "runs" / "micro")
+    assert not (tmp_path / "runs").exists(), "nothing is written before it is started"
+    for name, kind, expected in (
+        ("experiment.json", ExperimentSpec, spec),
+        ("launch.json", LaunchSpec, launch),
+    ):
+        (tmp_path / name).write_text(request.files[f"submitted/{name}"])
+        assert load_spec(kind, tmp_path / name) == expected
 
 
-def test_a_default_place_needs_no_file() -> None:
-    request = local.render(MICRO, name="micro", storage="runs")
-    assert request.command[1:] == ("-m", "rotescale.cli", "run", str(MICRO))
+def test_files_are_there_before_the_command(submit: Submit, tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "tiny")
+    command = ("cat", str(tmp_path / "tiny" / "submitted" / "a.json"))
+    request = JobRequest(command, {}, run_dir, {"submitted/a.json": "words"})
+    assert local.submit(request)
+    wait_for(lambda: local.state(run_dir) == "stopped")
+    assert local.logs(run_dir, num_lines=10) == ["words"]
+
+
+def test_lines_are_followed_to_the_last(submit: Submit) -> None:
+    run_dir, _ = submit("sh", "-c", "echo one; sleep 1; echo two; printf three")
+    assert list(local.follow(run_dir)) == ["one", "two", "three"]
 
 
 def test_output_and_environment_of_a_command_that_ends(submit: Submit) -> None:
@@ -135,9 +150,9 @@ def test_submitted_twice_runs_once(submit: Submit) -> None:
 def test_many_submits_at_once_start_one(submit: Submit, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from launcher import local;"
-        "from launcher.job import JobRequest; from rotescale.run_dir import RunDir;"
+        "from launcher.local import JobRequest; from rotescale.run_dir import RunDir;"
         "run_dir = RunDir(Path(sys.argv[1]));"
-        "print(local.submit(JobRequest('tiny', ('sleep', '60'), {}, run_dir)))"
+        "print(local.submit(JobRequest(('sleep', '60'), {}, run_dir)))"
     )
     both = [
         subprocess.Popen(
@@ -216,6 +231,12 @@ def launcher(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
     return int(stopped.value.code or 0)
 
 
+@pytest.fixture(autouse=True)
+def state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where this machine's submissions are noted."""
+    monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path_factory.mktemp("state")))
+
+
 def test_a_dry_run_shows_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -225,10 +246,11 @@ def test_a_dry_run_shows_the_command(
         *("submit", str(MICRO), "--on", str(place), "--set", "seed=1", "--dry-run"),
         monkeypatch=monkeypatch,
     )
-    printed = capsys.readouterr().out
+    shown = yaml.safe_load(capsys.readouterr().out)
     assert code == 0
-    assert f"-m rotescale.cli run {MICRO} --on {place} --set seed=1 >> " in printed
-    assert str(RunDir(tmp_path / "runs" / "micro").driver_log) in printed
+    assert "-m launcher.cli supervise " in shown["run"]
+    assert shown["run"].endswith(f" >> {RunDir(tmp_path / 'runs' / 'micro').driver_log}")
+    assert json.loads(shown["files"]["submitted/experiment.json"])["seed"] == 1
     assert not (tmp_path / "runs").exists()
 
 
@@ -237,36 +259,33 @@ def test_status_tells_how_far_the_run_is(
 ) -> None:
     run_dir, _ = submit("sh", "-c", "echo error: no space")
     wait_for(lambda: local.state(run_dir) == "stopped")
+    run_dir.spec_json.write_text("{}")
     start_attempt(run_dir, 1)
     segment = run_dir.records_dir / "attempt-0001" / "rank-00000" / "segment-000001.jsonl"
     segment.parent.mkdir(parents=True)
+    event = {
+        **{"kind": "event", "attempt": 1, "time": "2026-11-27T10:00:00+00:00", "name": "phase"},
+        **{"message": "memorize starts", "details": {"phase": "memorize", "total_steps": 20}},
+    }
     row = {
         "kind": "step",
         **{"attempt": 1, "phase": "memorize", "phase_index": 0, "step": 7, "epoch": 2},
-        **{"cursor": 70, "loss": 1.25, "grad_norm": None, "learning_rate": 0.1, "seconds": 1},
+        **{"cursor": 70, "loss": 1.25, "grad_norm": None, "learning_rate": 0.1, "seconds": 2},
         **{"num_examples": 10, "num_tokens": 50, "target_tokens": 50},
     }
-    segment.write_text(json.dumps(row) + "\n")
-    complete, cut_short = (
-        run_dir.checkpoints_dir / "attempt-0001" / f"01-memorize-step-{step:06d}-full"
-        for step in (5, 6)
-    )
-    for folder in (complete, cut_short):
-        folder.mkdir(parents=True)
-    (complete / "manifest.json").write_text("{}\n")
+    segment.write_text("".join(json.dumps(one) + "\n" for one in (event, row)))
 
+    assert launcher("status", str(run_dir.root), "--json", monkeypatch=monkeypatch) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["reason"]) == ("stopped", "error: no space")
+    assert told["progress"] == {
+        **{"attempt": 1, "stage": "memorize", "done": 7, "total": 20, "epoch": 2, "loss": 1.25},
+        **{"seconds_per_step": 2.0, "seconds_left": 26.0, "checkpoint": None},
+    }
     assert launcher("status", str(run_dir.root), monkeypatch=monkeypatch) == 0
-    told = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
-    told = {name: value.strip() for name, value in told.items()}
-    assert told["state"] == "stopped"
-    assert (told["phase"], told["step"], told["loss"]) == ("memorize", "7 (epoch 2)", "1.2500")
-    assert told["checkpoint"] == complete.relative_to(run_dir.root).as_posix()
-    assert told["outcome"] == "none yet"
-    assert told["last words"] == "error: no space"
-
-    run_dir.attempt(2).write_text(json.dumps({"resumes": told["checkpoint"] + "/manifest.json"}))
-    launcher("status", str(run_dir.root), monkeypatch=monkeypatch)
-    assert complete.name in capsys.readouterr().out, "attempt 2 went on from it"
+    page = capsys.readouterr().out
+    assert "memorize  7/20, epoch 2" in page
+    assert "1.2500" in page
 
 
 def test_a_bad_spec_is_refused_before_anything_starts(
@@ -295,13 +314,78 @@ def test_resume_needs_a_run_and_submits_it_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     place = tmp_path / "place.yaml"
-    place.write_text(f"storage: {tmp_path / 'runs'}\n")
+    place.write_text("name: other\nnum_workers: 1\n")
     sent: list[JobRequest] = []
     monkeypatch.setattr(local, "submit", lambda request: sent.append(request) or True)
-    arguments = ("resume", str(MICRO), "--on", str(place), "--retry")
+    root = tmp_path / "runs" / "micro"
+    arguments = ("resume", str(root), "--on", str(place), "--retry")
     assert launcher(*arguments, monkeypatch=monkeypatch) == SpecError.exit_code
     assert "no such run" in capsys.readouterr().err
-    (tmp_path / "runs" / "micro").mkdir(parents=True)
+    root.mkdir(parents=True)
+    assert launcher(*arguments, monkeypatch=monkeypatch) == SpecError.exit_code
+    assert "spec.json: not there" in capsys.readouterr().err
+    spec = load_spec(ExperimentSpec, MICRO)
+    (root / "spec.json").write_text(dump_json(spec))
     assert launcher(*arguments, monkeypatch=monkeypatch) == 0
-    assert sent[0].command[-1] == "--retry"
+    assert "--retry-before" in sent[0].command
+    assert sent[0].run_dir == RunDir(root), "the run stays where it is"
+    assert json.loads(sent[0].files["submitted/launch.json"])["num_workers"] == [1, 1]
     assert "micro started" in capsys.readouterr().out
+
+
+def test_what_is_at_work_is_not_resumed_elsewhere(
+    submit: Submit,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    run_dir, _ = submit("sleep", "60")
+    place = tmp_path / "place.yaml"
+    place.write_text("name: other\n")
+    code = launcher("resume", str(run_dir.root), "--on", str(place), monkeypatch=monkeypatch)
+    assert code == SpecError.exit_code
+    assert "it is at work at local (local); end it there first" in capsys.readouterr().err
+
+
+def test_a_run_is_found_by_its_name_and_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert launcher("list", monkeypatch=monkeypatch) == 0
+    assert "nothing was submitted" in capsys.readouterr().out
+    monkeypatch.setattr(local, "submit", lambda _: True)
+    assert launcher("submit", str(MICRO), monkeypatch=monkeypatch) == 0
+    name = capsys.readouterr().out.rpartition(" ")[2].strip()
+    monkeypatch.chdir("/")
+    for text in (name, "micro", str(tmp_path / "runs" / "micro")):
+        assert launcher("status", text, "--json", monkeypatch=monkeypatch) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["name"], told["run_folder"]) == (name, str(tmp_path / "runs" / "micro"))
+    assert launcher("list", monkeypatch=monkeypatch) == 0
+    assert name in capsys.readouterr().out
+    assert launcher("status", "other", monkeypatch=monkeypatch) == SpecError.exit_code
+    assert "no run of that name was submitted from here" in capsys.readouterr().err
+
+
+def test_diff_says_what_differs_and_whether_it_matters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    place = tmp_path / "place.yaml"
+    place.write_text(f"storage: {tmp_path / 'runs'}\n")
+    on = ("--on", str(place))
+    assert launcher("diff", str(MICRO), *on, monkeypatch=monkeypatch) == SpecError.exit_code
+    assert "nothing to compare" in capsys.readouterr().err
+    root = tmp_path / "runs" / "micro"
+    root.mkdir(parents=True)
+    (root / "spec.json").write_text(dump_json(load_spec(ExperimentSpec, MICRO)))
+    assert launcher("diff", str(MICRO), *on, monkeypatch=monkeypatch) == 0
+    for change, words in (
+        ("seed=1", "results change"),
+        ("checkpoints.keep_last=9", "no result changes"),
+    ):
+        capsys.readouterr()
+        assert launcher("diff", str(MICRO), *on, "--set", change, monkeypatch=monkeypatch) == 1
+        printed = capsys.readouterr().out
+        assert words in printed
+        field, value = change.rpartition(".")[2].split("=")
+        assert f'"{field}": {value}' in printed

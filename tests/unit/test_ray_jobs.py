@@ -51,7 +51,7 @@ def test_the_same_run_is_the_same_request() -> None:
     one, other = render(experiment(), place()), render(experiment(), place())
     assert one.package == other.package
     assert one.body == other.body
-    assert one.body["runtime_env"] == {"working_dir": f"gcs://{one.package_name}"}
+    assert one.body["runtime_env"]["working_dir"] == f"gcs://{one.package_name}"
     assert one.package_path == f"/api/packages/gcs/{one.package_name}"
     changed = render(experiment("seed=1"), place())
     assert changed.package_name != one.package_name

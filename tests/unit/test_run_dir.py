@@ -114,7 +114,10 @@ def test_an_outcome_is_saved_read_and_cleared(tmp_path: Path) -> None:
     assert Outcome.read(run_dir) is None
     failed = Outcome(status="failed", attempt=2, exit_code=3, error="TrainingError", message="NaN")
     assert failed.write(run_dir)
-    assert Outcome.read(run_dir) == failed
+    saved = Outcome.read(run_dir)
+    assert saved is not None
+    assert saved.time is not None
+    assert saved == failed.model_copy(update={"time": saved.time})
     Outcome.clear(run_dir)
     Outcome.clear(run_dir)
     assert Outcome.read(run_dir) is None

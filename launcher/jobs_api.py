@@ -1,0 +1,301 @@
+"""The jobs API of a Ray cluster's dashboard, over HTTP: Ray's documented REST interface.
+
+No Ray is needed on this machine. Ray's own client takes its address and token from the process's
+environment in preference to what it is given; here both come from the launch spec and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import requests
+import websocket
+
+from launcher.job import PlaceUnavailableError
+from rotescale.credentials import hidden
+from rotescale.errors import SpecError
+from rotescale.launch_spec import RayAccess
+
+TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+"""The statuses that a job does not leave."""
+_TIMEOUT = (10.0, 60.0)
+_PATIENCE_SECONDS = 60.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
+_RETRIED = (429, 500, 502, 503, 504)
+_IDLE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What Ray says of a job."""
+
+    submission_id: str
+    status: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    message: str
+    exit_code: int | None
+    """Of the entrypoint; None while it is at work, or where Ray does not know."""
+    metadata: dict[str, str]
+    started: float | None
+    """UNIX time in seconds."""
+
+
+class JobsApi:
+    """A cluster's jobs. Every call waits through an outage of about a minute, then raises
+    PlaceUnavailableError; a refused token, or one that is not there, raises SpecError."""
+
+    def __init__(
+        self,
+        access: RayAccess,
+        *,
+        patience_seconds: float = _PATIENCE_SECONDS,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._access = access
+        self._patience_seconds = patience_seconds
+        self._sleep = sleep
+        self._session = requests.Session()
+        # Neither proxies' passwords nor ~/.netrc: the token is the only credential.
+        self._session.trust_env = False
+        self._session.headers["Authorization"] = f"Bearer {read_token(access)}"
+        self._session.verify = access.ca_file or True
+
+    def version(self) -> dict[str, Any]:
+        """Ray's version there, and the jobs API's."""
+        return cast(dict[str, Any], self._ask("GET", "/api/version").json())
+
+    def put_package(self, path: str, package: bytes) -> None:
+        """Put a package there, unless it is there: its path is made of its content."""
+        if self._ask("GET", path, missing_is_fine=True).status_code == requests.codes.not_found:
+            self._ask("PUT", path, data=package)
+
+    def submit(self, body: dict[str, Any]) -> bool:
+        """Start a job; False where one of that id is there.
+
+        An answer that did not arrive says nothing, so the id is asked for before each try.
+        """
+        submission_id = body["submission_id"]
+        deadline = time.monotonic() + self._patience_seconds
+        tried = False
+        for wait in _waits():
+            if self.job(submission_id) is not None:
+                # After a try of ours that was not answered, the job is ours.
+                return tried
+            try:
+                answer = self._send("POST", "/api/jobs/", json=body)
+            except PlaceUnavailableError:
+                tried = True
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                if answer.ok:
+                    return True
+                if answer.status_code not in _RETRIED:
+                    raise self._refusal(answer)
+                # Ray says 500 for an id that is taken, and for a cluster that has just begun.
+                if time.monotonic() >= deadline:
+                    raise self._unavailable(_words(answer))
+            self._sleep(wait)
+        raise AssertionError("waits do not end")
+
+    def job(self, submission_id: str) -> Job | None:
+        """The job of that id; None where the cluster does not know it."""
+        answer = self._ask("GET", f"/api/jobs/{submission_id}", missing_is_fine=True)
+        return None if answer.status_code == requests.codes.not_found else _job(answer.json())
+
+    def jobs(self) -> list[Job]:
+        """All jobs that were submitted to the cluster, and that it still knows."""
+        return [_job(one) for one in self._ask("GET", "/api/jobs/").json() if one["submission_id"]]
+
+    def stop(self, submission_id: str) -> None:
+        """Ask the job to end. It may go on for as long as it was given to end in."""
+        self._ask("POST", f"/api/jobs/{submission_id}/stop", missing_is_fine=True)
+
+    def logs(self, submission_id: str) -> str:
+        """What the job has printed; empty where the cluster does not know it."""
+        answer = self._ask("GET", f"/api/jobs/{submission_id}/logs", missing_is_fine=True)
+        return "" if answer.status_code == requests.codes.not_found else str(answer.json()["logs"])
+
+    def follow(self, submission_id: str) -> Iterator[str]:
+        """What the job prints, in pieces as they come, from its first line on, until it has ended.
+
+        A stream that closes says nothing about the job, so its status is asked for; each new stream
+        begins with the first line, and what was given is not given again.
+        """
+        given = 0
+        waits = _waits()
+        while True:
+            seen = 0
+            for piece in self._stream(submission_id):
+                fresh = piece[max(0, given - seen) :]
+                seen += len(piece)
+                if fresh:
+                    waits = _waits()
+                    yield fresh
+            given = max(given, seen)
+            job = self.job(submission_id)
+            if job is None or job.status in TERMINAL:
+                rest = self.logs(submission_id)[given:]
+                if rest:
+                    yield rest
+                return
+            self._sleep(next(waits))
+
+    def _stream(self, submission_id: str) -> Iterator[str]:
+        """One connection's worth of it."""
+        url = f"{self._access.jobs_url.replace('http', 'ws', 1)}/api/jobs/{submission_id}/logs/tail"
+        try:
+            connection = websocket.create_connection(
+                url,
+                timeout=_IDLE_SECONDS,
+                header={"Authorization": str(self._session.headers["Authorization"])},
+                sslopt={"ca_certs": self._access.ca_file, "cert_reqs": ssl.CERT_REQUIRED},
+                redirect_limit=0,
+                http_no_proxy=["*"],
+            )
+        except (OSError, websocket.WebSocketException):
+            return
+        try:
+            while True:
+                piece = connection.recv()
+                if not piece:
+                    return
+                yield piece if isinstance(piece, str) else piece.decode(errors="replace")
+        except (OSError, websocket.WebSocketException):
+            return
+        finally:
+            connection.close()
+
+    def _ask(
+        self, method: str, path: str, *, missing_is_fine: bool = False, data: bytes | None = None
+    ) -> requests.Response:
+        """An answer that is no error, however often it has to be asked for."""
+        deadline = time.monotonic() + self._patience_seconds
+        for wait in _waits():
+            try:
+                answer = self._send(method, path, data=data)
+            except PlaceUnavailableError:
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                if answer.ok or (
+                    missing_is_fine and answer.status_code == requests.codes.not_found
+                ):
+                    return answer
+                if answer.status_code not in _RETRIED:
+                    raise self._refusal(answer)
+                if time.monotonic() >= deadline:
+                    raise self._unavailable(_words(answer))
+            self._sleep(wait)
+        raise AssertionError("waits do not end")
+
+    def _send(self, method: str, path: str, **body: Any) -> requests.Response:
+        try:
+            return self._session.request(
+                method,
+                f"{self._access.jobs_url}{path}",
+                timeout=_TIMEOUT,
+                # A token goes to the server that the launch spec names, and to no other.
+                allow_redirects=False,
+                **body,
+            )
+        except requests.exceptions.SSLError as error:
+            raise SpecError(
+                f"ray.jobs_url {self._access.jobs_url}: its certificate cannot be trusted "
+                f"({_reason(error)}); name its authority's in ray.ca_file"
+            ) from None
+        except requests.exceptions.RequestException as error:
+            raise self._unavailable(_reason(error)) from None
+
+    def _refusal(self, answer: requests.Response) -> SpecError:
+        url = self._access.jobs_url
+        source = _source(self._access)
+        if answer.status_code == requests.codes.unauthorized:
+            return SpecError(f"ray.jobs_url {url} wants a token, and takes none from {source}")
+        if answer.status_code == requests.codes.forbidden:
+            return SpecError(f"ray.jobs_url {url} refuses the token from {source}; renew it there")
+        return SpecError(
+            f"ray.jobs_url {url} answers {answer.status_code} ({_words(answer)}); is it the "
+            "dashboard of a Ray cluster?"
+        )
+
+    def _unavailable(self, why: str) -> PlaceUnavailableError:
+        return PlaceUnavailableError(
+            f"{self._access.jobs_url} does not answer ({why}); is the cluster, or the tunnel to "
+            "it, up? What it was asked to do may have been done: look with status"
+        )
+
+
+def read_token(access: RayAccess) -> str:
+    """The cluster's token, from where the launch spec says. Raises SpecError where it is not."""
+    if access.token_variable is not None:
+        token = os.environ.get(access.token_variable, "").strip()
+        if not token:
+            raise SpecError(
+                "ray.token_variable names a variable that is not set on this machine; set it to "
+                "the cluster's token"
+            )
+        return _sendable(token, access)
+    assert access.token_file is not None, "RayAccess names one of the two"
+    path = Path(access.token_file).expanduser()
+    try:
+        mode = path.stat().st_mode
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise SpecError(
+            f"ray.token_file: cannot be read ({reason}); put the cluster's token there"
+        ) from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise SpecError(
+            f"ray.token_file: others may read it (mode {stat.S_IMODE(mode):o}); chmod 600"
+        )
+    return _sendable(token, access)
+
+
+def _sendable(token: str, access: RayAccess) -> str:
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise SpecError(f"{_source(access)}: what is there is no token; put the cluster's there")
+    return token
+
+
+def _source(access: RayAccess) -> str:
+    return "ray.token_file" if access.token_variable is None else "ray.token_variable"
+
+
+def _waits() -> Iterator[float]:
+    wait = _FIRST_WAIT
+    while True:
+        yield wait
+        wait = min(_LONGEST_WAIT, wait * 2)
+
+
+def _job(said: dict[str, Any]) -> Job:
+    started = said.get("start_time")
+    return Job(
+        submission_id=said["submission_id"],
+        status=said["status"],
+        message=said.get("message") or "",
+        exit_code=said.get("driver_exit_code"),
+        metadata=said.get("metadata") or {},
+        started=None if not started else started / 1000,
+    )
+
+
+def _words(answer: requests.Response) -> str:
+    """The last line of an error's text: Ray answers with a traceback."""
+    lines = [line.strip() for line in answer.text.splitlines() if line.strip()]
+    return hidden(lines[-1][:300]) if lines else f"HTTP {answer.status_code}"
+
+
+def _reason(error: Exception) -> str:
+    inner = error.args[0] if error.args else error
+    reason = getattr(inner, "reason", inner)
+    return hidden(str(reason).rpartition(": ")[2][:200])

@@ -1,0 +1,120 @@
+"""A run on a Ray cluster that is running, reached through its jobs API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from launcher import history
+from launcher.job import JobState, Situation
+from launcher.jobs_api import TERMINAL, Job, JobsApi
+from launcher.ray_jobs import RUN_KEY, render
+from rotescale.launch_spec import LaunchSpec
+from rotescale.spec import ExperimentSpec
+
+_POLL_SECONDS = 1.0
+_SLOW_STOP_SECONDS = 30.0
+_STATES: dict[str, JobState] = {
+    "PENDING": "pending",
+    "RUNNING": "running",
+    "SUCCEEDED": "finished",
+    "FAILED": "failed",
+    "STOPPED": "stopped",
+}
+
+
+class RayLauncher:
+    """The jobs of one run, one after the other: only one of them is there at a time."""
+
+    def __init__(
+        self,
+        launch: LaunchSpec,
+        name: str,
+        *,
+        api: JobsApi | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """``name`` is the run's (``kuberay.names.job_name``)."""
+        assert launch.ray is not None, launch.name
+        self._launch = launch
+        self._name = name
+        self._api = api or JobsApi(launch.ray)
+        self._sleep = sleep
+
+    def submit(self, spec: ExperimentSpec, *, retry: bool) -> bool:
+        """As ``Launcher.submit``."""
+        last = self._last()
+        if last is not None and last.status not in TERMINAL:
+            return False
+        number = 1 if last is None else _number(last) + 1
+        before = history.now() if retry else None
+        request = render(spec, self._launch, attempt=number, retry_before=before)
+        self._api.put_package(request.package_path, request.package)
+        # Another launcher that does the same now takes the same number, and Ray has it once.
+        return self._api.submit(request.body)
+
+    def look(self) -> Situation:
+        """As ``Launcher.look``."""
+        job = self._last()
+        if job is None:
+            return Situation(
+                "unknown",
+                "the Ray cluster knows no job of this run; it was not submitted there, or the "
+                "cluster has been started anew since. Submit it again to go on",
+                (("Ray job", "none"),),
+            )
+        words = job.status if job.exit_code is None else f"{job.status}, exit code {job.exit_code}"
+        return Situation(
+            _STATES.get(job.status, "unknown"),
+            _why(job),
+            (("Ray job", f"{job.submission_id}: {words}"),),
+        )
+
+    def logs(self, *, num_lines: int) -> list[str]:
+        """As ``Launcher.logs``."""
+        job = self._last()
+        return [] if job is None else self._api.logs(job.submission_id).splitlines()[-num_lines:]
+
+    def follow(self) -> Iterator[str]:
+        """As ``Launcher.follow``."""
+        job = self._last()
+        rest = ""
+        for piece in () if job is None else self._api.follow(job.submission_id):
+            *lines, rest = (rest + piece).split("\n")
+            yield from lines
+        if rest:
+            yield rest
+
+    def cancel(self, *, grace_seconds: float) -> bool:
+        """As ``Launcher.cancel``: the supervisor on the cluster saves first."""
+        job = self._last()
+        if job is None or job.status in TERMINAL:
+            return False
+        deadline = time.monotonic() + grace_seconds + _SLOW_STOP_SECONDS
+        self._api.stop(job.submission_id)
+        while time.monotonic() < deadline:
+            self._sleep(_POLL_SECONDS)
+            now = self._api.job(job.submission_id)
+            if now is None or now.status in TERMINAL:
+                return True
+            if now.status == "PENDING":
+                # Ray may forget that a job which has not begun was to be stopped.
+                self._api.stop(job.submission_id)
+        return True
+
+    def _last(self) -> Job | None:
+        """The newest job of this run."""
+        mine = [job for job in self._api.jobs() if job.metadata.get(RUN_KEY) == self._name]
+        return max(mine, key=_number, default=None)
+
+
+def _number(job: Job) -> int:
+    """Which of its run's jobs it is, as the id says."""
+    return int(job.submission_id.rpartition("-")[2])
+
+
+def _why(job: Job) -> str:
+    if job.status == "PENDING":
+        return job.message
+    lines = [line.strip() for line in job.message.splitlines() if line.strip()]
+    return lines[-1] if job.status == "FAILED" and lines else ""

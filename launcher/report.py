@@ -1,0 +1,211 @@
+"""The truth about a run in one place: what its place says, joined with what its folder says.
+
+Neither is enough. A place says that a job succeeded, and knows nothing of the run's outcome; a
+folder says at which step the run is, and not whether anybody is still at work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any, Protocol
+
+from launcher import history
+from launcher.history import Ending
+from launcher.job import JobState, PlaceUnavailableError, Situation
+from rotescale.checkpoint.attempts import newest_manifest
+from rotescale.errors import RotescaleError
+from rotescale.records import EventRow, Records, StepRow, read_records
+from rotescale.run_dir import Outcome, RunDir
+
+_RECENT_STEPS = 20
+_LOUD = ("damaged", "hang", "preemption", "superseded", "skipped")
+"""Events that a person who looks wants to see."""
+_NUM_LOUD = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the run is, by its records."""
+
+    attempt: int
+    stage: str = "preparing"
+    """What it does: ``memorize``, ``evaluate base``, ``preparing``."""
+    done: int = 0
+    total: int | None = None
+    """Steps of the phase, or items of the evaluation; None: not known."""
+    epoch: int | None = None
+    loss: float | None = None
+    seconds_per_step: float | None = None
+    """Median of the last steps."""
+    checkpoint: str | None = None
+    """Folder of the newest complete checkpoint from which it can go on, below the run's."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the end of this phase, at the pace of the last steps; None: not known."""
+        if self.total is None or self.seconds_per_step is None:
+            return None
+        return (self.total - self.done) * self.seconds_per_step
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """Everything that is known of a run."""
+
+    name: str
+    run_folder: str
+    place: str
+    state: JobState
+    reason: str
+    layers: tuple[tuple[str, str], ...] = ()
+    progress: Progress | None = None
+    """None where the run's folder cannot be read from here, or holds nothing yet."""
+    outcome: str | None = None
+    restarts: tuple[Ending, ...] = ()
+    """How drivers ended that were not the last."""
+    events: tuple[EventRow, ...] = field(default=())
+    """What a person should know, the latest last."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        progress = self.progress
+        return {
+            "name": self.name,
+            "run_folder": self.run_folder,
+            "place": self.place,
+            "state": self.state,
+            "reason": self.reason,
+            "layers": dict(self.layers),
+            "progress": None
+            if progress is None
+            else {
+                "attempt": progress.attempt,
+                "stage": progress.stage,
+                "done": progress.done,
+                "total": progress.total,
+                "epoch": progress.epoch,
+                "loss": progress.loss,
+                "seconds_per_step": progress.seconds_per_step,
+                "seconds_left": progress.seconds_left,
+                "checkpoint": progress.checkpoint,
+            },
+            "outcome": self.outcome,
+            "restarts": [ending.model_dump() for ending in self.restarts],
+            "events": [event.model_dump() for event in self.events],
+        }
+
+
+class Looks(Protocol):
+    """The part of a ``Launcher`` that tells how a run is."""
+
+    def look(self) -> Situation:
+        """What the place says now."""
+        ...
+
+
+def look(name: str, place: str, launcher: Looks, run_dir: RunDir) -> RunReport:
+    """Ask the place and the folder. What does not answer is said, and is no guess."""
+    try:
+        situation = launcher.look()
+    except PlaceUnavailableError as error:
+        situation = Situation("unknown", str(error), (("place", "does not answer"),))
+    report = RunReport(
+        name=name,
+        run_folder=str(run_dir.root),
+        place=place,
+        state=situation.state,
+        reason=situation.reason,
+        layers=situation.layers,
+    )
+    try:
+        if not run_dir.spec_json.exists():
+            return report
+        outcome = Outcome.read(run_dir)
+        records = read_records(run_dir)
+        state, reason = judge(situation, outcome)
+        ended = history.endings(run_dir)
+        return replace(
+            report,
+            state=state,
+            reason=reason,
+            progress=_progress(run_dir, records),
+            outcome=None if outcome is None else _describe(outcome),
+            restarts=tuple(ended[:-1] if state in ("finished", "failed", "stopped") else ended),
+            events=tuple(one for one in records.events if one.name in _LOUD)[-_NUM_LOUD:],
+        )
+    except (RotescaleError, FileNotFoundError) as error:
+        return replace(report, layers=(*report.layers, ("run folder", f"cannot be read: {error}")))
+
+
+def judge(situation: Situation, outcome: Outcome | None) -> tuple[JobState, str]:
+    """State and reason, by the place's word and the run's outcome, which is never wrong.
+
+    A place's word is about its job: that a job failed says that the run has stopped, and that it
+    succeeded says nothing where the run has no outcome.
+    """
+    if outcome is not None and outcome.status == "finished":
+        return "finished", ""
+    if situation.is_alive or situation.state == "unknown":
+        if outcome is not None and not situation.is_alive:
+            return "failed", _describe(outcome)
+        return situation.state, situation.reason
+    if outcome is not None:
+        return "failed", _describe(outcome)
+    if situation.state == "finished":
+        return "stopped", "its job says that it succeeded, and the run has no outcome; submit it"
+    return "stopped", situation.reason
+
+
+def _describe(outcome: Outcome) -> str:
+    if outcome.status == "finished":
+        return f"finished in attempt {outcome.attempt}"
+    return f"failed in attempt {outcome.attempt}: {outcome.error}: {outcome.message}"
+
+
+def _progress(run_dir: RunDir, records: Records) -> Progress | None:
+    attempt = run_dir.newest_attempt()
+    if attempt is None:
+        return None
+    manifest = newest_manifest(run_dir, attempt)
+    progress = Progress(
+        attempt, checkpoint=None if manifest is None else manifest.rpartition("/")[0]
+    )
+    step = records.steps[-1] if records.steps else None
+    evaluation = next((e for e in reversed(records.events) if e.name == "evaluation"), None)
+    if evaluation is not None and _is_open(evaluation, step):
+        details = evaluation.details
+        return replace(
+            progress,
+            stage=f"evaluate {details['stage']}",
+            done=int(details["done"]),
+            total=int(details["total"]),
+            loss=None if step is None else step.loss,
+        )
+    if step is None:
+        return progress
+    recent = [row.seconds for row in records.steps if row.phase == step.phase][-_RECENT_STEPS:]
+    return replace(
+        progress,
+        stage=step.phase,
+        done=step.step,
+        total=_total_steps(records.events, step.phase),
+        epoch=step.epoch,
+        loss=step.loss,
+        seconds_per_step=median(recent),
+    )
+
+
+def _is_open(evaluation: EventRow, step: StepRow | None) -> bool:
+    """Whether that evaluation still goes on; steps carry no time, so an attempt later is later."""
+    if step is not None and step.attempt > evaluation.attempt:
+        return False
+    return int(evaluation.details["done"]) < int(evaluation.details["total"])
+
+
+def _total_steps(events: Sequence[EventRow], phase: str) -> int | None:
+    for event in reversed(events):
+        if event.name == "phase" and event.details.get("phase") == phase:
+            return int(event.details["total_steps"])
+    return None

@@ -1,0 +1,88 @@
+"""A run's report for a person."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from launcher.report import Progress, RunReport
+
+_COLORS = {
+    "pending": "yellow",
+    "running": "green",
+    "finished": "bold green",
+    "failed": "bold red",
+    "stopped": "yellow",
+    "unknown": "magenta",
+}
+_BAR = 30
+
+
+def page(report: RunReport) -> RenderableType:
+    """Everything on one screen, what matters first."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row("run", report.name)
+    table.add_row("folder", report.run_folder)
+    table.add_row("place", report.place)
+    table.add_row("state", Text(report.state, style=_COLORS[report.state]))
+    if report.reason:
+        table.add_row("why", Text(report.reason))
+    for name, words in report.layers:
+        table.add_row(name, Text(words))
+    progress = report.progress
+    if progress is not None:
+        _add_progress(table, progress, is_over=report.state == "finished")
+    elif report.outcome is None:
+        table.add_row("progress", "nothing in its folder that can be read from here")
+    if report.outcome is not None:
+        table.add_row("outcome", Text(report.outcome))
+    for ending in report.restarts:
+        table.add_row(f"start {ending.number}", Text(f"{ending.kind}: {ending.reason}"))
+    for event in report.events:
+        table.add_row(event.name, Text(f"{event.time}  {event.message}"))
+    return Group(table)
+
+
+def short(report: RunReport) -> str:
+    """Its progress in a few words."""
+    progress = report.progress
+    if progress is None:
+        return ""
+    words = f"{progress.stage} {_share(progress)}".strip()
+    left = progress.seconds_left
+    return words if left is None or report.state != "running" else f"{words}, {span(left)} left"
+
+
+def span(seconds: float) -> str:
+    """A length of time, such as ``1 h 20 min``."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _add_progress(table: Table, progress: Progress, *, is_over: bool) -> None:
+    table.add_row("attempt", str(progress.attempt))
+    stage = Text(f"{progress.stage}  {_share(progress)}")
+    table.add_row("stage", stage)
+    if progress.total is not None and not is_over:
+        bar = ProgressBar(total=progress.total, completed=progress.done, width=_BAR)
+        table.add_row("", bar)
+    if progress.loss is not None:
+        table.add_row("loss", f"{progress.loss:.4f}")
+    if progress.seconds_per_step is not None:
+        table.add_row("step", f"{progress.seconds_per_step:.2f} s")
+    if progress.seconds_left is not None and not is_over:
+        table.add_row("left", f"{span(progress.seconds_left)} of this phase")
+    table.add_row("checkpoint", progress.checkpoint or "none yet")
+
+
+def _share(progress: Progress) -> str:
+    if progress.total is None:
+        return f"step {progress.done}" if progress.done else ""
+    epoch = "" if progress.epoch is None else f", epoch {progress.epoch}"
+    return f"{progress.done}/{progress.total}{epoch}"

@@ -1,0 +1,45 @@
+"""The command that launchers run where the driver runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.supervisor import Supervisor
+from rotescale.launch_spec import LaunchSpec
+from rotescale.run_dir import RunDir
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import load_spec
+
+
+def supervise(
+    spec_path: Annotated[
+        Path, typer.Argument(metavar="SPEC", help="An experiment spec (YAML or JSON).")
+    ],
+    on: Annotated[
+        Path | None, typer.Option(help="A launch spec; default: two local workers.")
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Leave it to somebody else to start it again.")
+    ] = False,
+    retry_before: Annotated[
+        str | None, typer.Option(help="Forget a failure from before this time (ISO 8601).")
+    ] = None,
+) -> None:
+    """Run an experiment here, and start it again when it was not at fault (submit uses this)."""
+    spec = load_spec(ExperimentSpec, spec_path)
+    launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
+    place = () if on is None else ("--on", str(on))
+    supervisor = Supervisor(
+        RunDir.of(launch.storage, spec.name),
+        (sys.executable, "-m", "rotescale.cli", "run", str(spec_path), *place),
+        place=launch.place,
+        budgets=None if once else launch.restarts,
+        grace_seconds=launch.resize_save_seconds,
+        retry_before=retry_before,
+        say=lambda words: print(f"supervisor: {words}", flush=True),
+    )
+    raise typer.Exit(supervisor.run())

@@ -1,0 +1,302 @@
+"""Keeps a run going where nobody else does: starts its driver, and again when it was not at fault.
+
+It runs where the driver runs, so that the machine from which the run was submitted may be switched
+off. On Kubernetes the RayJob starts drivers again; there this starts one, keeps what it prints, and
+says how it ended. One owner of restarts per place.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from launcher import history
+from launcher.history import Ending, EndKind
+from rotescale.checkpoint.attempts import newest_manifest
+from rotescale.errors import RotescaleError, StorageError
+from rotescale.launch_spec import Restarts
+from rotescale.notices import SUPERVISED, request_save
+from rotescale.records import EventRow, read_records
+from rotescale.run_dir import Outcome, RunDir
+
+CANCELLED = 130
+"""Exit code of a run that was cancelled, as of a program that was interrupted."""
+_USER_CODES = (2, 3)
+"""How ``rotescale run`` ends where trying again changes nothing (``rotescale.errors``)."""
+_FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0
+_UPLOAD_SECONDS = 30.0
+_END_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do after a driver has ended."""
+
+    action: Literal["restart", "stop"]
+    wait_seconds: float
+    """Before the restart."""
+    reason: str
+
+
+def classify(
+    exit_code: int, *, outcome: Outcome | None, events: Sequence[EventRow], last_line: str
+) -> tuple[EndKind, str]:
+    """Why a driver ended, and the evidence in words.
+
+    ``events`` are those of the attempts that it made; the newest attempt's decide. ``exit_code`` is
+    negative where a signal ended it.
+    """
+    if outcome is not None and outcome.status == "failed":
+        return "user", f"{outcome.error}: {outcome.message}"
+    if exit_code == 0:
+        return "finished", "the run is finished"
+    if exit_code in (CANCELLED, -signal.SIGINT):
+        return "cancelled", "it was interrupted"
+    if exit_code in _USER_CODES:
+        return "user", last_line
+    newest = max((event.attempt for event in events), default=0)
+    for name, kind in (("hang", "hang"), ("preemption", "preempted")):
+        found = [one for one in events if one.attempt == newest and one.name == name]
+        if found:
+            return ("hang" if kind == "hang" else "preempted"), found[-1].message
+    if exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        memory = ", perhaps for lack of memory" if name == "SIGKILL" else ""
+        return "infrastructure", f"the driver was ended by {name}{memory}"
+    return "infrastructure", last_line or f"the driver ended with {exit_code}"
+
+
+def decide(endings: Sequence[Ending], budgets: Restarts) -> Decision:
+    """Whether to start the driver again after it has ended in these ways, in order.
+
+    A driver that left a newer checkpoint than the one before it has made progress, and what had
+    failed until then counts no more; so a run of weeks outlives any number of faults, and one that
+    fails at the same place does not go on for ever.
+    """
+    last = endings[-1]
+    if last.kind in ("finished", "cancelled", "user"):
+        return Decision("stop", 0.0, last.reason)
+    since = 0
+    for number in range(1, len(endings)):
+        if endings[number].checkpoint != endings[number - 1].checkpoint:
+            since = number
+    recent = [ending.kind for ending in endings[since:]]
+    budget: int | None = getattr(budgets, last.kind)
+    count = recent.count(last.kind)
+    if budget is not None and count > budget:
+        return Decision(
+            "stop",
+            0.0,
+            f"{last.kind}, {count} times without a newer checkpoint, and restarts.{last.kind} is "
+            f"{budget}: {last.reason}",
+        )
+    wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (len(recent) - 1))
+    return Decision("restart", wait, f"{last.kind}: {last.reason}")
+
+
+class Supervisor:
+    """One run's driver, as often as it takes. Use it in a process of its own."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        command: Sequence[str],
+        *,
+        place: str,
+        budgets: Restarts | None,
+        grace_seconds: float,
+        retry_before: str | None = None,
+        say: Callable[[str], None],
+        sleep: Callable[[float], object] | None = None,
+    ) -> None:
+        """``budgets`` None: start it once. ``grace_seconds``: for a checkpoint when asked to end.
+
+        A failure of the run from before the time ``retry_before`` is forgotten first: not a later
+        one, which the same request, started again by Kubernetes, must not try again.
+        """
+        self._run_dir = run_dir
+        self._command = command
+        self._place = place
+        self._budgets = budgets
+        self._grace_seconds = grace_seconds
+        self._retry_before = retry_before
+        self._say = say
+        self._asked = threading.Event()
+        self._sleep = sleep or self._asked.wait
+
+    def run(self) -> int:
+        """Start drivers until one decides the run; the exit code of the last."""
+        self._forget_failure()
+        endings: list[Ending] = []
+        with self._signals():
+            while True:
+                endings.append(self._run_once())
+                last = endings[-1]
+                if self._budgets is None or self._asked.is_set():
+                    break
+                decision = decide(endings, self._budgets)
+                if decision.action == "stop":
+                    if last.kind not in ("finished", "cancelled"):
+                        self._say(f"not started again: {decision.reason}")
+                    break
+                self._say(f"started again in {decision.wait_seconds:.0f} s; {decision.reason}")
+                self._sleep(decision.wait_seconds)
+                if self._asked.is_set():
+                    return CANCELLED
+        # A shell's code for a program that a signal has ended.
+        return last.exit_code if last.exit_code >= 0 else 128 - last.exit_code
+
+    def _forget_failure(self) -> None:
+        outcome = Outcome.read(self._run_dir)
+        if self._retry_before is None or outcome is None or outcome.status == "finished":
+            return
+        limit = datetime.fromisoformat(self._retry_before)
+        if outcome.time is None or datetime.fromisoformat(outcome.time) <= limit:
+            Outcome.clear(self._run_dir)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Being asked to end is noted; what goes on is ended in order."""
+        wanted = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, lambda *_: self._asked.set()) for number in wanted]
+        try:
+            yield
+        finally:
+            for number, handler in zip(wanted, before, strict=True):
+                signal.signal(number, handler)
+
+    def _run_once(self) -> Ending:
+        start = history.begin(self._run_dir, place=self._place)
+        attempts_before = self._run_dir.newest_attempt() or 0
+        log = self._run_dir.numbered_driver_log(start.number)
+        driver = subprocess.Popen(
+            self._command,
+            env={**os.environ, SUPERVISED: "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        output = _Output(driver, log, self._run_dir)
+        while driver.poll() is None:
+            if self._asked.wait(0.1) and driver.poll() is None:
+                self._end(driver, attempts_before)
+        output.close()
+        ending = self._ending(
+            start.number, driver.returncode, attempts_before=attempts_before, log=output
+        )
+        history.end(self._run_dir, ending)
+        return ending
+
+    def _end(self, driver: subprocess.Popen[bytes], attempts_before: int) -> None:
+        """Have the workers save, then end the driver, and with it the workers."""
+        if (self._run_dir.newest_attempt() or 0) > attempts_before and self._grace_seconds > 0:
+            self._say("asked to end: saving first")
+            with suppress(_DriverGoneError, RotescaleError):
+                saved = request_save(
+                    self._run_dir,
+                    "the run is cancelled",
+                    limit_seconds=self._grace_seconds,
+                    sleep=lambda seconds: _while_alive(driver, seconds),
+                )
+                self._say("saved" if saved else f"nothing saved in {self._grace_seconds:.0f} s")
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                driver.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                driver.wait(_END_SECONDS)
+                return
+
+    def _ending(self, number: int, exit_code: int, *, attempts_before: int, log: _Output) -> Ending:
+        try:
+            outcome = Outcome.read(self._run_dir)
+            events = [
+                event
+                for event in read_records(self._run_dir).events
+                if event.attempt > attempts_before
+            ]
+            checkpoint = newest_manifest(self._run_dir, self._run_dir.newest_attempt())
+        except (RotescaleError, FileNotFoundError) as error:
+            # Storage that does not answer says nothing about the run, but that it can go on.
+            return Ending(
+                number=number,
+                time=history.now(),
+                kind="infrastructure",
+                reason=f"the driver ended with {exit_code}, and the run cannot be read: {error}",
+                exit_code=exit_code,
+                checkpoint=None,
+            )
+        kind, reason = classify(exit_code, outcome=outcome, events=events, last_line=log.last_line)
+        if self._asked.is_set() and kind not in ("finished", "user"):
+            kind, reason, exit_code = "cancelled", "it was asked to end", CANCELLED
+        return Ending(
+            number=number,
+            time=history.now(),
+            kind=kind,
+            reason=reason,
+            exit_code=exit_code,
+            checkpoint=checkpoint,
+        )
+
+
+class _DriverGoneError(Exception):
+    """Nobody will answer any more."""
+
+
+def _while_alive(driver: subprocess.Popen[bytes], seconds: float) -> None:
+    if driver.poll() is not None:
+        raise _DriverGoneError
+    time.sleep(seconds)
+
+
+class _Output:
+    """Passes a driver's output on, and keeps it in the run folder."""
+
+    def __init__(self, driver: subprocess.Popen[bytes], log: Path, run_dir: RunDir) -> None:
+        self.last_line = ""
+        """The last that was printed and is not empty."""
+        self._driver = driver
+        self._log = log
+        self._run_dir = run_dir
+        self._done = threading.Event()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        targets = (self._pass_on, self._upload)
+        self._threads = [threading.Thread(target=target, daemon=True) for target in targets]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Wait until all of it is kept."""
+        self._threads[0].join(timeout=_END_SECONDS)
+        self._done.set()
+        self._threads[1].join()
+
+    def _pass_on(self) -> None:
+        assert self._driver.stdout is not None
+        with self._driver.stdout as lines, self._log.open("ab") as log:
+            for line in lines:
+                sys.stdout.buffer.write(line)
+                sys.stdout.flush()
+                # A full disk must not end the run; what is lost here was printed above.
+                with suppress(OSError):
+                    log.write(line)
+                    log.flush()
+                self.last_line = line.decode(errors="replace").strip() or self.last_line
+
+    def _upload(self) -> None:
+        while not self._done.wait(_UPLOAD_SECONDS):
+            self._upload_once()
+        self._upload_once()
+
+    def _upload_once(self) -> None:
+        with suppress(StorageError):
+            self._run_dir.upload_log(self._log)

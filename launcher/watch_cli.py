@@ -1,0 +1,184 @@
+"""The commands that look at runs, and the one that ends them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from launcher import runs
+from launcher.job import PlaceUnavailableError, Situation
+from launcher.report import RunReport, look
+from launcher.status_page import page, short
+from launcher.target import Target, find_target
+from rotescale.errors import RotescaleError, SpecError
+from rotescale.run_dir import RunDir
+from rotescale.storage import entries
+
+console = Console(soft_wrap=True, highlight=False, markup=False)
+
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="Name, experiment, folder or URL of a run.")
+]
+On = Annotated[
+    Path | None, typer.Option(help="Its place (a launch spec); default: where it was submitted.")
+]
+_WORKER_LOG = re.compile(r"attempt-(\d{4,})-rank-(\d{5,})\.log")
+_DRIVER_LOG = re.compile(r"driver-(\d{4,})\.log")
+_WATCH_SECONDS = 2.0
+
+
+def status(
+    run: Run,
+    on: On = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again until it ends.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """How far a run is, and why it waits or has failed: its place, its folder, on one screen."""
+    target = find_target(run, on)
+    if as_json:
+        print(json.dumps(_look(target).as_dict(), indent=2))
+        return
+    if not watch:
+        console.print(page(_look(target)))
+        return
+    report = _look(target)
+    with Live(page(report), console=console, refresh_per_second=2) as live:
+        while report.state in ("pending", "running", "unknown"):
+            time.sleep(_WATCH_SECONDS)
+            report = _look(target)
+            live.update(page(report))
+
+
+def list_runs() -> None:
+    """The runs that were submitted from this machine, and how they are."""
+    table = Table("run", "place", "state", "progress", "submitted", box=None, pad_edge=False)
+    known = runs.submissions()
+    for one in known:
+        report = _look(Target(one.experiment, one.launch))
+        table.add_row(
+            one.name,
+            f"{one.launch.name} ({one.launch.place})",
+            report.state,
+            short(report),
+            one.time,
+        )
+    console.print(table if known else Text("nothing was submitted from this machine"))
+
+
+def logs(
+    run: Run,
+    on: On = None,
+    num_lines: Annotated[int, typer.Option("--lines", min=1, help="How many, from the end.")] = 50,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="Of this worker, in place of the driver.")
+    ] = None,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Of this attempt's worker; default: the newest.")
+    ] = None,
+) -> None:
+    """What the driver, or a worker, has printed; from its place, or else from the run's folder."""
+    target = find_target(run, on)
+    if rank is not None:
+        lines = _worker_lines(target.run_dir, rank=rank, attempt=attempt)[-num_lines:]
+    elif follow:
+        _follow(target)
+        return
+    else:
+        lines = _driver_lines(target, num_lines=num_lines)
+    for line in lines:
+        print(line)
+    if not lines:
+        console.print(f"{target.run_dir.root}: nothing was printed yet")
+
+
+def cancel(
+    run: Run,
+    on: On = None,
+    grace_seconds: Annotated[
+        float, typer.Option("--grace", min=0, help="Seconds for a last checkpoint.")
+    ] = 180.0,
+) -> None:
+    """Stop a run, after a checkpoint; submit it again, or resume it, to go on from there."""
+    target = find_target(run, on)
+    stopped = target.launcher().cancel(grace_seconds=grace_seconds)
+    console.print(f"{target.name}: {'stopped' if stopped else 'nothing of it is at work'}")
+
+
+def _look(target: Target) -> RunReport:
+    place = f"{target.launch.name} ({target.launch.place})"
+    try:
+        launcher = target.launcher()
+    except SpecError as error:
+        # Such as a token that is not there: the run's folder can be read all the same.
+        return look(target.name, place, _Silent(str(error)), target.run_dir)
+    return look(target.name, place, launcher, target.run_dir)
+
+
+class _Silent:
+    """In place of a launcher that cannot be asked."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def look(self) -> Situation:
+        return Situation("unknown", self._reason, (("place", "cannot be asked"),))
+
+
+def _follow(target: Target) -> None:
+    """Lines as they come; where the place has none any more, what the folder has kept."""
+    printed = False
+    try:
+        for line in target.launcher().follow():
+            print(line, flush=True)
+            printed = True
+    except PlaceUnavailableError as error:
+        console.print(str(error))
+    if not printed:
+        for line in _kept_lines(target.run_dir):
+            print(line)
+
+
+def _driver_lines(target: Target, *, num_lines: int) -> list[str]:
+    try:
+        lines = target.launcher().logs(num_lines=num_lines)
+    except RotescaleError as error:
+        console.print(str(error))
+        lines = []
+    return lines or list(_kept_lines(target.run_dir))[-num_lines:]
+
+
+def _kept_lines(run_dir: RunDir) -> Iterator[str]:
+    """Everything that drivers have printed, one after the other, as the run's folder has it."""
+    for path in sorted(entries(run_dir.logs_dir), key=lambda path: path.name):
+        if _DRIVER_LOG.fullmatch(path.name):
+            yield from path.read_bytes().decode(errors="replace").splitlines()
+
+
+def _worker_lines(run_dir: RunDir, *, rank: int, attempt: int | None) -> list[str]:
+    found = {
+        (int(match[1]), int(match[2])): path
+        for path in entries(run_dir.logs_dir)
+        if (match := _WORKER_LOG.fullmatch(path.name))
+    }
+    mine = {key: path for key, path in found.items() if key[1] == rank}
+    wanted = max((key[0] for key in mine), default=0) if attempt is None else attempt
+    if (wanted, rank) not in mine:
+        there = ", ".join(f"{a}/{r}" for a, r in sorted(found)) or "none"
+        raise SpecError(
+            f"{run_dir.logs_dir}: no log of rank {rank} in attempt {wanted or 'any'}; there are "
+            f"(attempt/rank) {there}. In a bucket they appear when their worker has ended"
+        )
+    return mine[wanted, rank].read_bytes().decode(errors="replace").splitlines()

@@ -1,0 +1,186 @@
+"""A run on a real Ray cluster, with its token: submitted once, lost, saved, moved, finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import MICRO, prepare, run_workers
+from ray_cluster import RayCluster, ray_cluster
+from recovery_helpers import assert_equal_runs
+
+from launcher.jobs_api import JobsApi
+from rotescale.errors import SpecError
+from rotescale.launch_spec import RayAccess
+from rotescale.records import read_records
+from rotescale.run_dir import RunDir
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import load_spec
+
+SPEC = (
+    *("--set", "evaluation.base=false", "--set", "checkpoints.every_steps=2"),
+    *("--set", "evaluation.generation_facts=0", "--set", "phases.memorize.epochs=15"),
+)
+WAIT_SECONDS = 180
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """Sockets want a short path."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    with ray_cluster(folder, num_cpus=3, OMP_NUM_THREADS="1") as found:
+        yield found
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Shell:
+    """The launcher's command line on a laptop: a process each, with its own environment."""
+
+    def __init__(self, cluster: RayCluster, folder: Path) -> None:
+        self.environment = {
+            **os.environ,
+            "ROTESCALE_STATE": str(folder / "state"),
+            "CLUSTER_TOKEN": cluster.token,
+            # What Ray's own client would follow in preference.
+            "RAY_ADDRESS": "http://127.0.0.1:1",
+        }
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """Output of a command that ends with ``code``."""
+        done = subprocess.run(
+            [sys.executable, "-m", "launcher.cli", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert self.environment["CLUSTER_TOKEN"] not in done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def status(self, run: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self("status", run, "--json"))
+        return found
+
+
+def profile(path: Path, **fields: Any) -> str:
+    path.write_text(yaml.safe_dump(fields))
+    return str(path)
+
+
+def wait_for(what: str, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not happen: {what}"
+        time.sleep(0.2)
+
+
+def drivers(run_dir: RunDir) -> list[int]:
+    """Processes of ``rotescale run`` that a supervisor has started and that are at work."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode().split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if "rotescale.cli" in words and "experiment.json" in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_lost_cancelled_moved_and_finished(
+    cluster: RayCluster, tmp_path: Path, model_cache: Path
+) -> None:
+    here = {"storage": str(tmp_path / "runs"), "model_cache": str(model_cache)}
+    place = profile(
+        tmp_path / "ray.yaml",
+        **here,
+        **{"name": "cluster", "place": "ray", "address": "auto"},
+        ray={"jobs_url": cluster.jobs_url, "token_variable": "CLUSTER_TOKEN"},
+    )
+    local = profile(tmp_path / "local.yaml", name="laptop", **here)
+    shell = Shell(cluster, tmp_path)
+    run_dir = RunDir(tmp_path / "runs" / "micro")
+
+    said = shell("submit", str(MICRO), *SPEC, "--on", place)
+    assert "micro started" in said
+    assert "is running already" in shell("submit", str(MICRO), *SPEC, "--on", place)
+    assert len(JobsApi(access(cluster)).jobs()) == 1
+    assert shell.status("micro")["state"] in ("pending", "running")
+
+    def checkpoint() -> str | None:
+        progress = shell.status("micro")["progress"]
+        return None if progress is None else progress["checkpoint"]
+
+    wait_for("a first checkpoint", lambda: checkpoint() is not None)
+    (driver,) = drivers(run_dir)
+    os.kill(driver, signal.SIGKILL)
+    wait_for("the supervisor's restart", lambda: len(run_dir.launch_numbers()) == 2)
+    (ending,) = shell.status("micro")["restarts"]
+    assert (ending["kind"], ending["exit_code"]) == ("infrastructure", -signal.SIGKILL)
+    wait_for("the second attempt", lambda: (run_dir.newest_attempt() or 0) >= 2)
+    assert "is at work at cluster (ray)" in shell("resume", "micro", "--on", local, code=2)
+
+    told = shell("cancel", "micro")
+    assert "stopped" in told
+    status = shell.status("micro")
+    assert (status["state"], drivers(run_dir)) == ("stopped", [])
+    assert status["layers"]["Ray job"].endswith("STOPPED")
+    assert "saved" in shell("logs", "micro", "--lines", "200")
+    # Nothing that was trained is lost.
+    records = read_records(run_dir)
+    last = records.steps[-1]
+    assert f"{last.phase}-step-{last.step:06d}" in str(status["progress"]["checkpoint"])
+
+    assert "micro started" in shell("resume", "micro", "--on", local)
+    wait_for("the end on the laptop", lambda: shell.status("micro")["state"] == "finished")
+    spec = load_spec(ExperimentSpec, MICRO, [part for part in SPEC if part != "--set"])
+    undisturbed = prepare(spec, tmp_path / "alone", cache=model_cache, num_workers=2)
+    assert run_workers(undisturbed, world_size=2) == [0, 0]
+    assert_equal_runs(run_dir, undisturbed)
+
+
+def access(cluster: RayCluster, **fields: Any) -> RayAccess:
+    os.environ["CLUSTER_TOKEN"] = cluster.token
+    return RayAccess(jobs_url=cluster.jobs_url, **{"token_variable": "CLUSTER_TOKEN", **fields})
+
+
+def test_a_wrong_token_and_none_are_told_apart(
+    cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLUSTER_TOKEN", "0" * 32)
+    wrong = RayAccess(jobs_url=cluster.jobs_url, token_variable="CLUSTER_TOKEN")
+    with pytest.raises(SpecError, match=r"refuses the token from ray\.token_variable"):
+        JobsApi(wrong).jobs()
+    file = tmp_path / "token"
+    file.write_text(cluster.token + "\n")
+    by_file = RayAccess(jobs_url=cluster.jobs_url, token_file=str(file))
+    with pytest.raises(SpecError, match=r"others may read it \(mode 644\); chmod 600"):
+        JobsApi(by_file)
+    file.chmod(0o600)
+    assert JobsApi(by_file).version()["ray_version"]
+
+
+def test_an_id_is_taken_once(cluster: RayCluster) -> None:
+    api = JobsApi(access(cluster))
+    body = {"entrypoint": "echo one; sleep 2; echo two", "submission_id": "twice-1"}
+    assert api.submit(body)
+    assert not api.submit(body)
+    assert [line for line in "".join(api.follow("twice-1")).splitlines() if " " not in line] == [
+        *("one", "two")
+    ]
+    job = api.job("twice-1")
+    assert job is not None
+    assert (job.status, job.exit_code) == ("SUCCEEDED", 0)
+    assert api.job("never") is None

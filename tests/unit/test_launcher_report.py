@@ -1,0 +1,87 @@
+"""What a place says and what a run's folder says make one truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.job import JobState, PlaceUnavailableError, Situation
+from launcher.report import Progress, judge, look
+from launcher.status_page import short, span
+from rotescale.run_dir import Outcome, RunDir
+
+FINISHED = Outcome(status="finished", attempt=2)
+FAILED = Outcome(status="failed", attempt=2, exit_code=3, error="TrainingError", message="NaN")
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome", "state", "reason"),
+    [
+        ("running", None, "running", "words"),
+        ("pending", None, "pending", "words"),
+        # Its job is being cleaned up, or its driver was lost after the outcome.
+        ("running", FINISHED, "finished", ""),
+        ("failed", FINISHED, "finished", ""),
+        ("unknown", FINISHED, "finished", ""),
+        # Started again after a failure whose cause is gone.
+        ("running", FAILED, "running", "words"),
+        ("failed", FAILED, "failed", "failed in attempt 2: TrainingError: NaN"),
+        ("unknown", FAILED, "failed", "failed in attempt 2: TrainingError: NaN"),
+        # A job that failed is a run that can go on.
+        ("failed", None, "stopped", "words"),
+        ("stopped", None, "stopped", "words"),
+        ("unknown", None, "unknown", "words"),
+    ],
+)
+def test_the_outcome_is_believed_and_the_job_is_only_a_job(
+    said: JobState, outcome: Outcome | None, state: str, reason: str
+) -> None:
+    assert judge(Situation(said, "words"), outcome) == (state, reason)
+
+
+def test_a_job_that_succeeded_without_an_outcome_is_not_called_finished() -> None:
+    state, reason = judge(Situation("finished"), None)
+    assert state == "stopped"
+    assert "has no outcome" in reason
+
+
+class Place:
+    def __init__(self, answer: Situation | Exception) -> None:
+        self._answer = answer
+
+    def look(self) -> Situation:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+
+def test_a_place_that_does_not_answer_is_no_guess(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    report = look("run", "ray", Place(PlaceUnavailableError("http://x does not answer")), run_dir)
+    assert (report.state, report.reason) == ("unknown", "http://x does not answer")
+    assert report.progress is None
+    run_dir.root.mkdir()
+    run_dir.spec_json.write_text("{}")
+    run_dir.outcome_json.write_text(FINISHED.model_dump_json())
+    report = look("run", "ray", Place(PlaceUnavailableError("http://x does not answer")), run_dir)
+    assert report.state == "finished", "its folder knows"
+
+
+def test_a_damaged_folder_is_said_beside_what_the_place_says(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.root.mkdir()
+    run_dir.spec_json.write_text("{}")
+    run_dir.outcome_json.write_text("{")
+    report = look("run", "ray", Place(Situation("running")), run_dir)
+    assert report.state == "running"
+    assert "outcome.json: damaged" in dict(report.layers)["run folder"]
+
+
+def test_what_is_left_of_a_phase() -> None:
+    progress = Progress(attempt=1, stage="memorize", done=70, total=100, seconds_per_step=4.0)
+    assert progress.seconds_left == 120
+    assert Progress(attempt=1, stage="memorize", done=70).seconds_left is None
+    assert [span(s) for s in (5.0, 150.0, 4000.0)] == ["5 s", "2 min", "1 h 7 min"]
+    report = look("run", "ray", Place(Situation("running")), RunDir.at("/nowhere/run"))
+    assert short(report) == ""
