@@ -1,0 +1,198 @@
+"""A run on Kubernetes: its RayJob is created once, looked at, followed, and deleted to end it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+from launcher import history
+from launcher.job import PlaceUnavailableError, Situation
+from launcher.kuberay.cluster import (
+    CONFIG_MAPS,
+    EVENTS,
+    PODS,
+    RAY_JOBS,
+    RUN_LABEL,
+    WORKLOADS,
+    KubernetesCluster,
+    Object,
+)
+from launcher.kuberay.render import render
+from launcher.kuberay.situation import is_over, situation
+from rotescale.launch_spec import LaunchSpec
+from rotescale.spec import ExperimentSpec
+
+SUBMISSION = "rotescale/submission"
+"""Annotation: which submission has created the object, so that one can tell whether it was ours."""
+SUBMITTER = "ray-job-submitter"
+"""KubeRay's container in the head's pod, which prints what the driver prints."""
+_POLL_SECONDS = 1.0
+_TRIES = 5
+
+
+class KubeRayLauncher:
+    """The RayJobs of one run, one after the other, all of one name."""
+
+    def __init__(
+        self,
+        launch: LaunchSpec,
+        name: str,
+        *,
+        cluster: KubernetesCluster | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """``name`` is the RayJob's."""
+        assert launch.kuberay is not None, launch.name
+        self._launch = launch
+        self._name = name
+        self._kuberay = launch.kuberay
+        self._cluster = cluster or KubernetesCluster(
+            launch.kuberay.context, launch.kuberay.namespace
+        )
+        self._sleep = sleep
+
+    def submit(self, spec: ExperimentSpec, *, retry: bool) -> bool:
+        """As ``Launcher.submit``."""
+        before = history.now() if retry else None
+        spec_map, job = render(spec, self._launch, retry_before=before)
+        submission = uuid.uuid4().hex
+        job["metadata"]["annotations"][SUBMISSION] = submission
+        started = self._create(spec_map, job, submission)
+        if started:
+            self._remove_other_maps(spec_map["metadata"]["name"])
+        return started
+
+    def check(self, spec: ExperimentSpec) -> None:
+        """Have the server judge what would be created, and create nothing.
+
+        Raises RefusedError with the server's words.
+        """
+        for manifest in render(spec, self._launch):
+            self._cluster.create(manifest, dry_run=True)
+
+    def look(self) -> Situation:
+        """As ``Launcher.look``."""
+        job = self._cluster.get(RAY_JOBS, self._name)
+        pods = self._pods()
+        return situation(
+            job,
+            workloads=[] if job is None else self._workloads(job),
+            pods=pods,
+            events=[] if job is None else self._events(job, pods),
+        )
+
+    def logs(self, *, num_lines: int) -> list[str]:
+        """As ``Launcher.logs``."""
+        pod = self._newest_head()
+        if pod is None:
+            return []
+        return self._cluster.log(pod["metadata"]["name"], SUBMITTER, num_lines=num_lines)
+
+    def follow(self) -> Iterator[str]:
+        """As ``Launcher.follow``, from one attempt's pod to the next one's."""
+        given: dict[str, int] = {}
+        while True:
+            job = self._cluster.get(RAY_JOBS, self._name)
+            pod = self._newest_head()
+            if pod is not None:
+                name = pod["metadata"]["name"]
+                if name not in given and given:
+                    yield f"--- another attempt: pod {name}"
+                given.setdefault(name, 0)
+                for number, line in enumerate(self._cluster.follow(name, SUBMITTER), start=1):
+                    # Each connection begins with the first line.
+                    if number > given[name]:
+                        given[name] = number
+                        yield line
+            if job is None or is_over(job):
+                return
+            self._sleep(_POLL_SECONDS)
+
+    def cancel(self, *, grace_seconds: float) -> bool:
+        """As ``Launcher.cancel``: pods that are deleted save first, for as long as their grace."""
+        was_there = self._cluster.delete(RAY_JOBS, self._name)
+        deadline = time.monotonic() + max(grace_seconds, self._kuberay.grace_seconds)
+        while time.monotonic() < deadline:
+            if self._cluster.get(RAY_JOBS, self._name) is None and not self._pods():
+                return was_there
+            self._sleep(_POLL_SECONDS)
+        if self._cluster.get(RAY_JOBS, self._name) is None and not self._pods():
+            return was_there
+        raise PlaceUnavailableError(
+            f"RayJob {self._name} was deleted, and not all of its pods have ended in "
+            f"{max(grace_seconds, self._kuberay.grace_seconds):.0f} s; look with status"
+        )
+
+    def _create(self, spec_map: Object, job: Object, submission: str) -> bool:
+        """Whether this submission has created the RayJob; False where another's is at work."""
+        wait = _POLL_SECONDS
+        for attempt in range(_TRIES):
+            found = self._cluster.get(RAY_JOBS, self._name)
+            if found is not None and self._is_ours(found, submission):
+                return True
+            if found is not None and not is_over(found):
+                return False
+            if found is not None:
+                self._replace(found)
+            try:
+                self._cluster.create(spec_map)
+                if self._cluster.create(job):
+                    return True
+            except PlaceUnavailableError:
+                # It may have been created all the same: look again.
+                if attempt == _TRIES - 1:
+                    raise
+            self._sleep(wait)
+            wait *= 2
+        return False
+
+    def _replace(self, ended: Object) -> None:
+        """Make room for the next RayJob of that name."""
+        self._cluster.delete(RAY_JOBS, ended["metadata"]["name"])
+        deadline = time.monotonic() + self._kuberay.grace_seconds
+        while time.monotonic() < deadline:
+            found = self._cluster.get(RAY_JOBS, self._name)
+            if found is None or found["metadata"]["uid"] != ended["metadata"]["uid"]:
+                return
+            self._sleep(_POLL_SECONDS)
+
+    def _is_ours(self, job: Object, submission: str) -> bool:
+        annotations = job["metadata"].get("annotations", {})
+        return bool(annotations.get(SUBMISSION) == submission)
+
+    def _remove_other_maps(self, name: str) -> None:
+        """Remove what earlier submissions of this run have left."""
+        for one in self._cluster.find(CONFIG_MAPS, labels=self._mine):
+            if one["metadata"]["name"] != name:
+                self._cluster.delete(CONFIG_MAPS, one["metadata"]["name"])
+
+    @property
+    def _mine(self) -> str:
+        return f"{RUN_LABEL}={self._name}"
+
+    def _pods(self) -> list[Object]:
+        return self._cluster.find(PODS, labels=self._mine)
+
+    def _newest_head(self) -> Object | None:
+        heads = [
+            pod
+            for pod in self._pods()
+            if pod["metadata"].get("labels", {}).get("ray.io/node-type") == "head"
+        ]
+        return max(heads, key=lambda pod: pod["metadata"]["creationTimestamp"], default=None)
+
+    def _workloads(self, job: Object) -> list[Object]:
+        """Kueue's of this RayJob, and not those of an earlier one of its name."""
+        uid = job["metadata"]["uid"]
+        return [
+            one
+            for one in self._cluster.find(WORKLOADS)
+            if any(owner["uid"] == uid for owner in one["metadata"].get("ownerReferences", []))
+        ]
+
+    def _events(self, job: Object, pods: list[Object]) -> list[Object]:
+        """About the RayJob and its pods; a server keeps them for an hour or so."""
+        names = {job["metadata"]["name"], *(pod["metadata"]["name"] for pod in pods)}
+        events = self._cluster.find(EVENTS)
+        return [one for one in events if one.get("involvedObject", {}).get("name") in names]
