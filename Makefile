@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || { echo "missing: python3-venv (on Debian: apt-get install python3-venv)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV); this takes a few minutes the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev,cluster]' > $(VENV)/pip.log 2>&1 || { tail -20 $(VENV)/pip.log; echo "set-up failed: $(VENV)/pip.log says why"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,cluster,dev]' > $(VENV)/pip.log 2>&1 || { tail -20 $(VENV)/pip.log; echo "set-up failed: $(VENV)/pip.log says why"; exit 1; }
 	@touch $@
 
 demo: $(STAMP)

@@ -23,9 +23,13 @@ _NUMBER = r"(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
 _QUANTITY = rf"^(\+|-)?{_NUMBER}(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?{_NUMBER}))?$"
 
 
+def _crd_folder() -> Path:
+    return Path(os.environ.get("ROTESCALE_KUBERAY_CRDS") or ROOT.parent / "shared" / "crds")
+
+
 def crd_folder() -> Path:
     """Where KubeRay's custom resource definitions lie; skips the test, aloud, where they do not."""
-    folder = Path(os.environ.get("ROTESCALE_KUBERAY_CRDS") or ROOT.parent / "shared" / "crds")
+    folder = _crd_folder()
     if not (folder / "ray.io_rayjobs.yaml").is_file():
         pytest.skip(
             f"KubeRay's CRDs are not in {folder}: RayJobs are held to the schema by hand only; "
@@ -35,11 +39,29 @@ def crd_folder() -> Path:
 
 
 @functools.cache
-def _crd_schema(folder: Path) -> Schema:
+def open_api_schema(folder: Path) -> Schema:
+    """The schema of RayJobs as their definition has it."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     definition = yaml.load((folder / "ray.io_rayjobs.yaml").read_text(), Loader=loader)
     version = next(one for one in definition["spec"]["versions"] if one["name"] == "v1")
-    return strict(version["schema"]["openAPIV3Schema"])
+    found: Schema = version["schema"]["openAPIV3Schema"]
+    return found
+
+
+@functools.cache
+def _crd_schema(folder: Path) -> Schema:
+    found: Schema = strict(open_api_schema(folder))
+    return found
+
+
+def ray_job_schema() -> Schema:
+    """The definition's own schema of RayJobs where it is at hand, and else the one by hand."""
+    folder = _crd_folder()
+    if (folder / "ray.io_rayjobs.yaml").is_file():
+        return open_api_schema(folder)
+    by_hand: Schema = dict(BY_HAND.schema)
+    status = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    return {**by_hand, "properties": {**by_hand["properties"], "status": status}}
 
 
 def crd_validator() -> jsonschema.Draft202012Validator:
@@ -204,21 +226,29 @@ def faults(validator: jsonschema.Draft202012Validator, document: Any) -> list[st
 
 
 @functools.cache
-def _kubernetes_validator(kind: str, api_version: str) -> jsonschema.Draft202012Validator:
+def kubernetes_validator(kind: str, api_version: str) -> jsonschema.Draft202012Validator:
     """What ``kubernetes_validate.validate`` makes anew, from 2 MB of JSON, at each call."""
-    folder = f"kubernetes-json-schema/v{KUBERNETES}.0-local-strict"
     group = re.sub(r"^([^./]*)(?:\.[^/]*)?/", r"\1-", api_version)
-    schemas = [
-        schema_contents(f"{folder}/{name}.json", KUBERNETES)
-        for name in (f"{kind.lower()}-{group}", "_definitions")
-    ]
+    schemas = [_kubernetes_schema(f"{kind.lower()}-{group}"), kubernetes_definitions()]
     resources = [referencing.Resource.from_contents(schema) for schema in schemas]
     return jsonschema.Draft202012Validator(schemas[0], registry=resources @ referencing.Registry())
 
 
+def _kubernetes_schema(name: str) -> Schema:
+    folder = f"kubernetes-json-schema/v{KUBERNETES}.0-local-strict"
+    found: Schema = schema_contents(f"{folder}/{name}.json", KUBERNETES)
+    return found
+
+
+@functools.cache
+def kubernetes_definitions() -> Schema:
+    """The definitions that the schemas of Kubernetes' own kinds refer to."""
+    return _kubernetes_schema("_definitions")
+
+
 def check_as_kubernetes_does(document: dict[str, Any]) -> None:
     """Raises where Kubernetes' own strict schema of that kind refuses the document."""
-    _kubernetes_validator(document["kind"], document["apiVersion"]).validate(document)
+    kubernetes_validator(document["kind"], document["apiVersion"]).validate(document)
 
 
 def as_pod(template: dict[str, Any]) -> dict[str, Any]:
