@@ -109,8 +109,9 @@ def look(name: str, place: str, launcher: Looks, run_dir: RunDir) -> RunReport:
     """Ask the place and the folder. What does not answer is said, and is no guess."""
     try:
         situation = launcher.look()
-    except PlaceUnavailableError as error:
-        situation = Situation("unknown", str(error), (("place", "does not answer"),))
+    except RotescaleError as error:
+        answers = "does not answer" if isinstance(error, PlaceUnavailableError) else "refuses"
+        situation = Situation("unknown", str(error), (("place", answers),))
     report = RunReport(
         name=name,
         run_folder=str(run_dir.root),

@@ -6,6 +6,7 @@ The official client speaks to the API server; it knows kubeconfig, its plug-ins 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -258,6 +259,7 @@ class KubernetesCluster:
     ) -> Any:
         """The response, not read yet, of a request that was answered without an error."""
         import urllib3
+        from kubernetes.client import ApiException
 
         request = self._client.param_serialize(
             method,
@@ -272,6 +274,12 @@ class KubernetesCluster:
             if answer.status in _FINE:
                 return answer
             raise _explain(method, path, answer.status, answer.read(), answer.headers)
+        except ApiException as error:
+            # The client makes one of what TLS refuses, and of nothing else here.
+            raise SpecError(
+                f"Kubernetes: its certificate cannot be trusted ({error.reason}); the kubeconfig "
+                "names the cluster's authority as certificate-authority"
+            ) from None
         except urllib3.exceptions.HTTPError as error:
             raise _unavailable(str(getattr(error, "reason", None) or error)) from None
 
@@ -294,7 +302,12 @@ def _client(context: str | None) -> ApiClient:
     settings.retries = False
     try:
         try:
-            config.load_kube_config(context=context, client_configuration=settings)  # type: ignore[no-untyped-call]
+            config.load_kube_config(  # type: ignore[no-untyped-call]
+                # The client's own default is what the variable was when it was imported.
+                os.environ.get("KUBECONFIG"),
+                context=context,
+                client_configuration=settings,
+            )
         except ConfigException:
             if context is not None:
                 raise

@@ -1,0 +1,393 @@
+"""Runs on Kubernetes, against the tests' API server: submitted once, told truly, whatever fails."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_faults import FOR_EVER, Fault
+from api_server import ApiServer, api_server
+from kuberay_helpers import FULL, MICRO, experiment
+
+from launcher import cli
+from launcher.job import PlaceUnavailableError
+from launcher.kuberay.cluster import KubernetesCluster, RefusedError
+from launcher.kuberay.launcher import SUBMISSION, KubeRayLauncher
+from launcher.kuberay.render import render
+from launcher.kuberay.situation import situation
+from rotescale.errors import SpecError
+from rotescale.launch_spec import LaunchSpec
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import dump_json, parse_spec
+
+Object = dict[str, Any]
+NAMESPACE = "research"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    with api_server() as found:
+        found.namespace(NAMESPACE)
+        monkeypatch.setenv("KUBECONFIG", str(found.kubeconfig(tmp_path / "kubeconfig")))
+        yield found
+
+
+def place(**changes: Any) -> LaunchSpec:
+    fields = copy.deepcopy(FULL)
+    fields["kuberay"] |= {"context": None, "grace_seconds": 60, **changes}
+    return parse_spec(LaunchSpec, fields, where="place.yaml")
+
+
+SPEC: ExperimentSpec = experiment()
+LAUNCH = place()
+MAP, JOB = render(SPEC, LAUNCH)
+NAME = JOB["metadata"]["name"]
+
+
+def launcher(*, patience_seconds: float = 20.0) -> KubeRayLauncher:
+    cluster = KubernetesCluster(
+        None, NAMESPACE, patience_seconds=patience_seconds, sleep=lambda _: time.sleep(0.02)
+    )
+    return KubeRayLauncher(LAUNCH, NAME, cluster=cluster, sleep=lambda _: time.sleep(0.02))
+
+
+def jobs(server: ApiServer) -> list[Object]:
+    return server.list("rayjobs", namespace=NAMESPACE)
+
+
+def say(server: ApiServer, **status: Any) -> None:
+    """What the operator writes."""
+    server.set_status("rayjobs", NAME, status, namespace=NAMESPACE)
+
+
+def pod(server: ApiServer, name: str, kind: str, phase: str = "Running", **status: Any) -> Object:
+    return server.create(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                **{"name": name, "namespace": NAMESPACE},
+                "labels": {"rotescale/run": NAME, "ray.io/node-type": kind},
+            },
+            "spec": {"containers": [{"name": "ray-job-submitter", "image": "x"}]},
+        },
+        status={"phase": phase, **status},
+    )
+
+
+def test_submitted_twice_is_submitted_once(server: ApiServer) -> None:
+    assert launcher().submit(SPEC, retry=False)
+    assert not launcher().submit(SPEC, retry=False)
+    (job,) = jobs(server)
+    wanted = copy.deepcopy(JOB)
+    del job["metadata"]["annotations"][SUBMISSION]
+    assert job["metadata"]["annotations"] == wanted["metadata"]["annotations"]
+    assert job["spec"]["entrypoint"] == wanted["spec"]["entrypoint"]
+    (spec_map,) = server.list("configmaps", namespace=NAMESPACE)
+    assert spec_map["data"]["experiment.json"] == dump_json(SPEC)
+
+
+def test_many_launchers_at_once_submit_one(server: ApiServer) -> None:
+    launchers = [launcher() for _ in range(6)]
+    answers: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda one=one: answers.append(one.submit(SPEC, retry=False)))
+        for one in launchers
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [False] * 5 + [True]
+    assert len(jobs(server)) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("POST", "/rayjobs", lost=True),
+        Fault("POST", "/rayjobs", status=500),
+        Fault("POST", "/rayjobs", status=429, retry_after=1, times=2),
+        Fault("POST", "/configmaps", lost=True),
+        Fault("POST", "/configmaps", status=503),
+        Fault("GET", "/rayjobs", status=500, times=3),
+        Fault("GET", "/rayjobs", cut_after=5),
+        Fault("POST", "/rayjobs", delay_seconds=0.5),
+    ],
+    ids=lambda fault: f"{fault.method} {fault.path} {fault.status or fault.lost}",
+)
+def test_an_answer_that_is_lost_starts_nothing_twice(server: ApiServer, fault: Fault) -> None:
+    server.faults.add(fault)
+    assert launcher().submit(SPEC, retry=False), "this submission has created it"
+    assert fault.hits
+    (job,) = jobs(server)
+    assert job["metadata"]["uid"]
+    assert not launcher().submit(SPEC, retry=False)
+
+
+def test_a_server_that_is_away_for_a_while(server: ApiServer) -> None:
+    server.stop()
+    threading.Timer(1.5, server.start).start()
+    assert launcher().submit(SPEC, retry=False)
+    assert len(jobs(server)) == 1
+
+
+def test_a_server_that_stays_away_is_no_state(server: ApiServer) -> None:
+    assert launcher().submit(SPEC, retry=False)
+    server.stop()
+    with pytest.raises(PlaceUnavailableError, match="may have been done: look with status"):
+        launcher(patience_seconds=0.1).look()
+    server.start()
+    assert launcher().look().state == "pending"
+
+
+def test_what_has_ended_makes_room_and_a_changed_spec_is_a_new_map(server: ApiServer) -> None:
+    launcher().submit(SPEC, retry=False)
+    first = jobs(server)[0]["metadata"]["uid"]
+    say(server, jobDeploymentStatus="Failed", jobStatus="FAILED")
+    changed = experiment("checkpoints.keep_last=7")
+    assert launcher().submit(changed, retry=True)
+    (job,) = jobs(server)
+    assert job["metadata"]["uid"] != first
+    assert " --retry-before 20" in job["spec"]["entrypoint"]
+    (spec_map,) = server.list("configmaps", namespace=NAMESPACE)
+    assert spec_map["data"]["experiment.json"] == dump_json(changed)
+    say(server, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert launcher().submit(SPEC, retry=False), "its driver finds the outcome and ends"
+
+
+def test_the_servers_refusal_is_told(server: ApiServer) -> None:
+    server.denied.add("create rayjobs")
+    with pytest.raises(RefusedError, match=r"cannot create.*k8s/base/rbac\.yaml.*doctor"):
+        launcher().submit(SPEC, retry=False)
+    server.denied.clear()
+    launcher().check(SPEC)
+    assert jobs(server) == [], "it was judged and not kept"
+    server.delete("customresourcedefinitions", "rayjobs.ray.io", namespace="")
+    with pytest.raises(RefusedError, match=r"refuses POST .*rayjobs"):
+        launcher().submit(SPEC, retry=False)
+
+
+QUEUED = {"jobDeploymentStatus": "Suspended"}
+
+
+def test_why_it_waits_in_the_queue(server: ApiServer) -> None:
+    assert launcher().look().state == "unknown"
+    launcher().submit(SPEC, retry=False)
+    told = launcher().look()
+    assert told.state == "pending"
+    assert "queue research has not taken it" in told.reason
+    say(server, **QUEUED)
+    uid = jobs(server)[0]["metadata"]["uid"]
+    message = "couldn't assign flavors to pod set workers: insufficient unused quota for gpu"
+    server.create(
+        {
+            "apiVersion": "kueue.x-k8s.io/v1beta2",
+            "kind": "Workload",
+            "metadata": {
+                **{"name": "rayjob-x", "namespace": NAMESPACE},
+                "ownerReferences": [
+                    {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": NAME, "uid": uid}
+                ],
+            },
+            "spec": {"queueName": "research", "podSets": []},
+        },
+        status={"conditions": [condition("QuotaReserved", "False", "Pending", message)]},
+    )
+    told = launcher().look()
+    assert told.reason == f"waits for quota: {message}"
+    assert dict(told.layers)["queue"] == "research: waits"
+
+
+def condition(kind: str, status: str, reason: str = "", message: str = "") -> Object:
+    return {
+        **{"type": kind, "status": status, "reason": reason, "message": message},
+        "lastTransitionTime": "2026-11-27T10:00:00Z",
+    }
+
+
+def unsuspend(job: Object) -> None:
+    job["spec"]["suspend"] = False
+
+
+def test_why_its_pods_do_not_start(server: ApiServer) -> None:
+    launcher().submit(SPEC, retry=False)
+    server.change("rayjobs", NAME, unsuspend, namespace=NAMESPACE)
+    say(server, jobDeploymentStatus="Initializing")
+    scheduled = condition("PodScheduled", "False", "Unschedulable", "0/9 nodes: no gpu")
+    pod(server, "head", "head")
+    pod(server, "worker-1", "worker", "Pending", conditions=[scheduled])
+    told = launcher().look()
+    assert told.state == "pending"
+    assert told.reason == "pod worker-1 has no node: 0/9 nodes: no gpu"
+    assert dict(told.layers)["pods"] == "head: 1 Running; worker: 1 Pending"
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such tag"}}
+    pod(
+        server,
+        "worker-2",
+        "worker",
+        "Pending",
+        containerStatuses=[
+            {
+                **{"name": "ray-worker", "ready": False, "restartCount": 0, "image": "x"},
+                **{"imageID": "", "state": waiting},
+            }
+        ],
+    )
+    assert launcher().look().reason == "pod worker-2: ImagePullBackOff: no such tag"
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "words"),
+    [
+        ({}, "pending", ""),
+        ({"jobDeploymentStatus": "Initializing"}, "pending", ""),
+        ({"jobDeploymentStatus": "Running", "jobStatus": "PENDING"}, "pending", ""),
+        ({"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}, "running", ""),
+        # Ray says that it has ended; the operator has not judged it yet.
+        ({"jobDeploymentStatus": "Running", "jobStatus": "SUCCEEDED"}, "running", ""),
+        ({"jobDeploymentStatus": "Retrying", "failed": 1}, "pending", "1 attempt failed"),
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, "finished", ""),
+        (
+            {"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded", "message": "too long"},
+            "failed",
+            "DeadlineExceeded: too long",
+        ),
+        ({"jobDeploymentStatus": "ValidationFailed", "message": "bad"}, "failed", "bad"),
+    ],
+)
+def test_what_the_operator_says_is_a_state(status: Object, state: str, words: str) -> None:
+    job = copy.deepcopy(JOB)
+    job["spec"]["suspend"] = False
+    told = situation({**job, "status": status})
+    assert told.state == state
+    assert told.reason.startswith(words)
+    assert told.reason or not words
+
+
+def test_what_is_being_deleted_is_still_there() -> None:
+    job = copy.deepcopy(JOB)
+    job["metadata"]["deletionTimestamp"] = "2026-11-27T10:00:00Z"
+    told = situation({**job, "status": {"jobDeploymentStatus": "Failed"}})
+    assert told.state == "running"
+    assert "being cancelled" in told.reason
+
+
+def test_warnings_are_shown_once_and_the_latest_last() -> None:
+    def event(reason: str, minute: int, kind: str = "Warning") -> Object:
+        return {
+            **{"type": kind, "reason": reason, "message": "m", "involvedObject": {}},
+            "lastTimestamp": f"2026-11-27T10:{minute:02d}:00Z",
+        }
+
+    events = [event("C", 9), event("A", 1), event("B", 5), event("B", 6), event("N", 7, "Normal")]
+    told = situation(JOB, events=events)
+    assert [words for name, words in told.layers if name == "warning"] == ["A: m", "B: m", "C: m"]
+
+
+def test_cancelled_is_gone(server: ApiServer) -> None:
+    assert not launcher().cancel(grace_seconds=1)
+    launcher().submit(SPEC, retry=False)
+    pod(server, "head", "head")
+    threading.Timer(0.5, lambda: server.delete("pods", "head", namespace=NAMESPACE)).start()
+    assert launcher().cancel(grace_seconds=1)
+    assert jobs(server) == []
+    assert launcher().look().state == "unknown"
+
+
+def test_lines_are_followed_over_streams_that_close_and_to_the_next_attempt(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    launcher().submit(SPEC, retry=False)
+    say(server, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    pod(server, "head-1", "head")
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("a\nb\nc\n")
+    two.write_text("d\n")
+    server.set_log("head-1", one, container="ray-job-submitter", namespace=NAMESPACE)
+    server.faults.add(Fault("GET", "/log", end_after=1))
+    server.faults.add(Fault("GET", "/log", cut_after=3))
+    server.faults.add(Fault("GET", "/log", status=500))
+    server.faults.add(Fault("GET", "/log", end_after=3))
+    found: list[str] = []
+    following = threading.Thread(target=lambda: found.extend(launcher().follow()))
+    following.start()
+    wait_for(lambda: found[:3] == ["a", "b", "c"] or len(server.asked("GET", "/log")) > 4)
+    server.delete("pods", "head-1", namespace=NAMESPACE)
+    pod(server, "head-2", "head")
+    server.set_log("head-2", two, container="ray-job-submitter", namespace=NAMESPACE)
+    wait_for(lambda: any("head-2" in request.path for request in server.asked("GET", "/log")))
+    server.set_status("pods", "head-2", {"phase": "Succeeded"}, namespace=NAMESPACE)
+    say(server, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    following.join(timeout=60)
+    assert not following.is_alive()
+    assert found == ["a", "b", "c", "--- another attempt: pod head-2", "d"]
+    assert launcher().logs(num_lines=5) == ["d"]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_a_token_and_a_certificate_are_used_and_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "very-secret-0123456789"
+    with api_server(tls=True, token=token) as server:
+        server.namespace(NAMESPACE)
+        config = server.kubeconfig(tmp_path / "kubeconfig")
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        assert launcher().submit(SPEC, retry=False)
+        config.write_text(config.read_text().replace(token, "wrong-" + token))
+        with pytest.raises(RefusedError, match="takes no such login") as refused:
+            launcher().look()
+        assert token not in str(refused.value)
+        text = config.read_text()
+        config.write_text("\n".join(line for line in text.splitlines() if "authority" not in line))
+        with pytest.raises(SpecError, match="its certificate cannot be trusted"):
+            launcher().look()
+
+
+def test_a_kubeconfig_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(SpecError, match=r"kubeconfig: .*set KUBECONFIG.*kuberay\.context"):
+        launcher()
+
+
+def test_the_command_line_goes_the_same_way(
+    server: ApiServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "state"))
+    profile = tmp_path / "place.yaml"
+    profile.write_text(dump_json(LAUNCH))
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        assert not stopped.value.code, printed.err
+        return printed.out
+
+    assert "micro started" in run("submit", str(MICRO), "--on", str(profile))
+    say(server, **QUEUED)
+    told = json.loads(run("status", "micro", "--json"))
+    assert (told["name"], told["state"]) == (NAME, "pending")
+    assert told["layers"]["RayJob"] == f"{NAME}: Suspended"
+    assert "Suspended" in run("status", "micro")
+    assert NAME in run("list")
+    server.faults.add(Fault("GET", "/rayjobs", status=403, times=FOR_EVER))
+    assert "unknown" in run("list"), "one place that refuses hides no other run"
