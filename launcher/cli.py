@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from launcher import history, local, plain_yaml, ray_jobs, runs
+from launcher.doctor_cli import doctor
 from launcher.kuberay import render as kuberay
 from launcher.plan_cli import plan
 from launcher.supervise_cli import supervise
@@ -136,7 +137,7 @@ def _submit(spec: ExperimentSpec, target: Target, *, retry: bool) -> None:
     console.print(f"{spec.name} {what}; rotescale-launch status {target.name}")
 
 
-for _command in (plan, submit, render, resume, diff, status, logs, cancel, supervise):
+for _command in (plan, doctor, submit, render, resume, diff, status, logs, cancel, supervise):
     app.command()(_command)
 app.command(name="list")(list_runs)
 

@@ -53,7 +53,7 @@ CONFIG_MAPS = Kind("v1", "configmaps")
 PODS = Kind("v1", "pods")
 EVENTS = Kind("v1", "events")
 WORKLOADS = Kind("kueue.x-k8s.io/v1beta2", "workloads")
-KINDS = {"RayJob": RAY_JOBS, "ConfigMap": CONFIG_MAPS}
+KINDS = {"RayJob": RAY_JOBS, "ConfigMap": CONFIG_MAPS, "Pod": PODS}
 
 
 class RefusedError(SpecError):

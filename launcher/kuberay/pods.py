@@ -6,6 +6,7 @@ from typing import Any
 
 from launcher.kuberay import fabric
 from rotescale.kuberay_spec import KubeRaySpec, PodShape, WorkerShape
+from rotescale.probe import VARIABLE
 
 SPEC_FOLDER = "/etc/rotescale"
 """Where the driver finds the experiment and the launch spec."""
@@ -82,6 +83,29 @@ def worker_pod(
     annotations = {**added.annotations, **_topology(kuberay)}
     metadata = {"labels": labels, **({"annotations": annotations} if annotations else {})}
     return {"metadata": metadata, "spec": spec}
+
+
+def probe_pod(kuberay: KubeRaySpec, *, name: str, launch: str) -> dict[str, Any]:
+    """A pod that looks around where the head would run, and ends; ``launch`` is a spec as JSON."""
+    shape = kuberay.head.model_copy(update={"cpus": 1, "memory": "2Gi"})
+    container = {
+        **_container(kuberay, name="probe"),
+        "command": ["python", "-m", "rotescale.probe"],
+        "env": _variables(kuberay, {VARIABLE: launch}),
+        "resources": _resources(shape, {}),
+        "volumeMounts": _mounts(kuberay),
+    }
+    spec = {
+        **_pod(kuberay, shape, grace=30),
+        "containers": [container],
+        "volumes": _volumes(kuberay),
+    }
+    metadata = {
+        "name": name,
+        "namespace": kuberay.namespace,
+        "labels": {"app.kubernetes.io/name": "rotescale"},
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
 def _pod(kuberay: KubeRaySpec, shape: PodShape, *, grace: int) -> dict[str, Any]:

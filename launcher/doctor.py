@@ -1,0 +1,106 @@
+"""Whether a place can run an experiment: a line for everything that must be right, with its remedy.
+
+Looking changes nothing. With ``probe``, what can only be seen from inside is looked at there: a
+small job on the Ray cluster, a pod of the run's image on Kubernetes, each gone afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rotescale.errors import RotescaleError
+from rotescale.launch_spec import LaunchSpec
+from rotescale.probe import MARK, PACKAGES, probe
+
+Verdict = Literal["ok", "warn", "fail"]
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    verdict: Verdict
+    words: str
+    """What was found."""
+    remedy: str = ""
+    """What to do, where it is not ``ok``."""
+
+
+def local_checks(launch: LaunchSpec) -> Iterator[Check]:
+    """Of this machine."""
+    yield from inside_checks(probe(launch), launch)
+    from rotescale.planning.memory import host_memory
+
+    yield _ok(
+        "memory", f"{host_memory() / (1 << 30):.1f} GiB; rotescale-launch plan says if it fits"
+    )
+
+
+def inside_checks(
+    found: dict[str, Any], launch: LaunchSpec, *, ray_version: str | None = None
+) -> Iterator[Check]:
+    """Of what ``rotescale.probe`` found where workers would run."""
+    versions = found["versions"]
+    missing = [name for name in PACKAGES if versions[name] is None]
+    if missing:
+        yield Check(
+            "packages",
+            "fail",
+            f"{', '.join(missing)} not installed",
+            "install rotescale[train] there, or take an image that has it (k8s/Dockerfile)",
+        )
+    else:
+        listed = ", ".join(f"{name} {versions[name]}" for name in PACKAGES)
+        yield _ok("packages", f"{listed}, Python {found['python']}")
+    if ray_version is not None and versions["ray"] not in (None, ray_version):
+        yield Check(
+            "Ray",
+            "fail",
+            f"{versions['ray']} is installed, and {ray_version} was expected",
+            "let both be the same: kuberay.ray_version is the image's",
+        )
+    for name, place in (("storage", launch.storage), ("model_cache", launch.model_cache)):
+        problem = found[name]
+        if problem:
+            yield Check(
+                name,
+                "fail",
+                f"{place}: {problem}",
+                "give the workers' user write access, or name another place",
+            )
+        else:
+            yield _ok(name, f"{place}: written, read and removed; no file is created twice")
+    shared = found["shared_memory"]
+    if shared is not None and shared < 64 * _MIB:
+        yield Check(
+            "/dev/shm",
+            "warn",
+            f"{shared // _MIB} MiB are free",
+            "gloo and NCCL pass data through it; make it larger",
+        )
+
+
+def answer_of(lines: list[str]) -> dict[str, Any] | None:
+    """What a probe printed; None where it printed nothing of its own."""
+    for line in reversed(lines):
+        if MARK in line:
+            found: dict[str, Any] = json.loads(line.partition(MARK)[2])
+            return found
+    return None
+
+
+def asked(name: str, remedy: str, checks: Iterator[Check]) -> Iterator[Check]:
+    """The checks, or a failure called ``name`` where asking raises one of our errors."""
+    try:
+        yield from checks
+    except RotescaleError as error:
+        yield Check(name, "fail", str(error), remedy)
+
+
+def _ok(name: str, words: str) -> Check:
+    return Check(name, "ok", words)

@@ -1,0 +1,291 @@
+"""Whether a Kubernetes cluster can run an experiment: what it serves, holds and allows."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from launcher.doctor import Check, answer_of, inside_checks
+from launcher.kuberay.cluster import (
+    CONFIG_MAPS,
+    EVENTS,
+    PODS,
+    RAY_JOBS,
+    WORKLOADS,
+    Kind,
+    KubernetesCluster,
+    RefusedError,
+)
+from launcher.kuberay.pods import probe_pod
+from launcher.kuberay.situation import situation
+from rotescale.kuberay_spec import KubeRaySpec, bytes_of
+from rotescale.launch_spec import LaunchSpec
+from rotescale.spec_file import dump_json
+
+Object = dict[str, Any]
+
+NEEDED: tuple[tuple[str, Kind], ...] = (
+    *((verb, RAY_JOBS) for verb in ("get", "list", "create", "delete")),
+    *((verb, CONFIG_MAPS) for verb in ("list", "create", "delete")),
+    ("list", PODS),
+    ("get", Kind("v1", "pods/log")),
+    ("list", EVENTS),
+)
+"""Every call that the launcher makes for a run."""
+NEEDED_WITH_QUEUE: tuple[tuple[str, Kind], ...] = (("list", WORKLOADS),)
+NEEDED_TO_PROBE: tuple[tuple[str, Kind], ...] = (
+    *((verb, PODS) for verb in ("get", "create", "delete")),
+)
+
+_CLAIMS = Kind("v1", "persistentvolumeclaims")
+_ACCOUNTS = Kind("v1", "serviceaccounts")
+_SECRETS = Kind("v1", "secrets")
+_QUEUES = Kind("kueue.x-k8s.io/v1beta2", "localqueues")
+_PRIORITIES = Kind("kueue.x-k8s.io/v1beta2", "workloadpriorityclasses", is_namespaced=False)
+_NODES = Kind("v1", "nodes", is_namespaced=False)
+_BYTES = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "k": 10**3, "M": 10**6}
+_BYTES |= {"G": 10**9, "T": 10**12, "": 1}
+_PROBE_SECONDS = 600.0
+_POLL_SECONDS = 1.0
+
+
+def kuberay_checks(
+    launch: LaunchSpec,
+    *,
+    with_probe: bool,
+    cluster: KubernetesCluster | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Check]:
+    """Of the cluster that the launch spec names. May raise what KubernetesCluster raises."""
+    kuberay = launch.kuberay
+    assert kuberay is not None, launch.name
+    cluster = cluster or KubernetesCluster(kuberay.context, kuberay.namespace, patience_seconds=5.0)
+    version = cluster.raw("/version") or {}
+    yield Check("API server", "ok", f"Kubernetes {version.get('gitVersion', 'of unknown version')}")
+    yield _served(cluster, "KubeRay", RAY_JOBS, "install KubeRay 1.7 or later with its CRDs")
+    if kuberay.queue is not None:
+        yield _served(cluster, "Kueue", WORKLOADS, "install Kueue 0.19, or leave out kuberay.queue")
+        yield from _queue(cluster, kuberay)
+    yield from _rights(cluster, kuberay, with_probe=with_probe)
+    yield from _claims(cluster, kuberay)
+    yield from _named(cluster, kuberay)
+    yield from _nodes(cluster, launch, kuberay)
+    if with_probe:
+        yield from _probe(cluster, launch, sleep)
+    else:
+        yield Check(
+            "inside",
+            "warn",
+            "image, secrets and storage were not tried from a pod",
+            "add --probe, which runs a small pod of the run's image",
+        )
+
+
+def _served(cluster: KubernetesCluster, name: str, kind: Kind, remedy: str) -> Check:
+    found = cluster.raw(f"/apis/{kind.group}")
+    names = [] if found is None else [one["name"] for one in found.get("resources", [])]
+    if kind.plural in names:
+        return Check(name, "ok", f"{kind.plural} of {kind.group} are served")
+    return Check(name, "fail", f"{kind.plural} of {kind.group} are not served", remedy)
+
+
+def _queue(cluster: KubernetesCluster, kuberay: KubeRaySpec) -> Iterator[Check]:
+    assert kuberay.queue is not None, "asked for only where there is one"
+    queue = cluster.get(_QUEUES, kuberay.queue)
+    if queue is None:
+        yield Check(
+            "queue",
+            "fail",
+            f"there is no LocalQueue {kuberay.queue} in {kuberay.namespace}",
+            "create it (k8s/kueue shows one), or name another in kuberay.queue",
+        )
+    else:
+        conditions = queue.get("status", {}).get("conditions", [])
+        active = next((one for one in conditions if one["type"] == "Active"), None)
+        if active is not None and active["status"] != "True":
+            yield Check(
+                "queue",
+                "fail",
+                f"{kuberay.queue} admits nothing: {active.get('message', '')}",
+                "kubectl describe clusterqueue says what it lacks",
+            )
+        else:
+            waiting = queue.get("status", {}).get("pendingWorkloads", 0)
+            yield Check("queue", "ok", f"{kuberay.queue}, {waiting} workload(s) wait in it")
+    if kuberay.priority is not None:
+        yield from _exists(
+            cluster, _PRIORITIES, kuberay.priority, "WorkloadPriorityClass", "kuberay.priority"
+        )
+
+
+def _rights(
+    cluster: KubernetesCluster, kuberay: KubeRaySpec, *, with_probe: bool
+) -> Iterator[Check]:
+    needed = [
+        *NEEDED,
+        *(NEEDED_WITH_QUEUE if kuberay.queue is not None else ()),
+        *(NEEDED_TO_PROBE if with_probe else ()),
+    ]
+    missing = [f"{verb} {kind.plural}" for verb, kind in needed if not cluster.may(verb, kind)]
+    if missing:
+        yield Check(
+            "rights",
+            "fail",
+            f"this account may not {', '.join(missing)} in {kuberay.namespace}",
+            "bind the role of k8s/base/rbac.yaml to it",
+        )
+    else:
+        yield Check("rights", "ok", f"all {len(needed)} calls are allowed in {kuberay.namespace}")
+
+
+def _claims(cluster: KubernetesCluster, kuberay: KubeRaySpec) -> Iterator[Check]:
+    for volume in kuberay.volumes:
+        name = f"claim {volume.claim}"
+        claim = cluster.get(_CLAIMS, volume.claim)
+        if claim is None:
+            yield Check(
+                name,
+                "fail",
+                f"there is none in {kuberay.namespace}",
+                "create it (k8s/base/storage.yaml shows one)",
+            )
+            continue
+        modes = claim["spec"].get("accessModes", [])
+        wanted = {"ReadWriteMany", "ReadOnlyMany"} if volume.read_only else {"ReadWriteMany"}
+        phase = claim.get("status", {}).get("phase", "unknown")
+        if not wanted & set(modes):
+            yield Check(
+                name,
+                "fail",
+                f"its access modes are {', '.join(modes)}, and several nodes mount it",
+                f"take a storage class that offers {' or '.join(sorted(wanted))}, such as NFS",
+            )
+        elif phase not in ("Bound", "Pending"):
+            yield Check(name, "fail", f"it is {phase}", "kubectl describe pvc says why")
+        else:
+            yield Check(name, "ok", f"{phase}, {', '.join(modes)}, at {volume.path}")
+
+
+def _named(cluster: KubernetesCluster, kuberay: KubeRaySpec) -> Iterator[Check]:
+    """What the pods refer to by name."""
+    account = kuberay.service_account
+    yield from _exists(cluster, _ACCOUNTS, account, "ServiceAccount", "kuberay.service_account")
+    secrets = {one.secret for one in kuberay.secrets.values()}
+    secrets |= {one for one in (kuberay.pull_secret, kuberay.auth_secret) if one is not None}
+    for secret in sorted(secrets):
+        yield from _exists(cluster, _SECRETS, secret, "Secret", "its name in kuberay")
+
+
+def _exists(
+    cluster: KubernetesCluster, kind: Kind, name: str, what: str, field: str
+) -> Iterator[Check]:
+    try:
+        found = cluster.get(kind, name)
+    except RefusedError:
+        yield Check(
+            f"{what} {name}",
+            "warn",
+            "this account may not look",
+            "that is as it should be for secrets; --probe tries it from a pod",
+        )
+        return
+    if found is None:
+        yield Check(f"{what} {name}", "fail", "there is none", f"create it, or correct {field}")
+    else:
+        yield Check(f"{what} {name}", "ok", "it is there")
+
+
+def _nodes(cluster: KubernetesCluster, launch: LaunchSpec, kuberay: KubeRaySpec) -> Iterator[Check]:
+    """Whether the cluster's nodes, empty, could hold the worker pods."""
+    shape, wanted = kuberay.workers, launch.num_workers[1] // kuberay.workers.per_node
+    selector = ",".join(f"{key}={value}" for key, value in shape.node_selector.items())
+    try:
+        nodes = cluster.find(_NODES, labels=selector or None)
+    except RefusedError:
+        yield Check(
+            "nodes", "warn", "this account may not list nodes", "ask whoever runs the cluster"
+        )
+        return
+    gpus = shape.per_node * launch.gpus_per_worker
+    fitting = [
+        node
+        for node in nodes
+        if not node["spec"].get("unschedulable")
+        and _amount(node, "cpu") >= shape.cpus
+        and _amount(node, "memory") >= bytes_of(shape.memory)
+        and _amount(node, shape.gpu_resource) >= gpus
+    ]
+    gpu_words = f", {gpus} {shape.gpu_resource}" if gpus else ""
+    each = f"{shape.cpus} cores, {shape.memory}{gpu_words}"
+    words = f"{len(fitting)} of {len(nodes)} nodes with the labels hold a pod of {each}"
+    if len(fitting) >= wanted:
+        yield Check("nodes", "ok", f"{words}; {wanted} are wanted")
+    else:
+        yield Check(
+            "nodes",
+            "warn",
+            f"{words}; {wanted} are wanted",
+            "fine where nodes are made on demand; else ask for less, or correct node_selector",
+        )
+
+
+def _amount(node: Object, resource: str) -> float:
+    """A node's allocatable amount, in units or bytes; 0 where it has none."""
+    text = str(node.get("status", {}).get("allocatable", {}).get(resource, "0"))
+    match = re.fullmatch(r"([0-9.]+)(m|[KMGT]i|[kMGT]?)", text)
+    if match is None:
+        return 0.0
+    return float(match[1]) / 1000 if match[2] == "m" else float(match[1]) * _BYTES[match[2]]
+
+
+def _probe(
+    cluster: KubernetesCluster, launch: LaunchSpec, sleep: Callable[[float], None]
+) -> Iterator[Check]:
+    kuberay = launch.kuberay
+    assert kuberay is not None, launch.name
+    name = f"rotescale-probe-{uuid.uuid4().hex[:8]}"
+    pod = probe_pod(kuberay, name=name, launch=dump_json(launch.inside_the_cluster()))
+    cluster.create(pod)
+    try:
+        found = _wait_for_answer(cluster, name, sleep)
+        if isinstance(found, str):
+            yield Check(
+                "inside", "fail", found, "kubectl describe pod, while --probe runs, has more"
+            )
+            return
+        yield Check("image", "ok", f"{kuberay.image} was pulled, and its secrets are there")
+        yield from inside_checks(found, launch, ray_version=kuberay.ray_version)
+    finally:
+        cluster.delete(PODS, name)
+
+
+def _wait_for_answer(
+    cluster: KubernetesCluster, name: str, sleep: Callable[[float], None]
+) -> dict[str, Any] | str:
+    """What the probe found, or why there is nothing."""
+    deadline = time.monotonic() + _PROBE_SECONDS
+    reason = ""
+    while time.monotonic() < deadline:
+        pod = cluster.get(PODS, name)
+        if pod is None:
+            return "the probe's pod was deleted by somebody else"
+        if pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+            found = answer_of(cluster.log(name, "probe"))
+            return found or "the probe's pod ended without an answer; is rotescale in the image?"
+        events = [
+            one for one in cluster.find(EVENTS) if one.get("involvedObject", {}).get("name") == name
+        ]
+        reason = why_it_waits(pod, events)
+        if any(word in reason for word in ("ImagePull", "InvalidImage", "CreateContainer")):
+            return reason
+        sleep(_POLL_SECONDS)
+    return f"the probe's pod has not ended in {_PROBE_SECONDS:.0f} s: {reason}"
+
+
+def why_it_waits(pod: Object, events: list[Object]) -> str:
+    """Why a pod does not run, as a run's status would say it."""
+    stand_in = {"metadata": {"name": "", "labels": {}}, "spec": {}}
+    return situation(stand_in, pods=[pod], events=events).reason

@@ -1,0 +1,83 @@
+"""What a node of a place finds: versions, storage, memory. A program that prints one line of JSON.
+
+``python -m rotescale.probe [LAUNCH_SPEC]``: the launcher's doctor runs it where workers would run.
+Without a file the launch spec is taken from the variable ``ROTESCALE_PROBE``, as JSON.
+No torch is imported: its version is what the installed package says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import uuid
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rotescale.credentials import hidden
+from rotescale.launch_spec import LaunchSpec
+from rotescale.object_store import RemotePath
+from rotescale.spec_file import load_spec, parse_spec
+from rotescale.storage import StoragePath, create_exclusive, make_folder, remove, storage_path
+
+MARK = "rotescale-probe: "
+"""What the line begins with, among whatever else is printed."""
+VARIABLE = "ROTESCALE_PROBE"
+PACKAGES = ("rotescale", "ray", "torch", "deepspeed", "transformers")
+
+
+def probe(launch: LaunchSpec) -> dict[str, Any]:
+    """``versions`` of packages, None where one is missing; ``storage`` and ``model_cache``: an
+    empty text where they can be used, or what is wrong; free bytes of ``/dev/shm``."""
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "storage": _problem(storage_path(launch.storage)),
+        "model_cache": _problem(Path(launch.model_cache).expanduser()),
+        "shared_memory": _free(Path("/dev/shm")),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _problem(folder: StoragePath) -> str:
+    """What goes wrong when a file is created there once, refused a second time, and removed."""
+    path = folder / f".rotescale-probe-{uuid.uuid4().hex}"
+    try:
+        if not isinstance(folder, RemotePath):
+            make_folder(folder)
+        if not create_exclusive(path, b"probe"):
+            return "a new file is said to be there already"
+        if create_exclusive(path, b"again"):
+            return "a file is created twice: this storage cannot tell attempts apart"
+        if path.read_bytes() != b"probe":
+            return "what was written is not what is read"
+        remove(path)
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is the answer)
+        return hidden(f"{type(error).__name__}: {error}")
+    return ""
+
+
+def _free(folder: Path) -> int | None:
+    return shutil.disk_usage(folder).free if folder.is_dir() else None
+
+
+def main() -> None:
+    """The program."""
+    if len(sys.argv) > 1:
+        launch = load_spec(LaunchSpec, Path(sys.argv[1]))
+    else:
+        launch = parse_spec(LaunchSpec, json.loads(os.environ[VARIABLE]), where=VARIABLE)
+    print(f"{MARK}{json.dumps(probe(launch))}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,392 @@
+"""Doctor: a line is ok where all is well, and else names the remedy; looking changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from api_server import ApiServer, api_server
+from kuberay_helpers import FULL
+from kuberay_schema import ROOT, check_as_kubernetes_does
+
+from launcher import cli
+from launcher.doctor import Check, answer_of, inside_checks
+from launcher.kuberay.cluster import KubernetesCluster
+from launcher.kuberay.doctor import (
+    NEEDED,
+    NEEDED_TO_PROBE,
+    NEEDED_WITH_QUEUE,
+    kuberay_checks,
+)
+from launcher.kuberay.pods import probe_pod
+from rotescale.kuberay_spec import RAY_VERSION
+from rotescale.launch_spec import LaunchSpec
+from rotescale.probe import MARK, PACKAGES, probe
+from rotescale.spec_file import parse_spec
+
+Object = dict[str, Any]
+NAMESPACE = "research"
+FOUND: Object = {
+    "python": "3.11.9",
+    "versions": dict.fromkeys(PACKAGES, "1.0") | {"ray": RAY_VERSION},
+    "storage": "",
+    "model_cache": "",
+    "shared_memory": 1 << 30,
+}
+
+
+def place() -> LaunchSpec:
+    fields = copy.deepcopy(FULL)
+    fields["kuberay"]["context"] = None
+    return parse_spec(LaunchSpec, fields, where="place.yaml")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """A cluster on which nothing is wrong."""
+    with api_server() as found:
+        monkeypatch.setenv("KUBECONFIG", str(found.kubeconfig(tmp_path / "kubeconfig")))
+        found.namespace(NAMESPACE)
+        for claim, modes in (("checkpoints", ["ReadWriteMany"]), ("models", ["ReadOnlyMany"])):
+            found.create(
+                {
+                    **{"apiVersion": "v1", "kind": "PersistentVolumeClaim"},
+                    "metadata": {"name": claim, "namespace": NAMESPACE},
+                    "spec": {"accessModes": modes},
+                },
+                status={"phase": "Bound"},
+            )
+        for kind, name in (
+            *(("Secret", "hub"), ("Secret", "registry"), ("Secret", "ray-token")),
+            ("ServiceAccount", "rotescale-run"),
+        ):
+            found.create(
+                {
+                    **{"apiVersion": "v1", "kind": kind},
+                    "metadata": {"name": name, "namespace": NAMESPACE},
+                }
+            )
+        found.create(
+            {
+                **{"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue"},
+                "metadata": {"name": "research", "namespace": NAMESPACE},
+                "spec": {"clusterQueue": "all"},
+            },
+            status={"conditions": [condition("Active", "True")], "pendingWorkloads": 3},
+        )
+        found.create(
+            {
+                **{"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "WorkloadPriorityClass"},
+                "metadata": {"name": "high"},
+                "value": 100,
+            }
+        )
+        for number in range(4):
+            add_node(found, f"gpu-{number}")
+        yield found
+
+
+def add_node(server: ApiServer, name: str) -> None:
+    labels = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+    amounts = {"cpu": "191500m", "memory": "2000Gi", "nvidia.com/gpu": "8"}
+    server.create(
+        {
+            **{"apiVersion": "v1", "kind": "Node", "spec": {}},
+            "metadata": {"name": name, "labels": labels},
+        },
+        status={"allocatable": amounts},
+    )
+
+
+def condition(kind: str, status: str, message: str = "") -> Object:
+    return {
+        **{"type": kind, "status": status, "reason": "Ready", "message": message},
+        "lastTransitionTime": "2026-11-27T10:00:00Z",
+    }
+
+
+def cluster() -> KubernetesCluster:
+    return KubernetesCluster(None, NAMESPACE, patience_seconds=1, sleep=lambda _: None)
+
+
+def look(*, with_probe: bool = False) -> dict[str, Check]:
+    found = kuberay_checks(
+        place(), with_probe=with_probe, cluster=cluster(), sleep=lambda _: time.sleep(0.02)
+    )
+    return {check.name: check for check in found}
+
+
+def test_a_cluster_in_order_and_nothing_is_changed_by_looking(server: ApiServer) -> None:
+    found = look()
+    assert {check.name for check in found.values() if check.verdict != "ok"} == {"inside"}
+    assert found["nodes"].words.startswith("4 of 4 nodes with the labels hold a pod of 96 cores")
+    assert found["queue"].words == "research, 3 workload(s) wait in it"
+    asked = {(one.method, one.path.rpartition("/")[2]) for one in server.requests}
+    assert {path for method, path in asked if method != "GET"} == {"selfsubjectaccessreviews"}
+
+
+def replace_claim(server: ApiServer, **spec: Any) -> None:
+    server.delete("persistentvolumeclaims", "checkpoints", namespace=NAMESPACE)
+    server.create(
+        {
+            **{"apiVersion": "v1", "kind": "PersistentVolumeClaim"},
+            "metadata": {"name": "checkpoints", "namespace": NAMESPACE},
+            "spec": spec,
+        },
+        status={"phase": "Bound"},
+    )
+
+
+Break = Callable[[ApiServer], object]
+BROKEN: list[tuple[str, Break, str, str, str]] = [
+    (
+        "no KubeRay",
+        lambda s: s.delete("customresourcedefinitions", "rayjobs.ray.io", namespace=""),
+        *("KubeRay", "fail", "install KubeRay 1.7"),
+    ),
+    (
+        "no queue",
+        lambda s: s.delete("localqueues", "research", namespace=NAMESPACE),
+        *("queue", "fail", "create it (k8s/kueue"),
+    ),
+    (
+        "a queue that admits nothing",
+        lambda s: s.set_status(
+            "localqueues",
+            "research",
+            {"conditions": [condition("Active", "False", "ClusterQueue all is missing")]},
+            namespace=NAMESPACE,
+        ),
+        *("queue", "fail", "kubectl describe clusterqueue"),
+    ),
+    (
+        "no priority class",
+        lambda s: s.delete("workloadpriorityclasses", "high", namespace=""),
+        *("WorkloadPriorityClass high", "fail", "kuberay.priority"),
+    ),
+    (
+        "a right that is missing",
+        lambda s: s.denied.add("create rayjobs"),
+        *("rights", "fail", "k8s/base/rbac.yaml"),
+    ),
+    (
+        "no claim",
+        lambda s: s.delete("persistentvolumeclaims", "models", namespace=NAMESPACE),
+        *("claim models", "fail", "create it"),
+    ),
+    (
+        "a claim for one node",
+        lambda s: replace_claim(s, accessModes=["ReadWriteOnce"]),
+        *("claim checkpoints", "fail", "ReadWriteMany, such as NFS"),
+    ),
+    (
+        "no account",
+        lambda s: s.delete("serviceaccounts", "rotescale-run", namespace=NAMESPACE),
+        *("ServiceAccount rotescale-run", "fail", "kuberay.service_account"),
+    ),
+    (
+        "no secret",
+        lambda s: s.delete("secrets", "hub", namespace=NAMESPACE),
+        *("Secret hub", "fail", "create it"),
+    ),
+    (
+        "a secret that may not be read",
+        lambda s: s.denied.add("get secrets"),
+        *("Secret hub", "warn", "as it should be for secrets"),
+    ),
+    (
+        "nodes that are too small",
+        lambda s: [s.delete("nodes", f"gpu-{n}", namespace="") for n in range(3)],
+        *("nodes", "warn", "made on demand"),
+    ),
+    (
+        "nodes that may not be listed",
+        lambda s: s.denied.add("list nodes"),
+        *("nodes", "warn", "whoever runs the cluster"),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "verdict", "remedy"),
+    [case[1:] for case in BROKEN],
+    ids=[case[0] for case in BROKEN],
+)
+def test_what_is_wrong_is_named_with_its_remedy(
+    server: ApiServer, spoil: Break, name: str, verdict: str, remedy: str
+) -> None:
+    spoil(server)
+    check = look()[name]
+    assert check.verdict == verdict
+    assert remedy in check.remedy
+    assert check.words
+
+
+def test_without_kueue_its_absence_is_said(server: ApiServer) -> None:
+    with api_server(kueue=False) as other:
+        other.namespace(NAMESPACE)
+        found = {
+            check.name: check
+            for check in kuberay_checks(
+                place(),
+                with_probe=False,
+                cluster=KubernetesCluster(
+                    None, NAMESPACE, client=connected(other), patience_seconds=1
+                ),
+            )
+        }
+    assert found["Kueue"].verdict == found["queue"].verdict == "fail"
+
+
+def connected(server: ApiServer) -> Any:
+    from kubernetes import client
+
+    settings = client.Configuration()
+    settings.host = server.url
+    return client.ApiClient(settings)
+
+
+def answer(server: ApiServer, folder: Path, text: str) -> None:
+    """Let the probe's pod print that, and end."""
+    path = folder / "log"
+    path.write_text(text)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for pod in server.list("pods", namespace=NAMESPACE):
+            name = pod["metadata"]["name"]
+            server.set_log(name, path, container="probe", namespace=NAMESPACE)
+            server.set_status("pods", name, {"phase": "Succeeded"}, namespace=NAMESPACE)
+            return
+        time.sleep(0.02)
+
+
+def test_a_pod_tells_what_is_inside_and_is_removed(server: ApiServer, tmp_path: Path) -> None:
+    line = f"hello\n{MARK}{json.dumps(FOUND | {'storage': 'Permission denied'})}\n"
+    threading.Thread(target=answer, args=(server, tmp_path, line)).start()
+    found = look(with_probe=True)
+    assert found["image"].verdict == "ok"
+    assert found["storage"] == Check(
+        "storage",
+        "fail",
+        "/checkpoints/runs: Permission denied",
+        "give the workers' user write access, or name another place",
+    )
+    assert server.list("pods", namespace=NAMESPACE) == []
+
+
+def test_an_image_that_cannot_be_pulled(server: ApiServer) -> None:
+    def refuse() -> None:
+        while not (pods := server.list("pods", namespace=NAMESPACE)):
+            time.sleep(0.02)
+        waiting = {"reason": "ImagePullBackOff", "message": "not found"}
+        state = {"name": "probe", "state": {"waiting": waiting}}
+        status = {"phase": "Pending", "containerStatuses": [state]}
+        server.set_status("pods", pods[0]["metadata"]["name"], status, namespace=NAMESPACE)
+
+    threading.Thread(target=refuse).start()
+    found = look(with_probe=True)
+    assert found["inside"].verdict == "fail"
+    assert "ImagePullBackOff: not found" in found["inside"].words
+    assert server.list("pods", namespace=NAMESPACE) == []
+
+
+def test_the_probes_pod_is_as_safe_as_a_runs() -> None:
+    launch = place()
+    assert launch.kuberay is not None
+    pod = probe_pod(launch.kuberay, name="probe", launch='{"storage": "$(HOME)"}')
+    check_as_kubernetes_does(pod)
+    (container,) = pod["spec"]["containers"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    values = {one["name"]: one.get("value") for one in container["env"]}
+    assert values["ROTESCALE_PROBE"] == '{"storage": "$$(HOME)"}'
+
+
+def test_the_role_allows_what_is_needed_and_changes_nothing_else() -> None:
+    documents = yaml.safe_load_all((ROOT / "k8s" / "base" / "rbac.yaml").read_text())
+    (role,) = [one for one in documents if one["kind"] == "Role"]
+    allowed = {
+        (verb, group, resource)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    needed = {
+        (verb, "" if kind.group == "v1" else kind.group.partition("/")[0], kind.plural)
+        for verb, kind in (*NEEDED, *NEEDED_WITH_QUEUE, *NEEDED_TO_PROBE)
+    }
+    assert needed <= allowed
+    reading = {"get", "list", "watch"}
+    assert {one for one in allowed - needed if one[0] not in reading} == {
+        ("patch", "ray.io", "rayjobs")
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "verdict"),
+    [
+        ({}, "packages", "ok"),
+        ({"versions": FOUND["versions"] | {"deepspeed": None}}, "packages", "fail"),
+        ({"versions": FOUND["versions"] | {"ray": "2.9.0"}}, "Ray", "fail"),
+        ({"model_cache": "OSError: read-only"}, "model_cache", "fail"),
+        ({"shared_memory": 1 << 20}, "/dev/shm", "warn"),
+    ],
+)
+def test_what_a_probe_found_is_judged(change: Object, name: str, verdict: str) -> None:
+    checks = inside_checks(FOUND | change, LaunchSpec(), ray_version=RAY_VERSION)
+    assert {check.name: check.verdict for check in checks}[name] == verdict
+
+
+def test_an_answer_is_found_among_other_lines() -> None:
+    assert answer_of(["x", f"(pid=1) {MARK}{{}}", "y"]) == {}
+    assert answer_of(["x", "Traceback"]) is None
+
+
+def test_a_probe_of_this_machine(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    found = probe(LaunchSpec(storage=str(tmp_path / "runs"), model_cache=str(file)))
+    assert found["storage"] == ""
+    assert "file" in found["model_cache"]
+    assert found["versions"]["ray"] == RAY_VERSION
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_the_command_line(
+    server: ApiServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    profile = tmp_path / "place.yaml"
+    profile.write_text(place().model_dump_json())
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["rotescale-launch", "doctor", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return int(stopped.value.code or 0), capsys.readouterr().out
+
+    code, printed = run("--on", str(profile))
+    assert (code, "fail" in printed) == (0, False)
+    assert "ok   rights: all" in printed
+    server.delete("localqueues", "research", namespace=NAMESPACE)
+    code, printed = run("--on", str(profile), "--json")
+    assert code == 1
+    assert [one["name"] for one in json.loads(printed) if one["verdict"] == "fail"] == ["queue"]
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    code, printed = run("--on", str(profile))
+    assert code == 1
+    assert "set KUBECONFIG" in printed
+    monkeypatch.chdir(tmp_path)
+    assert run()[0] == 0
