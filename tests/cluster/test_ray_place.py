@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +20,13 @@ import yaml
 from helpers import MICRO, prepare, run_workers
 from ray_cluster import RayCluster, ray_cluster
 from recovery_helpers import assert_equal_runs
+from tcp_proxy import Tunnel
 
+from launcher.job import PlaceUnavailableError
 from launcher.jobs_api import JobsApi
+from launcher.ray_doctor import ray_checks
 from rotescale.errors import SpecError
-from rotescale.launch_spec import RayAccess
+from rotescale.launch_spec import LaunchSpec, RayAccess
 from rotescale.records import read_records
 from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec
@@ -153,7 +157,7 @@ def test_lost_cancelled_moved_and_finished(
 
 def access(cluster: RayCluster, **fields: Any) -> RayAccess:
     os.environ["CLUSTER_TOKEN"] = cluster.token
-    return RayAccess(jobs_url=cluster.jobs_url, **{"token_variable": "CLUSTER_TOKEN", **fields})
+    return RayAccess(**{"jobs_url": cluster.jobs_url, "token_variable": "CLUSTER_TOKEN", **fields})
 
 
 def test_a_wrong_token_and_none_are_told_apart(
@@ -184,3 +188,80 @@ def test_an_id_is_taken_once(cluster: RayCluster) -> None:
     assert job is not None
     assert (job.status, job.exit_code) == ("SUCCEEDED", 0)
     assert api.job("never") is None
+
+
+@pytest.fixture
+def tunnel(cluster: RayCluster) -> Iterator[Tunnel]:
+    found = Tunnel(int(cluster.jobs_url.rpartition(":")[2]))
+    yield found
+    found.stop()
+
+
+def through(tunnel: Tunnel, cluster: RayCluster, *, patience_seconds: float = 30.0) -> JobsApi:
+    found = access(cluster, jobs_url=f"http://127.0.0.1:{tunnel.port}")
+    return JobsApi(found, patience_seconds=patience_seconds)
+
+
+def test_an_answer_that_is_lost_starts_nothing_twice(cluster: RayCluster, tunnel: Tunnel) -> None:
+    api = through(tunnel, cluster)
+    body = {"entrypoint": "true", "submission_id": "lost-1"}
+    assert api.job("lost-1") is None
+    answers = iter([0, 1])
+
+    def lose_the_second(*arguments: Any, **fields: Any) -> Any:
+        tunnel.swallow = next(answers, 0)
+        return send(*arguments, **fields)
+
+    send, api._send = api._send, lose_the_second  # type: ignore[method-assign]
+    assert api.submit(body), "it was this one that submitted it"
+    assert not api.submit(body)
+    assert len([job for job in api.jobs() if job.submission_id == "lost-1"]) == 1
+
+
+def test_lines_come_once_over_a_tunnel_that_dies(cluster: RayCluster, tunnel: Tunnel) -> None:
+    api = through(tunnel, cluster)
+    words = "for i in 1 2 3 4 5 6 7 8; do echo line-$i; sleep 1; done"
+    assert api.submit({"entrypoint": words, "submission_id": "followed-1"})
+    lines: list[str] = []
+
+    def follow() -> None:
+        text = "".join(api.follow("followed-1"))
+        lines.extend(line for line in text.splitlines() if line.startswith("line-"))
+
+    following = threading.Thread(target=follow)
+    following.start()
+    for _ in range(2):
+        time.sleep(2.5)
+        tunnel.stop()
+        time.sleep(0.5)
+        tunnel.start()
+    following.join(timeout=120)
+    assert lines == [f"line-{number}" for number in range(1, 9)]
+    assert tunnel.num_connections > 2
+
+
+def test_a_dashboard_that_is_away_is_waited_for_and_then_said(
+    cluster: RayCluster, tunnel: Tunnel
+) -> None:
+    api = through(tunnel, cluster)
+    tunnel.stop()
+    threading.Timer(1.5, tunnel.start).start()
+    assert api.jobs() is not None
+    tunnel.stop()
+    with pytest.raises(PlaceUnavailableError, match="does not answer"):
+        through(tunnel, cluster, patience_seconds=0.5).jobs()
+
+
+def test_doctor_looks_inside(cluster: RayCluster, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    launch = LaunchSpec(
+        place="ray",
+        address="auto",
+        storage=str(tmp_path / "runs"),
+        model_cache=str(file),
+        ray=access(cluster),
+    )
+    found = {check.name: check for check in ray_checks(launch, with_probe=True)}
+    assert {name for name, check in found.items() if check.verdict != "ok"} == {"model_cache"}
+    assert "packages" in found
