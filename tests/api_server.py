@@ -12,6 +12,7 @@ import base64
 import datetime
 import ipaddress
 import re
+import secrets
 import socket
 import ssl
 import tempfile
@@ -47,6 +48,8 @@ class ApiServer:
         """Every request, in the order in which they came."""
         self.token = token
         """What clients must bear; None: anyone is served."""
+        self.operator_token = secrets.token_hex(16)
+        """Whoever bears it may do everything, and meets no faults but those that say so."""
         self.denied: set[str] = set()
         """What clients may not do: ``create rayjobs``, ``get pods/log``, ``* secrets``."""
         self.log_file: LogFile = self._set_log_file
@@ -183,11 +186,11 @@ class ApiServer:
         return next((self._logs[name] for name in names if name in self._logs), None)
 
     def asked(self, method: str = "", path: str = "") -> list[Request]:
-        """The requests so far with that method, whose path a pattern is found in."""
+        """The clients' requests so far with that method, whose path a pattern is found in."""
         return [
             one
             for one in list(self.requests)
-            if (not method or one.method == method) and re.search(path, one.path)
+            if one.user == "client" and method in ("", one.method) and re.search(path, one.path)
         ]
 
     def may(self, verb: str, resource: str) -> bool:
