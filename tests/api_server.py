@@ -1,7 +1,7 @@
 """A Kubernetes API server on loopback, for tests: the official client and `kubectl` talk to it.
 
 It holds what tests need of the real one: see ``api_kinds`` for the kinds, ``api_schemas`` for what
-is refused, ``api_store`` for versions and deletion, ``api_faults`` for what can be made to fail.
+is refused, ``api_store`` for versions, ``api_faults`` for what can be made to fail.
 No controllers run but the garbage collector: who deletes a pod, or starts a job, is the test, or
 ``kuberay_player``.
 """
@@ -17,6 +17,7 @@ import socket
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import ThreadingHTTPServer
@@ -24,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from api_deletion import Deletion, Deletions
 from api_faults import FOR_EVER, Fault, Faults, Request
 from api_handler import Handler
 from api_kinds import BY_PLURAL, KINDS, NAMESPACES, Kind, definition_of, kind_of
-from api_store import Deletion, Store, Write
+from api_store import Store, Write
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -43,6 +45,7 @@ class ApiServer:
 
     def __init__(self, *, tls: bool = False, token: str | None = None, kueue: bool = True) -> None:
         self.store = Store()
+        self.deletions = Deletions(self.store)
         self.faults = Faults()
         self.requests: list[Request] = []
         """Every request, in the order in which they came."""
@@ -102,9 +105,8 @@ class ApiServer:
         while self.running.is_set():
             if self.store.to_collect.wait(0.5):
                 self.store.to_collect.clear()
-                self.store.collect()
-                self.running.wait(0)
-                threading.Event().wait(_COLLECT_SECONDS)
+                self.deletions.collect()
+                time.sleep(_COLLECT_SECONDS)
 
     def kinds(self) -> list[Kind]:
         """The kinds that are served now: custom ones need their definition."""
@@ -171,7 +173,7 @@ class ApiServer:
         """Delete at once; finalizers are waited for, grace is not."""
         kind = BY_PLURAL[plural]
         where = namespace if kind.namespaced else ""
-        self.store.delete(kind, where, name, Deletion(grace_seconds=0))
+        self.deletions.delete(kind, where, name, Deletion(grace_seconds=0))
 
     def compact(self) -> None:
         """Forget the past: watches from older versions are answered with 410."""

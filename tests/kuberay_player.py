@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import secrets
-import string
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from player_api import Api, Object, condition, is_true, merged, now, repeat, seconds_since
-from player_kubelet import SUBMITTER, Kubelet, Submission
+from player_api import Api, Object, full_name, now, owner, random_suffix, repeat, seconds_since
+from player_clusters import Clusters
+from player_kubelet import Kubelet, Submission
 from player_kueue import Kueue
 from player_ray import LocalRay, PretendedRay, Ray
 from player_rules import MODES, refusals
@@ -28,7 +28,6 @@ from player_rules import MODES, refusals
 __all__ = ["KubeRayPlayer", "LocalRay", "PretendedRay", "playing"]
 FINALIZER = "ray.io/rayjob-finalizer"
 _WHO = "rayjob-controller"
-_LETTERS = string.ascii_lowercase + string.digits
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -49,6 +48,7 @@ class KubeRayPlayer:
         self.folder = folder
         self.ray: Ray = LocalRay() if ray is None else ray
         self.nodes = Kubelet(self.api, self.ray, folder, paths=paths or {})
+        self.clusters = Clusters(self.api, self.nodes)
         self.kueue = Kueue(self.api)
         self.poll_seconds = 0.2
         self.check_seconds = 300.0
@@ -117,7 +117,7 @@ class KubeRayPlayer:
             self._reconcile(job)
         for cluster in self.api.listed("rayclusters"):
             if not cluster["metadata"].get("deletionTimestamp"):
-                self._reconcile_cluster(cluster)
+                self.clusters.reconcile(cluster)
 
     def _reconcile(self, job: Object) -> None:
         status = job.get("status", {})
@@ -128,7 +128,7 @@ class KubeRayPlayer:
         refused = next(refusals(job), None)
         if refused is not None:
             if stage != "ValidationFailed":
-                text = f"The RayJob spec is invalid {_full_name(job)}: {refused}"
+                text = f"The RayJob spec is invalid {full_name(job)}: {refused}"
                 self.api.event(job, "InvalidRayJobSpec", text, who=_WHO, warning=True)
             self._set(
                 job,
@@ -168,11 +168,11 @@ class KubeRayPlayer:
             change = {"metadata": {"finalizers": [*finalizers, FINALIZER]}}
             job = self.api.patch("rayjobs", job, change) or job
         interactive = spec.get("submissionMode") == "InteractiveMode"
-        job_id = status.get("jobId") or spec.get("jobId") or f"{name}-{_random()}"
+        job_id = status.get("jobId") or spec.get("jobId") or f"{name}-{random_suffix()}"
         self._set(
             job,
             jobId="" if interactive else job_id,
-            rayClusterName=status.get("rayClusterName") or f"{name}-{_random()}",
+            rayClusterName=status.get("rayClusterName") or f"{name}-{random_suffix()}",
             jobStatus="",
             jobDeploymentStatus="Initializing",
             reason=None,
@@ -240,7 +240,7 @@ class KubeRayPlayer:
                     "namespace": where,
                     "labels": labels,
                     "annotations": job["metadata"].get("annotations", {}),
-                    "ownerReferences": [_owner(job)],
+                    "ownerReferences": [owner(job)],
                 },
                 "spec": job["spec"]["rayClusterSpec"],
             },
@@ -267,7 +267,7 @@ class KubeRayPlayer:
                         "metadata": {
                             "name": name,
                             "namespace": where,
-                            "ownerReferences": [_owner(job)],
+                            "ownerReferences": [owner(job)],
                         },
                         "data": {"auth_token": token},
                     },
@@ -390,142 +390,6 @@ class KubeRayPlayer:
             news["observedGeneration"] = job["metadata"]["generation"]
             self.api.set_status("rayjobs", job, news)
 
-    def _reconcile_cluster(self, cluster: Object) -> None:
-        """Pods of a RayCluster: those that lack are made, those that failed are replaced."""
-        name = cluster["metadata"]["name"]
-        pods = [
-            one
-            for one in self.api.listed("pods")
-            if one["metadata"].get("labels", {}).get("ray.io/cluster") == name
-        ]
-        was_up = is_true(cluster.get("status", {}).get("conditions", []), "HeadPodReady")
-        for pod in pods:
-            kind = pod["metadata"]["labels"]["ray.io/node-type"]
-            over = pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
-            if over and (kind == "worker" or not was_up):
-                self.api.delete("pods", pod)
-                text = (
-                    f"Deleted {kind} Pod {_full_name(pod)}; Pod status: "
-                    f"{pod['status']['phase']}; Pod restart policy: Never"
-                )
-                reason = "DeletedWorkerPod" if kind == "worker" else "DeletedHeadPod"
-                self.api.event(cluster, reason, text, who="raycluster-controller")
-        spec = cluster["spec"]
-        groups = [("headgroup", 1, spec["headGroupSpec"])]
-        groups += [
-            (one["groupName"], one.get("replicas", 0), one)
-            for one in spec.get("workerGroupSpecs", [])
-        ]
-        for group, count, wanted in groups:
-            there = [one for one in pods if one["metadata"]["labels"].get("ray.io/group") == group]
-            if group == "headgroup" and was_up and not there:
-                # A head that is lost ends the attempt; see _head_has_failed.
-                continue
-            for _ in range(count - len(there)):
-                self._make_pod(cluster, group, wanted)
-        self._tell_cluster(cluster, pods, sum(count for _, count, _ in groups[1:]))
-
-    def _make_pod(self, cluster: Object, group: str, wanted: Object) -> None:
-        metadata, is_head = cluster["metadata"], group == "headgroup"
-        name = metadata["name"]
-        kind = "head" if is_head else "worker"
-        template = wanted["template"]
-        labels = {
-            **template["metadata"].get("labels", {}),
-            "ray.io/cluster": name,
-            "ray.io/node-type": kind,
-            "ray.io/group": group,
-            "ray.io/is-ray-node": "yes",
-            "ray.io/identifier": f"{name}-{kind}",
-            "app.kubernetes.io/created-by": "kuberay-operator",
-        }
-        for key in ("ray.io/originated-from-cr-name", "ray.io/originated-from-crd"):
-            if key in metadata.get("labels", {}):
-                labels[key] = metadata["labels"][key]
-        spec = yaml.safe_load(yaml.safe_dump(template["spec"]))
-        parameters = " ".join(
-            f"--{key}={value}" for key, value in (wanted.get("rayStartParams") or {}).items()
-        )
-        start = f"ray start {'--head ' if is_head else ''}--block {parameters}".strip()
-        variables = spec["containers"][0].setdefault("env", [])
-        variables += [
-            {"name": "RAY_CLUSTER_NAME", "value": name},
-            {"name": "KUBERAY_GEN_RAY_START_CMD", "value": start},
-        ]
-        submission = self.nodes.submissions.get(name)
-        if is_head and submission is not None and self._is_sidecar(metadata):
-            spec["containers"].append(
-                {
-                    "name": SUBMITTER,
-                    "image": spec["containers"][0]["image"],
-                    "env": [{"name": "RAY_JOB_SUBMISSION_ID", "value": submission.job_id}],
-                }
-            )
-        middle = "head" if is_head else f"{group}-worker"
-        made = self.api.create(
-            "pods",
-            {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {
-                    "name": f"{name}-{middle}-{_random()}",
-                    "namespace": metadata["namespace"],
-                    "labels": labels,
-                    "annotations": template["metadata"].get("annotations", {}),
-                    "ownerReferences": [_owner(cluster)],
-                },
-                "spec": spec,
-            },
-        )
-        if made is not None:
-            reason = "CreatedHeadPod" if is_head else "CreatedWorkerPod"
-            text = f"Created {kind} Pod {_full_name(made)}"
-            self.api.event(cluster, reason, text, who="raycluster-controller")
-
-    def _is_sidecar(self, metadata: Object) -> bool:
-        owner = metadata["ownerReferences"][0]["name"]
-        job = self.api.get("rayjobs", owner, metadata["namespace"])
-        return job is not None and job["spec"].get("submissionMode") == "SidecarMode"
-
-    def _tell_cluster(self, cluster: Object, pods: list[Object], num_workers: int) -> None:
-        def ready(pod: Object) -> bool:
-            return pod.get("status", {}).get("phase") == "Running"
-
-        kinds = {kind: [] for kind in ("head", "worker")}
-        for pod in pods:
-            kinds[pod["metadata"]["labels"]["ray.io/node-type"]].append(pod)
-        old = cluster.get("status", {})
-        conditions: list[Object] = old.get("conditions", [])
-        heads, workers = kinds["head"], kinds["worker"]
-        head_ready = bool(heads) and ready(heads[0])
-        all_ready = head_ready and sum(map(ready, workers)) >= num_workers
-        if head_ready != is_true(conditions, "HeadPodReady") or not conditions:
-            reason = "HeadPodRunningAndReady" if head_ready else "ContainersNotReady"
-            conditions = merged(conditions, condition("HeadPodReady", head_ready, reason))
-        if all_ready and not is_true(conditions, "RayClusterProvisioned"):
-            text = "All Ray Pods are ready for the first time"
-            ready_now = condition(
-                "RayClusterProvisioned", True, "AllPodRunningAndReadyFirstTime", text
-            )
-            conditions = merged(conditions, ready_now)
-        fields: Object = {
-            "desiredWorkerReplicas": num_workers,
-            "availableWorkerReplicas": sum(map(ready, workers)),
-            "readyWorkerReplicas": sum(map(ready, workers)),
-            "conditions": conditions,
-            "observedGeneration": cluster["metadata"]["generation"],
-        }
-        if is_true(conditions, "RayClusterProvisioned"):
-            fields["state"] = "ready"
-        if heads:
-            fields["head"] = {
-                "podName": heads[0]["metadata"]["name"],
-                "serviceName": f"{cluster['metadata']['name']}-head-svc",
-                **({"podIP": heads[0]["status"]["podIP"]} if head_ready else {}),
-            }
-        if any(old.get(key) != value for key, value in fields.items()):
-            self.api.set_status("rayclusters", cluster, {**fields, "lastUpdateTime": now()})
-
 
 @contextmanager
 def playing(server: Any, folder: Path | None = None, **options: Any) -> Iterator[KubeRayPlayer]:
@@ -547,25 +411,6 @@ def playing(server: Any, folder: Path | None = None, **options: Any) -> Iterator
             yield player
         finally:
             player.close()
-
-
-def _full_name(one: Object) -> str:
-    return f"{one['metadata']['namespace']}/{one['metadata']['name']}"
-
-
-def _random() -> str:
-    return "".join(secrets.choice(_LETTERS) for _ in range(5))
-
-
-def _owner(one: Object) -> Object:
-    return {
-        "apiVersion": one["apiVersion"],
-        "kind": one["kind"],
-        "name": one["metadata"]["name"],
-        "uid": one["metadata"]["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
 
 
 def _time(milliseconds: int | None) -> str | None:

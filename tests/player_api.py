@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import ssl
+import string
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ _GROUPS = {
 }
 _CLUSTER_WIDE = ("nodes", "clusterqueues", "workloadpriorityclasses")
 _RETRY_SECONDS = 0.2
+_LETTERS = string.ascii_lowercase + string.digits
 
 
 class RefusedError(Exception):
@@ -171,6 +173,25 @@ class Api:
         }
         with suppress(RefusedError):
             self.create("events", event)
+
+
+def full_name(one: Object) -> str:
+    return f"{one['metadata']['namespace']}/{one['metadata']['name']}"
+
+
+def random_suffix() -> str:
+    return "".join(secrets.choice(_LETTERS) for _ in range(5))
+
+
+def owner(one: Object) -> Object:
+    return {
+        "apiVersion": one["apiVersion"],
+        "kind": one["kind"],
+        "name": one["metadata"]["name"],
+        "uid": one["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
 
 
 def now() -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
-import signal
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,11 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from player_api import Api, Object, condition, now
+from player_api import Api, Object, RefusedError, StoppedError, condition
+from player_pod_status import KILLED, SUBMITTER, cores, expanded, pod_status, said
 from player_ray import PodOrder, Ray, StartError
-
-SUBMITTER = "ray-job-submitter"
-_KILLED = 128 + signal.SIGKILL
 
 
 @dataclass(frozen=True)
@@ -143,12 +139,14 @@ class Kubelet:
             if running.is_head:
                 self.orders[running.cluster] = order.uid
             address = self.ray.start(order)
-        except StartError as failed:
-            self.log_path(*self._main(running)).open("a").write(f"{now()} {failed}\n")
-            running.failed = {"exitCode": 1, "reason": "Error"}
+        except (StartError, RefusedError, OSError) as error:
+            if running.pod["metadata"]["uid"] in self.placed:
+                with self.log_path(*self._main(running)).open("a") as log:
+                    log.write(f"{_stamp()} {error}\n")
+            message = f"{type(error).__name__}: {error}"
+            running.failed = {"exitCode": 1, "reason": "StartError", "message": message}
             return
-        except Exception as error:  # noqa: BLE001
-            running.failed = {"exitCode": 128, "reason": "StartError", "message": repr(error)}
+        except StoppedError:
             return
         if order.uid not in self.placed:
             # Deleted meanwhile.
@@ -238,7 +236,7 @@ class Kubelet:
         for one in pod["spec"]["containers"][0].get("env", []):
             reference = one.get("valueFrom", {}).get("secretKeyRef")
             if reference is None:
-                found[one["name"]] = _expanded(one.get("value", ""), found)
+                found[one["name"]] = expanded(one.get("value", ""), found)
             else:
                 secret = self.api.get("secrets", reference["name"], where) or {}
                 data = secret.get("data", {}).get(reference["key"], "")
@@ -261,7 +259,7 @@ class Kubelet:
             uid=uid,
             is_head=running.is_head,
             cluster=running.cluster,
-            num_cpus=_cores(str(cpus)),
+            num_cpus=cores(str(cpus)),
             num_gpus=int(parameters.get("num-gpus", gpus[0] if gpus else 0)),
             environment=environment,
             token=self.tokens.get(running.cluster),
@@ -360,46 +358,19 @@ class Kubelet:
         terminated: Object | None = None,
     ) -> None:
         """Write the pod's status where it is another."""
-        pod, old = running.pod, running.pod.get("status", {})
-        began = pod["metadata"]["creationTimestamp"]
-        states = []
-        for number, container in enumerate(pod["spec"]["containers"]):
-            state: Object = {"running": {"startedAt": began}}
-            if waiting is not None:
-                state = {"waiting": {"reason": waiting}}
-            elif terminated is not None and number == 0:
-                state = {"terminated": {**terminated, "startedAt": began, "finishedAt": now()}}
-            elif container["name"] == SUBMITTER and running.submitter is not None:
-                code = running.submitter
-                reason = "Error" if code else "Completed"
-                ended = {"exitCode": code, "reason": reason, "finishedAt": now()}
-                state = {"terminated": ended}
-            elif terminated is not None:
-                state = {"terminated": {"exitCode": _KILLED, "reason": "Error"}}
-            states.append(
-                {
-                    "name": container["name"],
-                    "image": container["image"],
-                    "imageID": "",
-                    "ready": "running" in state,
-                    "started": "running" in state,
-                    "restartCount": 0,
-                    "state": state,
-                }
-            )
-        ready = phase == "Running" and all(one["ready"] for one in states)
-        conditions = [
-            condition("PodScheduled", True, "", old=old.get("conditions")),
-            condition("Ready", ready, "" if ready else "ContainersNotReady"),
-        ]
-        status: Object = {"phase": phase, "conditions": conditions, "containerStatuses": states}
-        status |= {"startTime": began, "hostIP": "127.0.0.1"}
-        if address is not None:
-            status["podIP"] = address
-        if _said(old) != _said(status):
+        pod = running.pod
+        status = pod_status(
+            pod,
+            phase,
+            address=address,
+            waiting=waiting,
+            terminated=terminated,
+            submitter=running.submitter,
+        )
+        if said(pod.get("status", {})) != said(status):
             running.pod = self.api.set_status("pods", pod, status) or pod
 
-    def kill(self, uid: str, *, code: int = _KILLED, reason: str = "Error") -> None:
+    def kill(self, uid: str, *, code: int = KILLED, reason: str = "Error") -> None:
         """End the processes of a pod, which then has failed."""
         running = self.placed[uid]
         running.failed = {"exitCode": code, "reason": reason}
@@ -419,30 +390,6 @@ class Kubelet:
         timer = threading.Timer(self.overlap_seconds, self.ray.kill, args=(uid,))
         timer.daemon = True
         timer.start()
-
-
-def _said(status: Object) -> Any:
-    return status.get("phase"), [
-        (one["name"], sorted(one["state"]), one["state"].get("waiting"))
-        for one in status.get("containerStatuses", [])
-    ]
-
-
-def _cores(text: str) -> int:
-    if text.endswith("m"):
-        return math.ceil(int(text[:-1]) / 1000)
-    return math.ceil(float(text))
-
-
-def _expanded(value: str, known: Mapping[str, str]) -> str:
-    """``$(NAME)`` replaced and ``$$`` undone, as Kubernetes does."""
-
-    def replaced(match: re.Match[str]) -> str:
-        if match[0] == "$$":
-            return "$"
-        return known.get(match[1], match[0])
-
-    return re.sub(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_]*)\)", replaced, value)
 
 
 def _stamp() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from player_api import Api, Object, condition, is_true, merged
+from player_api import Api, Object, condition, is_true, merged, owner
 from player_rules import QUEUE, never_admitted
 
 _WHO = "kueue-admission"
@@ -61,9 +61,9 @@ class Kueue:
     def step(self) -> None:
         """Look at every RayJob with a queue once."""
         workloads = {
-            owner["uid"]: one
+            reference["uid"]: one
             for one in self.api.listed("workloads")
-            for owner in one["metadata"].get("ownerReferences", [])
+            for reference in one["metadata"].get("ownerReferences", [])
         }
         for job in self.api.listed("rayjobs"):
             metadata = job["metadata"]
@@ -105,7 +105,7 @@ class Kueue:
                     "name": f"rayjob-{metadata['name']}-{digest}",
                     "namespace": metadata["namespace"],
                     "labels": {"kueue.x-k8s.io/job-uid": metadata["uid"]},
-                    "ownerReferences": [_owner(job)],
+                    "ownerReferences": [owner(job)],
                 },
                 "spec": spec,
             },
@@ -249,17 +249,6 @@ class Kueue:
 def _conditions(workload: Object) -> list[Object]:
     found: list[Object] = workload.get("status", {}).get("conditions", [])
     return found
-
-
-def _owner(job: Object) -> Object:
-    return {
-        "apiVersion": job["apiVersion"],
-        "kind": job["kind"],
-        "name": job["metadata"]["name"],
-        "uid": job["metadata"]["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
 
 
 def _pod_sets(job: Object) -> list[Object]:

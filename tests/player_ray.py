@@ -116,6 +116,8 @@ class LocalRay:
 
     def __init__(self) -> None:
         self._nodes: dict[str, _Node] = {}
+        self._killed: set[str] = set()
+        self._closed = False
         self._lock = threading.Lock()
         self._number = 1
         # Several players may be at work on a machine.
@@ -130,7 +132,7 @@ class LocalRay:
             node = self._launch(order, address)
             if self._is_up(node):
                 return address
-            self.kill(order.uid)
+            self._end(order.uid)
         raise StartError(order.output.read_text(errors="replace")[-2000:])
 
     def _launch(self, order: PodOrder, address: str) -> _Node:
@@ -156,7 +158,10 @@ class LocalRay:
             if head is None:
                 raise StartError("the head is gone")
             role = (f"--address={head.address}:{head.port}",)
-        with order.output.open("ab") as output:
+        with self._lock, order.output.open("ab") as output:
+            if self._closed or order.uid in self._killed:
+                shutil.rmtree(folder or "", ignore_errors=True)
+                raise StartError("the pod was deleted while it started")
             written = output.tell()
             process = subprocess.Popen(
                 [*_RAY, *role, *shared],
@@ -166,8 +171,7 @@ class LocalRay:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        node = _Node(order, address, process, port, dashboard_port, folder, written)
-        with self._lock:
+            node = _Node(order, address, process, port, dashboard_port, folder, written)
             self._nodes[order.uid] = node
         return node
 
@@ -205,6 +209,11 @@ class LocalRay:
         return None if node is None else node.process.poll()
 
     def kill(self, uid: str) -> None:
+        with self._lock:
+            self._killed.add(uid)
+        self._end(uid)
+
+    def _end(self, uid: str) -> None:
         with self._lock:
             node = self._nodes.pop(uid, None)
         # Until nobody is left: what is being started may start more.
@@ -267,8 +276,11 @@ class LocalRay:
         return None if node is None else f"http://{node.address}:{node.dashboard_port}"
 
     def close(self) -> None:
-        for uid in list(self._nodes):
-            self.kill(uid)
+        with self._lock:
+            self._closed = True
+            uids = list(self._nodes)
+        for uid in uids:
+            self._end(uid)
 
 
 @dataclass
