@@ -28,6 +28,8 @@ class Fault:
     """Of the request, such as ``GET``; empty: any."""
     path: str = ""
     """A pattern searched for in path and query, such as ``/rayjobs\\?.*watch``; empty: any."""
+    user: str = "client"
+    """Who asks: ``client``, or ``operator`` for whoever bears the operators' token."""
     times: int = 1
     """How many requests; FOR_EVER: all, until the fault is removed."""
     status: int | None = None
@@ -47,8 +49,10 @@ class Fault:
     hits: int = 0
     """How many requests it has met."""
 
-    def matches(self, method: str, target: str) -> bool:
-        return (not self.method or self.method == method) and bool(re.search(self.path, target))
+    def matches(self, method: str, target: str, user: str) -> bool:
+        """Whether it is about such a request."""
+        right = self.user == user and self.method in ("", method)
+        return right and bool(re.search(self.path, target))
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Request:
     query: dict[str, str]
     body: Any
     user_agent: str
-    user: str = ""
+    user: str
+    """``client``, or ``operator`` for whoever bears the operators' token."""
 
 
 @dataclass
@@ -79,11 +84,11 @@ class Faults:
         with self.lock:
             self.queue = [one for one in self.queue if one is not fault]
 
-    def take(self, method: str, target: str) -> Fault:
+    def take(self, method: str, target: str, user: str) -> Fault:
         """The fault for a request; one without effect where none is due."""
         with self.lock:
             for fault in self.queue:
-                if fault.times != 0 and fault.matches(method, target):
+                if fault.times != 0 and fault.matches(method, target, user):
                     fault.hits += 1
                     if fault.times > 0:
                         fault.times -= 1

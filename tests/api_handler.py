@@ -5,32 +5,23 @@ from __future__ import annotations
 import base64
 import json
 import select
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
-from api_errors import ApiError, expired, forbidden, no_such_path, too_large_version
+from api_deletion import Deletion
+from api_errors import ApiError, expired, forbidden, too_large_version
 from api_faults import Request, error_of
-from api_kinds import (
-    KUBERNETES,
-    NAMESPACES,
-    PODS,
-    Kind,
-    group_list,
-    group_of,
-    openapi_index,
-    openapi_of,
-    resource_list,
-    table,
-)
+from api_kinds import NAMESPACES, PODS, Kind, table
 from api_patches import json_patch, merge_patch, strategic_patch
+from api_places import Place, discovered, place_of
 from api_selectors import Test, selector
-from api_store import Deletion, Write
+from api_store import Write
 from api_streams import LogRequest, WatchRequest, event, log_lines, log_request, watch
 
 if TYPE_CHECKING:
@@ -39,16 +30,6 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 _WATCH_SECONDS = 1800.0
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
-
-
-@dataclass(frozen=True)
-class Place:
-    """What an address names."""
-
-    kind: Kind
-    namespace: str
-    name: str
-    subresource: str
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -62,13 +43,15 @@ class Handler(BaseHTTPRequestHandler):
         address = urlsplit(self.path)
         self.query = dict(parse_qsl(address.query, keep_blank_values=True))
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.fault = self.owner.faults.take(self.command, self.path)
+        bearer = f"Bearer {self.owner.operator_token}"
+        self.user = "operator" if self.headers.get("Authorization") == bearer else "client"
+        self.fault = self.owner.faults.take(self.command, self.path, self.user)
         agent = self.headers.get("User-Agent", "")
         self.manager = self.query.get("fieldManager") or agent.partition("/")[0] or "unknown"
         self.warnings: list[str] = []
         try:
             self.owner.requests.append(
-                Request(self.command, address.path, self.query, _parsed(body), agent)
+                Request(self.command, address.path, self.query, _parsed(body), agent, self.user)
             )
             if self.fault.delay_seconds:
                 threading.Event().wait(self.fault.delay_seconds)
@@ -78,19 +61,21 @@ class Handler(BaseHTTPRequestHandler):
             self._answer_to(address.path, body)
         except ApiError as error:
             self._send(error.code, error.status())
-        except (ConnectionError, ssl_errors()):
+        except (ConnectionError, ssl.SSLError):
             self.close_connection = True
 
     do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815
 
     def _require_token(self) -> None:
         wanted = self.owner.token
-        if wanted is not None and self.headers.get("Authorization") != f"Bearer {wanted}":
+        if self.user == "operator" or wanted is None:
+            return
+        if self.headers.get("Authorization") != f"Bearer {wanted}":
             raise ApiError(401, "Unauthorized")
 
     def _answer_to(self, path: str, body: bytes) -> None:
         parts = [part for part in path.split("/") if part]
-        if self.command == "GET" and (found := self._discovered(parts)) is not None:
+        if self.command == "GET" and (found := discovered(parts, self.owner.kinds())) is not None:
             self._send(200, found)
         elif parts == ["openapi", "v2"]:
             # An empty document, in the encoding that kubectl asks for.
@@ -100,52 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         elif parts[-1:] == ["selfsubjectaccessreviews"] and self.command == "POST":
             self._send(201, self._reviewed(_document(body)))
         else:
-            self._answer_about(self._place(parts), body)
-
-    def _discovered(self, parts: list[str]) -> Object | None:
-        kinds = self.owner.kinds()
-        match parts:
-            case ["version"]:
-                return dict(KUBERNETES)
-            case ["api"]:
-                return {"kind": "APIVersions", "versions": ["v1"]}
-            case ["apis"]:
-                return group_list(kinds)
-            case ["apis", group]:
-                return group_of(kinds, group)
-            case ["api", "v1"]:
-                return resource_list(kinds, "v1")
-            case ["apis", group, version]:
-                return resource_list(kinds, f"{group}/{version}")
-            case ["openapi", "v3"]:
-                return openapi_index(kinds)
-            case ["openapi", "v3", *prefix]:
-                return openapi_of(kinds, "/".join(prefix))
-        return None
-
-    def _place(self, parts: list[str]) -> Place:
-        match parts:
-            case ["api", "v1", *rest]:
-                api_version = "v1"
-            case ["apis", group, version, *rest]:
-                api_version = f"{group}/{version}"
-            case _:
-                raise no_such_path()
-        namespace = ""
-        if rest[:1] == ["namespaces"] and len(rest) > 2 and rest[2] not in ("status", "finalize"):
-            namespace, rest = rest[1], rest[2:]
-        served = {one.plural: one for one in self.owner.kinds() if one.api_version == api_version}
-        if not 1 <= len(rest) <= 3 or rest[0] not in served:
-            raise no_such_path()
-        kind = served[rest[0]]
-        name, subresource = (*rest[1:], "", "")[:2]
-        known = {"status"} if kind.has_status else set()
-        known |= {"log"} if kind is PODS else set()
-        if (subresource and subresource not in known) or bool(namespace) > kind.namespaced:
-            raise no_such_path()
-        if kind.namespaced and name and not namespace:
-            raise no_such_path()
-        return Place(kind, namespace, name, subresource)
+            self._answer_about(place_of(parts, self.owner.kinds()), body)
 
     def _reviewed(self, review: Object) -> Object:
         asked = review.get("spec", {}).get("resourceAttributes", {})
@@ -189,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "DELETE" and not place.name:
             verb = "deletecollection"
         resource = place.kind.plural + (f"/{place.subresource}" if place.subresource else "")
-        if not self.owner.may(verb, resource):
+        if self.user == "client" and not self.owner.may(verb, resource):
             raise forbidden(
                 verb,
                 place.kind,
@@ -348,11 +288,11 @@ class Handler(BaseHTTPRequestHandler):
             found = [one for one in store.listed(kind, place.namespace) if test(one)]
             for one in found:
                 where = one["metadata"].get("namespace", "")
-                store.delete(kind, where, one["metadata"]["name"], how)
+                self.owner.deletions.delete(kind, where, one["metadata"]["name"], how)
             version = {"resourceVersion": str(store.version)}
             self._send_objects(kind, found, version)
             return
-        found_one, gone = store.delete(kind, place.namespace, place.name, how)
+        found_one, gone = self.owner.deletions.delete(kind, place.namespace, place.name, how)
         if not gone or kind in (PODS, NAMESPACES):
             self._send(200, found_one)
             return
@@ -446,13 +386,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Nothing: tests look at the requests."""
-
-
-def ssl_errors() -> type[OSError]:
-    """What a client that goes away raises under TLS, beside a ConnectionError."""
-    import ssl
-
-    return ssl.SSLError
 
 
 def _parsed(body: bytes) -> Any:

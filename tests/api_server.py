@@ -1,7 +1,7 @@
 """A Kubernetes API server on loopback, for tests: the official client and `kubectl` talk to it.
 
 It holds what tests need of the real one: see ``api_kinds`` for the kinds, ``api_schemas`` for what
-is refused, ``api_store`` for versions and deletion, ``api_faults`` for what can be made to fail.
+is refused, ``api_store`` for versions, ``api_faults`` for what can be made to fail.
 No controllers run but the garbage collector: who deletes a pod, or starts a job, is the test, or
 ``kuberay_player``.
 """
@@ -12,10 +12,12 @@ import base64
 import datetime
 import ipaddress
 import re
+import secrets
 import socket
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import ThreadingHTTPServer
@@ -23,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from api_deletion import Deletion, Deletions
 from api_faults import FOR_EVER, Fault, Faults, Request
 from api_handler import Handler
 from api_kinds import BY_PLURAL, KINDS, NAMESPACES, Kind, definition_of, kind_of
-from api_store import Deletion, Store, Write
+from api_store import Store, Write
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -42,11 +45,14 @@ class ApiServer:
 
     def __init__(self, *, tls: bool = False, token: str | None = None, kueue: bool = True) -> None:
         self.store = Store()
+        self.deletions = Deletions(self.store)
         self.faults = Faults()
         self.requests: list[Request] = []
         """Every request, in the order in which they came."""
         self.token = token
         """What clients must bear; None: anyone is served."""
+        self.operator_token = secrets.token_hex(16)
+        """Whoever bears it may do everything, and meets no faults but those that say so."""
         self.denied: set[str] = set()
         """What clients may not do: ``create rayjobs``, ``get pods/log``, ``* secrets``."""
         self.log_file: LogFile = self._set_log_file
@@ -99,9 +105,8 @@ class ApiServer:
         while self.running.is_set():
             if self.store.to_collect.wait(0.5):
                 self.store.to_collect.clear()
-                self.store.collect()
-                self.running.wait(0)
-                threading.Event().wait(_COLLECT_SECONDS)
+                self.deletions.collect()
+                time.sleep(_COLLECT_SECONDS)
 
     def kinds(self) -> list[Kind]:
         """The kinds that are served now: custom ones need their definition."""
@@ -168,7 +173,7 @@ class ApiServer:
         """Delete at once; finalizers are waited for, grace is not."""
         kind = BY_PLURAL[plural]
         where = namespace if kind.namespaced else ""
-        self.store.delete(kind, where, name, Deletion(grace_seconds=0))
+        self.deletions.delete(kind, where, name, Deletion(grace_seconds=0))
 
     def compact(self) -> None:
         """Forget the past: watches from older versions are answered with 410."""
@@ -183,11 +188,11 @@ class ApiServer:
         return next((self._logs[name] for name in names if name in self._logs), None)
 
     def asked(self, method: str = "", path: str = "") -> list[Request]:
-        """The requests so far with that method, whose path a pattern is found in."""
+        """The clients' requests so far with that method, whose path a pattern is found in."""
         return [
             one
             for one in list(self.requests)
-            if (not method or one.method == method) and re.search(path, one.path)
+            if one.user == "client" and method in ("", one.method) and re.search(path, one.path)
         ]
 
     def may(self, verb: str, resource: str) -> bool:

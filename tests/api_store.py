@@ -6,14 +6,14 @@ import copy
 import secrets
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import api_errors
 from api_errors import ApiError
-from api_kinds import KINDS, NAMESPACES, PODS, Kind
+from api_kinds import NAMESPACES, PODS, Kind
 from api_patches import Managers, apply_patch, leaves
 from api_schemas import fitted, frozen_causes, list_keys, unknown_fields
 
@@ -29,8 +29,6 @@ _FIRST_STATUS: dict[str, Object] = {
     "namespaces": {"phase": "Active"},
     "persistentvolumeclaims": {"phase": "Pending"},
 }
-_FOREGROUND = "foregroundDeletion"
-_DEFAULT_GRACE_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -54,17 +52,6 @@ class Write:
     dry_run: bool = False
     strictly: bool = False
     force: bool = False
-
-
-@dataclass(frozen=True)
-class Deletion:
-    """How an object is to be deleted."""
-
-    propagation: str = "Background"
-    grace_seconds: int | None = None
-    uid: str | None = None
-    version: str | None = None
-    dry_run: bool = False
 
 
 def now() -> str:
@@ -127,7 +114,7 @@ class Store:
             who = (write.manager, "Update", "")
             managers.written(who, {}, fields, now())
             made["metadata"]["managedFields"] = managers.as_list(kind.api_version)
-            return self._commit(kind, None, made, write.dry_run), warnings
+            return self.commit(kind, None, made, write.dry_run), warnings
 
     def _require_namespace(self, kind: Kind, namespace: str, metadata: Object) -> None:
         if not kind.namespaced:
@@ -233,7 +220,7 @@ class Store:
             if created:
                 # Lists that are one value were replaced, and have lost their defaults.
                 made, _ = fitted(kind, made, strictly=False)
-                return self._commit(kind, None, made, write.dry_run), warnings, True
+                return self.commit(kind, None, made, write.dry_run), warnings, True
             found, warnings = self._update(kind, old, made, write, managed=listed)
             return found, warnings, False
 
@@ -282,7 +269,7 @@ class Store:
         same_owners = _untimed(managed) == _untimed(before.get("managedFields", []))
         if same_owners and _unversioned(made) == _unversioned(old):
             return old, warnings
-        return self._commit(kind, old, made, write.dry_run), warnings
+        return self.commit(kind, old, made, write.dry_run), warnings
 
     def _managed(self, kind: Kind, old: Object, made: Object, write: Write) -> list[Object]:
         given = made["metadata"].get("managedFields")
@@ -293,21 +280,23 @@ class Store:
         managers.written(who, self._leaves(kind, old), self._leaves(kind, made), now())
         return managers.as_list(kind.api_version)
 
-    def _commit(self, kind: Kind, old: Object | None, made: Object, dry_run: bool) -> Object:
+    def commit(self, kind: Kind, old: Object | None, made: Object, dry_run: bool) -> Object:
+        """Hold the object as it now is; one that was only held by finalizers may be gone."""
         if dry_run:
             return made
         metadata = made["metadata"]
         if metadata.get("deletionTimestamp") and not metadata.get("finalizers"):
             held = kind is PODS and metadata.get("deletionGracePeriodSeconds")
             if not held and kind is not NAMESPACES:
-                return self._remove(kind, made)
+                return self.remove(kind, made)
         self.version += 1
         made = {**made, "metadata": {**metadata, "resourceVersion": str(self.version)}}
         self.objects[(kind.plural, metadata.get("namespace", ""), metadata["name"])] = made
         self._note(kind, "MODIFIED" if old else "ADDED", made, old)
         return made
 
-    def _remove(self, kind: Kind, old: Object) -> Object:
+    def remove(self, kind: Kind, old: Object) -> Object:
+        """Hold it no more."""
         metadata = old["metadata"]
         previous = self.objects.pop((kind.plural, metadata.get("namespace", ""), metadata["name"]))
         self.version += 1
@@ -320,116 +309,10 @@ class Store:
         self.to_collect.set()
         self.changed.notify_all()
 
-    def delete(self, kind: Kind, namespace: str, name: str, how: Deletion) -> tuple[Object, bool]:
-        """The object, and whether it is gone already."""
-        with self.changed:
-            old = self.get(kind, namespace, name)
-            metadata = old["metadata"]
-            for field, wanted in (("uid", how.uid), ("resourceVersion", how.version)):
-                if wanted is not None and wanted != metadata[field]:
-                    title = "UID" if field == "uid" else "ResourceVersion"
-                    why = (
-                        f"Precondition failed: {title} in precondition: {wanted}, {title} in "
-                        f"object meta: {metadata[field]}"
-                    )
-                    raise api_errors.conflict(kind, name, why)
-            grace = _grace_seconds(kind, old, how.grace_seconds)
-            finalizers = list(metadata.get("finalizers") or [])
-            if how.propagation == "Foreground" and _FOREGROUND not in finalizers:
-                finalizers.append(_FOREGROUND)
-            stays = bool(finalizers or grace or kind is NAMESPACES)
-            if how.dry_run:
-                return old, not stays
-            if how.propagation == "Orphan":
-                self._orphan(metadata["uid"])
-            if not stays:
-                return self._remove(kind, old), True
-            return self._mark_deleted(kind, old, grace=grace, finalizers=finalizers), False
-
-    def _mark_deleted(
-        self, kind: Kind, old: Object, *, grace: int, finalizers: list[str]
-    ) -> Object:
-        metadata = {**old["metadata"]}
-        earlier = metadata.get("deletionGracePeriodSeconds")
-        if earlier is not None and earlier <= grace:
-            return old
-        at = datetime.now(UTC) + timedelta(seconds=grace)
-        metadata["deletionTimestamp"] = at.strftime("%Y-%m-%dT%H:%M:%SZ")
-        metadata["deletionGracePeriodSeconds"] = grace
-        if finalizers:
-            metadata["finalizers"] = finalizers
-        if kind.counts_generations:
-            metadata["generation"] = metadata.get("generation", 1) + 1
-        made = {**old, "metadata": metadata}
-        if kind is NAMESPACES:
-            made["status"] = {"phase": "Terminating"}
-        return self._commit(kind, old, made, dry_run=False)
-
-    def _orphan(self, uid: str) -> None:
-        for kind, one in self._dependents(uid):
-            owners = [owner for owner in one["metadata"]["ownerReferences"] if owner["uid"] != uid]
-            made = {**one, "metadata": {**one["metadata"], "ownerReferences": owners}}
-            self._commit(kind, one, made, dry_run=False)
-
-    def _dependents(self, uid: str) -> list[tuple[Kind, Object]]:
-        return [
-            (kind, one)
-            for kind, one in self._all()
-            if any(owner["uid"] == uid for owner in one["metadata"].get("ownerReferences") or [])
-        ]
-
-    def _all(self) -> Iterator[tuple[Kind, Object]]:
-        for kind in KINDS:
-            for one in self.listed(kind):
-                yield kind, one
-
-    def collect(self) -> None:
-        """Delete what has lost its owners, and go on with what is being deleted."""
-        with self.changed:
-            uids = {one["metadata"]["uid"] for one in self.objects.values()}
-            for kind, one in list(self._all()):
-                metadata = one["metadata"]
-                where = metadata.get("namespace", "")
-                if (kind.plural, where, metadata["name"]) not in self.objects:
-                    continue
-                owners = metadata.get("ownerReferences") or []
-                lost = owners and all(owner["uid"] not in uids for owner in owners)
-                if lost and not metadata.get("deletionTimestamp"):
-                    self.delete(kind, where, metadata["name"], Deletion())
-                if metadata.get("deletionTimestamp"):
-                    self._go_on_deleting(kind, one)
-
-    def _go_on_deleting(self, kind: Kind, one: Object) -> None:
-        metadata = one["metadata"]
-        if kind is NAMESPACES:
-            name = metadata["name"]
-            inside = [pair for pair in self._all() if _namespace(pair[1]) == name]
-            for inner, found in inside:
-                if not found["metadata"].get("deletionTimestamp"):
-                    how = Deletion(grace_seconds=0)
-                    self.delete(inner, name, found["metadata"]["name"], how)
-            if not inside:
-                self._remove(kind, one)
-        elif _FOREGROUND in (metadata.get("finalizers") or []):
-            dependents = self._dependents(metadata["uid"])
-            for inner, found in dependents:
-                if not found["metadata"].get("deletionTimestamp"):
-                    how = Deletion(propagation="Foreground")
-                    self.delete(inner, _namespace(found), found["metadata"]["name"], how)
-            if not dependents:
-                left = [name for name in metadata["finalizers"] if name != _FOREGROUND]
-                made = {**one, "metadata": {**metadata, "finalizers": left}}
-                self._commit(kind, one, made, dry_run=False)
-
     def compact(self) -> None:
         """Forget the past: watches and lists from older versions are refused as expired."""
         with self.changed:
             self.oldest = self.version
-
-
-def _namespace(document: Object) -> str:
-    found: str = document["metadata"].get("namespace", "")
-    return found
 
 
 def _content(document: Object) -> Object:
@@ -444,16 +327,3 @@ def _unversioned(document: Object) -> Object:
     metadata = document["metadata"]
     hidden = ("resourceVersion", "managedFields")
     return {**document, "metadata": {k: v for k, v in metadata.items() if k not in hidden}}
-
-
-def _grace_seconds(kind: Kind, old: Object, asked: int | None) -> int:
-    """How long the object stays for its kubelet to stop it."""
-    if kind is not PODS:
-        return 0
-    finished = old.get("status", {}).get("phase") in ("Succeeded", "Failed")
-    if finished or not old.get("spec", {}).get("nodeName"):
-        return 0
-    if asked is not None:
-        return asked
-    own: int = old["spec"].get("terminationGracePeriodSeconds", _DEFAULT_GRACE_SECONDS)
-    return own
