@@ -13,6 +13,7 @@ from rich.console import Console
 from launcher import history, local, plain_yaml, ray_jobs, runs
 from launcher.doctor_cli import doctor
 from launcher.kuberay import render as kuberay
+from launcher.kuberay.launcher import KubeRayLauncher
 from launcher.plan_cli import plan
 from launcher.supervise_cli import supervise
 from launcher.target import Target, find_target, load_launch
@@ -47,10 +48,20 @@ def submit(
     on: On = None,
     overrides: Overrides = None,
     dry_run: DryRun = False,
+    server_dry_run: Annotated[
+        bool, typer.Option("--server-dry-run", help="Have Kubernetes judge it, and create nothing.")
+    ] = False,
     retry: Retry = False,
 ) -> None:
     """Start an experiment, or what is left of it; once, however often it is submitted."""
     spec, launch = _load(spec_path, on, overrides)
+    if server_dry_run:
+        launcher = Target(spec.name, launch).launcher()
+        if not isinstance(launcher, KubeRayLauncher):
+            raise SpecError(f"--server-dry-run: place {launch.place} has no server that judges")
+        launcher.check(spec)
+        console.print(f"{spec.name}: Kubernetes would take it; nothing was created")
+        return
     if dry_run:
         sys.stdout.write(_rendered(spec, launch, retry=retry))
         return
@@ -92,23 +103,25 @@ def resume(
 def diff(spec_path: Spec, on: On = None, overrides: Overrides = None) -> None:
     """Compare a spec with what its run was started with; ends with 1 where they differ."""
     spec, launch = _load(spec_path, on, overrides)
-    path = Target(spec.name, launch).run_dir.spec_json
-    if not path.exists():
+    target = Target(spec.name, launch)
+    path = target.run_dir.spec_json
+    launcher = target.launcher() if launch.place == "kuberay" else None
+    lines = launcher.differences(spec) if isinstance(launcher, KubeRayLauncher) else []
+    if path.exists():
+        names = (str(path), str(spec_path))
+        there = path.read_text(encoding="utf-8").splitlines()
+        lines += difflib.unified_diff(there, dump_json(spec).splitlines(), *names, lineterm="")
+    elif launcher is None:
         raise SpecError(f"{path}: no such run, or not to be read from here; nothing to compare")
-    there = path.read_text(encoding="utf-8")
-    names = (str(path), str(spec_path))
-    wanted = dump_json(spec)
-    found = difflib.unified_diff(there.splitlines(), wanted.splitlines(), *names, lineterm="")
-    lines = list(found)
     if not lines:
-        console.print(f"{spec_path}: as {path}")
+        console.print(f"{spec_path}: as it was started")
         return
     for line in lines:
         print(line)
-    if load_spec(ExperimentSpec, path).digest() == spec.digest():
-        console.print("no result changes: submit goes on with this run")
-    else:
+    if path.exists() and load_spec(ExperimentSpec, path).digest() != spec.digest():
         console.print("results change: submit refuses; give the experiment another name")
+    elif path.exists():
+        console.print("no result changes: submit goes on with this run")
     raise typer.Exit(_DIFFERENT)
 
 

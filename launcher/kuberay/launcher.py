@@ -18,6 +18,7 @@ from launcher.kuberay.cluster import (
     KubernetesCluster,
     Object,
 )
+from launcher.kuberay.difference import difference
 from launcher.kuberay.render import render
 from launcher.kuberay.situation import is_over, situation
 from rotescale.launch_spec import LaunchSpec
@@ -70,6 +71,18 @@ class KubeRayLauncher:
         """
         for manifest in render(spec, self._launch):
             self._cluster.create(manifest, dry_run=True)
+
+    def differences(self, spec: ExperimentSpec) -> list[str]:
+        """Lines of a diff from what is there to what would be created; none where they agree."""
+        spec_map, job = render(spec, self._launch)
+        found = [(job, self._cluster.get(RAY_JOBS, self._name))]
+        # A map's name follows its content: the one that is there is the RayJob's.
+        maps = self._cluster.find(CONFIG_MAPS, labels=self._mine)
+        there = maps[0] if maps else None
+        if there is not None:
+            there["metadata"]["name"] = spec_map["metadata"]["name"]
+        found.insert(0, (spec_map, there))
+        return [line for wanted, one in found for line in difference(wanted, one)]
 
     def look(self) -> Situation:
         """As ``Launcher.look``."""

@@ -391,3 +391,38 @@ def test_the_command_line_goes_the_same_way(
     assert NAME in run("list")
     server.faults.add(Fault("GET", "/rayjobs", status=403, times=FOR_EVER))
     assert "unknown" in run("list"), "one place that refuses hides no other run"
+
+
+def test_a_server_judges_and_a_diff_names_what_changed(
+    server: ApiServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "state"))
+    profile, changed = tmp_path / "place.yaml", tmp_path / "changed.yaml"
+    profile.write_text(dump_json(LAUNCH))
+    changed.write_text(dump_json(place(retries=9)))
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return int(stopped.value.code or 0), capsys.readouterr().out
+
+    assert run("submit", str(MICRO), "--on", str(profile), "--server-dry-run")[0] == 0
+    assert jobs(server) == []
+    code, printed = run("diff", str(MICRO), "--on", str(profile))
+    assert (code, "+kind: RayJob" in printed) == (1, True)
+    assert run("submit", str(MICRO), "--on", str(profile))[0] == 0
+    server.change("rayjobs", NAME, unsuspend, namespace=NAMESPACE)
+    assert run("diff", str(MICRO), "--on", str(profile)) == (0, f"{MICRO}: as it was started\n")
+    code, printed = run("diff", str(MICRO), "--on", str(changed), "--set", "seed=3")
+    lines = [
+        line for line in printed.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")
+    ]
+    assert code == 1
+    assert [line.strip() for line in lines if "backoffLimit" in line] == [
+        *("-  backoffLimit: 3", "+  backoffLimit: 9")
+    ]
+    assert any('"seed": 3' in line for line in lines)
