@@ -144,6 +144,7 @@ class LocalRay:
             "--dashboard-agent-listen-port=0",
         )
         folder = None
+        role: tuple[str, ...]
         port, dashboard_port = _free_port(address), _free_port(address)
         if order.is_head:
             # Sockets lie below it, and their paths must be short.
