@@ -138,10 +138,6 @@ class ApiServer:
         kind = BY_PLURAL[plural]
         return self.store.get(kind, namespace if kind.namespaced else "", name)
 
-    def list(self, plural: str, *, namespace: str = "") -> list[Object]:
-        """All objects of a kind, of one namespace or of all."""
-        return self.store.listed(BY_PLURAL[plural], namespace)
-
     def set_status(
         self, plural: str, name: str, status: Object, *, namespace: str = "default"
     ) -> Object:
@@ -227,6 +223,10 @@ class ApiServer:
             )
         )
         return path
+
+    def list(self, plural: str, *, namespace: str = "") -> list[Object]:
+        """All objects of a kind, of one namespace or of all."""
+        return self.store.listed(BY_PLURAL[plural], namespace)
 
 
 @contextmanager

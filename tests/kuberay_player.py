@@ -385,6 +385,7 @@ class KubeRayPlayer:
     def _set(self, job: Object, **fields: Any) -> None:
         """Write fields of the status that are others; None takes one away."""
         old = job.get("status", {})
+        fields = {"failed": old.get("failed", 0), "succeeded": old.get("succeeded", 0), **fields}
         news = {key: value for key, value in fields.items() if old.get(key) != value}
         if news:
             news["observedGeneration"] = job["metadata"]["generation"]

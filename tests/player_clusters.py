@@ -115,9 +115,9 @@ class Clusters:
 
     def _tell_cluster(self, cluster: Object, pods: list[Object], num_workers: int) -> None:
         def ready(pod: Object) -> bool:
-            return pod.get("status", {}).get("phase") == "Running"
+            return bool(pod.get("status", {}).get("phase") == "Running")
 
-        kinds = {kind: [] for kind in ("head", "worker")}
+        kinds: dict[str, list[Object]] = {"head": [], "worker": []}
         for pod in pods:
             kinds[pod["metadata"]["labels"]["ray.io/node-type"]].append(pod)
         old = cluster.get("status", {})

@@ -227,7 +227,8 @@ class Kubelet:
             if key.startswith("/") or key.startswith(f"{cluster}:")
         }
         for path in sorted(known, key=len, reverse=True):
-            text = re.sub(rf"{re.escape(path)}(?![\w.-])", lambda _, p=path: known[p], text)
+            here = known[path].replace("\\", r"\\")
+            text = re.sub(rf"{re.escape(path)}(?![\w.-])", here, text)
         return text
 
     def _variables(self, pod: Object) -> dict[str, str]:

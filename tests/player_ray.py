@@ -144,6 +144,7 @@ class LocalRay:
             "--dashboard-agent-listen-port=0",
         )
         folder = None
+        role: tuple[str, ...]
         port, dashboard_port = _free_port(address), _free_port(address)
         if order.is_head:
             # Sockets lie below it, and their paths must be short.
@@ -217,7 +218,8 @@ class LocalRay:
         with self._lock:
             node = self._nodes.pop(uid, None)
         # Until nobody is left: what is being started may start more.
-        while pids := marked(uid):
+        session = None if node is None else node.process.pid
+        while pids := marked(uid, session=session):
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -339,14 +341,21 @@ class PretendedRay:
         self.up.clear()
 
 
-def marked(uid: str) -> list[int]:
-    """The processes that were started for a pod, by whatever way."""
+def marked(uid: str, *, session: int | None = None) -> list[int]:
+    """The processes that were started for a pod, by whatever way, and those of a session.
+
+    Ray's own rename themselves, which may wipe out the mark; the jobs' leave the session.
+    """
     mark = f"{MARK}={uid}".encode()
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with suppress(OSError):
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                state, _, _, its_session = (
+                    (folder / "stat").read_text().rpartition(")")[2].split(maxsplit=4)[:4]
+                )
+                is_marked = mark in (folder / "environ").read_bytes().split(b"\0")
+                if state not in "ZX" and (is_marked or its_session == str(session)):
                     found.append(int(folder.name))
     return found
 

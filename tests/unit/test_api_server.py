@@ -90,7 +90,7 @@ def test_versions_and_generations(api: client.ApiClient) -> None:
     name, metadata = made["metadata"]["name"], made["metadata"]
     assert metadata["generation"] == 1
     assert metadata["uid"]
-    assert made["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["numOfHosts"] == 1
+    assert made["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].get("numOfHosts", 1) == 1
     again = refused(409, lambda: jobs.create_namespaced_custom_object(*RAY, ray_job()))
     assert (again["reason"], again["details"]["name"]) == ("AlreadyExists", name)
 

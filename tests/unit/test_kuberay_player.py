@@ -143,7 +143,7 @@ def test_a_queue_admits_preempts_and_admits_again(
     [
         ({"metadata": {"name": "r" * 48}}, "no more than 47"),
         ({"spec": {"shutdownAfterJobFinishes": False, "suspend": True}}, "to be suspended"),
-        ({"spec": {"submitterConfig": {"backoffLimit": 1}}}, "not supported in SidecarMode"),
+        ({"spec": {"ttlSecondsAfterFinished": -1}}, "non-negative integer"),
         ({"spec": {"submissionMode": "InteractiveMode", "backoffLimit": 1}}, "Interactive"),
     ],
 )
