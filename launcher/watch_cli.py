@@ -59,19 +59,18 @@ def status(
             live.update(page(report))
 
 
-def list_runs() -> None:
+def list_runs(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
     """The runs that were submitted from this machine, and how they are."""
-    table = Table("run", "place", "state", "progress", "submitted", box=None, pad_edge=False)
     known = runs.submissions()
-    for one in known:
-        report = _look(Target(one.experiment, one.launch))
-        table.add_row(
-            one.name,
-            f"{one.launch.name} ({one.launch.place})",
-            report.state,
-            short(report),
-            one.time,
-        )
+    reports = [_look(Target(one.experiment, one.launch)) for one in known]
+    if as_json:
+        print(json.dumps([report.as_dict() for report in reports], indent=2))
+        return
+    table = Table("run", "place", "state", "progress", "submitted", box=None, pad_edge=False)
+    for one, report in zip(known, reports, strict=True):
+        table.add_row(one.name, report.place, report.state, short(report), one.time)
     console.print(table if known else Text("nothing was submitted from this machine"))
 
 

@@ -206,7 +206,7 @@ def _join(
     return codes
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_seconds: float = 120.0) -> None:
+def wait_until(condition: Callable[[], bool], *, timeout_seconds: float = 300.0) -> None:
     """Return when the condition holds; an error if it does not in time."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,8 @@ from rotescale.planning.timing import Timing
 from rotescale.spec import ExperimentSpec
 
 _MOST_NODES = 512
+_HOOK_SECONDS = 30
+"""What a pod needs of its grace beside the save: to notice, and to end."""
 _FEWER_GATHERED = 100_000_000
 _FEWER_ROW_TOKENS = 256
 
@@ -147,6 +150,22 @@ def reasons(place: Placement) -> tuple[str, ...]:
     """Why the placement does not fit, and the remedy at the end; nothing where it fits."""
     found = list(_shortages(place))
     return (*found, _way_out(place)) if found else ()
+
+
+def too_little_grace(place: Placement, timing: Timing) -> tuple[str, ...]:
+    """Why a pod that is taken away could not save first, and the remedy; nothing where it can."""
+    kuberay = place.launch.kuberay
+    if kuberay is None:
+        return ()
+    longest = max(phase.full_save.high for phase in timing.phases)
+    wanted = math.ceil(longest) + _HOOK_SECONDS
+    if kuberay.grace_seconds >= wanted:
+        return ()
+    return (
+        f"kuberay.grace_seconds is {kuberay.grace_seconds}, and a full checkpoint may take "
+        f"{math.ceil(longest)} s here, so a pod that is taken away would be ended while it saves; "
+        f"set it to {wanted} or more, or give the run faster storage or more nodes.",
+    )
 
 
 def _shortages(place: Placement) -> Iterator[str]:

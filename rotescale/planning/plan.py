@@ -8,7 +8,7 @@ from typing import Any
 
 from rotescale.hardware import NodeShape
 from rotescale.launch_spec import LaunchSpec
-from rotescale.planning.advice import Remedy, notes, reasons, remedies, smallest_workers
+from rotescale.planning.advice import Remedy, notes, reasons, remedies, smallest_workers, too_little_grace
 from rotescale.planning.architecture import Architecture
 from rotescale.planning.counting import count_parameters
 from rotescale.planning.footprint import Placement
@@ -134,7 +134,7 @@ def make_plan(
     place = next((one for one in both if reasons(one)), first)
     timing = Timing(place)
     best, worst = Timing(both[1]), Timing(first)
-    why = reasons(place)
+    why = reasons(place) or too_little_grace(place, timing)
     return Plan(
         experiment=spec.name,
         model=architecture.name,
