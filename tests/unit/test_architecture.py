@@ -23,7 +23,7 @@ LAYERS = [
     {"kuberay_spec", "spec_file", "facts"},
     {"launch_spec"},
     {"run_dir"},
-    {"records", "watchdog", "notices"},
+    {"records", "watchdog", "notices", "nodes"},
     {"data", "model", "checkpoint", "engine.base", "engine.frozen_rows"},
     {"engine.zero3", "engine.eager", "evaluation", "team", "phase_plan"},
     {"phase_data", "team_checkpoints"},
