@@ -24,9 +24,10 @@ LAYERS = [
     {"launch_spec"},
     {"run_dir"},
     {"records", "watchdog", "notices", "nodes"},
+    {"pace"},
     {"data", "model", "checkpoint", "engine.base", "engine.frozen_rows"},
     {"engine.zero3", "engine.eager", "evaluation", "team", "phase_plan"},
-    {"phase_data", "team_checkpoints"},
+    {"phase_data", "team_checkpoints", "preflight"},
     {"planning"},
     {"preparation"},
     {"persistence", "branching"},
@@ -43,11 +44,13 @@ LAYERS = [
 LAUNCHER_MAY_IMPORT = {
     *("errors", "spec", "spec_file", "launch_spec", "run_dir", "records", "planning"),
     *("checkpoint.manifest", "storage", "tensors", "object_store", "credentials", "kuberay_spec"),
+    *("pace", "nodes"),
 }
 TORCH_FREE = [
     *("rotescale.object_store", "rotescale.ranges", "rotescale.local_copy"),
     *("rotescale.errors", "rotescale.spec", "rotescale.launch_spec", "rotescale.run_dir"),
-    *("rotescale.records", "rotescale.facts", "rotescale.planning.plan"),
+    *("rotescale.records", "rotescale.facts", "rotescale.planning.plan", "rotescale.pace"),
+    "rotescale.nodes",
     *("rotescale.planning.workload", "rotescale.planning.place", "rotescale.hardware"),
     *("rotescale.checkpoint.manifest", "rotescale.cli", "launcher.cli"),
 ]
