@@ -222,7 +222,8 @@ def _train(training: Training, run_dir: RunDir, *, check: Callable[[Team], None]
     """
     team, engine = training.team, training.team.engine
     fault_point("start", **team.where)
-    team.event("attempt", f"attempt {team.attempt} on {engine.world_size} workers")
+    names = [node.name for node in team.nodes]
+    team.event("attempt", f"attempt {team.attempt} on {engine.world_size} workers", nodes=names)
     team.event("worker", f"rank {team.rank}", every_rank=True, pid=os.getpid())
     try:
         if team.rank == 0:
