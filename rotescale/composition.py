@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from rotescale.checkpoint.store import CheckpointStore
 from rotescale.data.examples import memorized_facts, trained_facts
 from rotescale.data.stream import Stream
 from rotescale.engine.base import Engine, OptimizerSettings
+from rotescale.errors import StorageError
 from rotescale.evaluation.harness.benchmarks import Benchmarks
 from rotescale.evaluation.representations import RunRepresentations
 from rotescale.evaluation.stage import RunEvaluator
@@ -27,7 +28,9 @@ from rotescale.local_copy import local_copy
 from rotescale.model.build import build_model
 from rotescale.model.prepare import PreparedModel
 from rotescale.model.trained import trainable_part
+from rotescale.nodes import Node, record_fault
 from rotescale.notices import Notices, Preemption
+from rotescale.pace import Pace
 from rotescale.persistence import Persistence
 from rotescale.phase_plan import PhasePlan
 from rotescale.phases import StageEvaluator, Training
@@ -81,19 +84,21 @@ def make_training(
     *,
     engine: Engine,
     attempt: int,
+    nodes: tuple[Node, ...],
     watchdog: Watchdog,
     limits: StageLimits,
     preemption: Callable[[], Preemption | None],
 ) -> Training:
     """The parts of one attempt on this rank, put together."""
-    team = Team(engine, RecordWriter(run_dir, attempt=attempt, rank=engine.rank), attempt)
+    records = RecordWriter(run_dir, attempt=attempt, rank=engine.rank)
+    team = Team(engine, records, attempt, nodes)
     store = CheckpointStore(run_dir, attempt)
     resolved = Resolved.read(run_dir)
     checkpoints = TeamCheckpoints(run_dir, team, store, prepared, spec.model)
     saver = CheckpointSaver(
         rank=engine.rank, world_size=engine.world_size, publish_seconds=limits.save_seconds
     )
-    watchdog.on_hang = partial(_record_hang, team, run_dir, watchdog.log)
+    watchdog.on_hang = partial(_record_hang, team, run_dir, watchdog)
     return Training(
         spec=spec,
         team=team,
@@ -109,13 +114,26 @@ def make_training(
             preemption=preemption,
             report=team.event,
         ),
+        pace=Pace(),
     )
 
 
-def _record_hang(team: Team, run_dir: RunDir, log: Path, message: str) -> None:
-    team.event("hang", f"rank {team.rank}: {message}", every_rank=True)
+def _record_hang(team: Team, run_dir: RunDir, watchdog: Watchdog, message: str) -> None:
+    node = team.nodes[team.rank]
+    if watchdog.is_alone:
+        # Said first: once a peer has failed, this process is ended too.
+        with suppress(StorageError, OSError):
+            record_fault(
+                *(run_dir, node),
+                attempt=team.attempt,
+                reason="hang",
+                message=f"rank {team.rank}: {message}, in what it does alone",
+                num_nodes=team.num_nodes,
+            )
+    details = {"node": node.name, "alone": watchdog.is_alone}
+    team.event("hang", f"rank {team.rank}: {message}", every_rank=True, **details)
     team.records.flush()
-    run_dir.upload_log(log)
+    run_dir.upload_log(watchdog.log)
 
 
 def _evaluators(

@@ -1,4 +1,4 @@
-"""The only file that knows Ray Train: starts the workers of a prepared run and waits for them."""
+"""Starts the workers of a prepared run with Ray Train, and waits for them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from rotescale.errors import RotescaleError, error_class
+from rotescale.errors import NodeError, RotescaleError, error_class
 from rotescale.faults import VARIABLE as FAULT_VARIABLE
 from rotescale.fork_server.caller import ForkServer
 from rotescale.launch_spec import LaunchSpec
+from rotescale.nodes import describe_left_out, left_out, read_faults
 from rotescale.notices import SUPERVISED, Preemption
 from rotescale.object_client import PASSED_ON
+from rotescale.ray_nodes import name_worker, scaling_policy
 from rotescale.run_dir import Outcome, RunDir
 
 # Each is set unless the environment has it already. Ray Train's defaults in brackets.
@@ -37,6 +39,8 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
 }
+
+log = logging.getLogger(__name__)
 
 WORKER = "rotescale.worker:run_forked_worker"
 """What is called in a forked process of each rank."""
@@ -125,13 +129,14 @@ def raise_outcome(run_dir: RunDir) -> None:
 
 def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+    for node, faults in left_out(read_faults(run_dir)).items():
+        log.warning(describe_left_out(run_dir, node, faults))
     least, most = launch.num_workers
     resources = {"CPU": launch.cpus_per_worker}
     if launch.gpus_per_worker:
         resources["GPU"] = launch.gpus_per_worker
-    trainer = DataParallelTrainer(
+    trainer = _trainer_class(RunDir(run_dir.root.absolute()), launch)(
         _worker_loop,
         train_loop_config={
             "run_folder": str(run_dir.root.absolute()),
@@ -165,11 +170,29 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
         trainer.fit()
     except Exception as error:
         if Outcome.read(run_dir) is None:
+            cause = getattr(error, "controller_failure", None)
+            if isinstance(cause, NodeError):
+                raise InterruptedRunError(
+                    f"{run_dir.root}: {cause}. Then run the same command again to go on from the "
+                    "last checkpoint"
+                ) from error
             raise InterruptedRunError(
                 f"{run_dir.root}: workers were lost more than {launch.max_failures} times; "
                 f"the last error was: {_last_line(error)}. Run the same command again to go on "
                 f"from the last checkpoint (logs: {run_dir.logs_dir})"
             ) from error
+
+
+def _trainer_class(run_dir: RunDir, launch: LaunchSpec) -> Any:
+    """Ray Train's trainer, which leaves out the nodes that have failed twice in this run."""
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    class Trainer(DataParallelTrainer):  # type: ignore[misc]
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            policy = scaling_policy(self.scaling_config, run_dir, launch)
+            return super()._initialize_and_run_controller(**arguments | {"scaling_policy": policy})
+
+    return Trainer
 
 
 def _num_threads(launch: LaunchSpec) -> int:
@@ -212,9 +235,10 @@ def _free_address() -> tuple[str, int]:
 
 
 def _set_ranks(address: tuple[str, int]) -> None:
-    """The variables from which torch makes a process group."""
+    """The variables from which torch makes a process group, and the node's name."""
     from ray.train import get_context
 
+    name_worker()
     context = get_context()
     os.environ |= {
         "RANK": str(context.get_world_rank()),
@@ -280,7 +304,6 @@ def _controller_callback(run_dir: RunDir, launch: LaunchSpec) -> Any:
     limit = launch.resize_save_seconds
     # The controller reads the run's storage too, and Ray gives it no variables of ours.
     passed_on = _worker_environment()
-    log = logging.getLogger(__name__)
 
     class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]
         def after_controller_start(self, train_run_context: Any) -> None:

@@ -45,6 +45,12 @@ class StorageUnavailableError(StorageError):
     exit_code = 4
 
 
+class NodeError(RotescaleError):
+    """Nodes that are not fit to train on: it ends no run, which goes on later, or on others."""
+
+    exit_code = 4
+
+
 class TrainingError(RotescaleError):
     """Training that cannot go on, such as a loss that is not finite."""
 
@@ -60,6 +66,7 @@ _BY_NAME = {
         CheckpointError,
         StorageError,
         StorageUnavailableError,
+        NodeError,
         TrainingError,
     )
 }

@@ -53,6 +53,7 @@ Seconds = Annotated[int, Field(ge=1, le=_INT32)]
 
 _RESERVED = re.compile(
     r"RAY_(?!TRAIN_)|KUBERAY_|KUBERNETES_|LD_|PYTHON(PATH|HOME|STARTUP)|PATH$|BASH_ENV$"
+    r"|ROTESCALE_(HOST|NODE|RAY_NODE)$"
 )
 _OURS = ("/etc/rotescale", "/dev", "/proc", "/sys", "/tmp", "/local", "/home", "/usr", "/bin")
 

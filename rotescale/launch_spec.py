@@ -60,6 +60,26 @@ class Restarts(Part):
     """Nodes were taken away with notice; null: any number."""
 
 
+class Preflight(Part):
+    """What workers measure of their nodes at each start, before the model is loaded.
+
+    It is recorded as an event. Below a floor the workers fail, as when a node is lost: no outcome
+    is written, and a node that is named twice gets no more workers of the run.
+    """
+
+    matmul_tflops: PositiveFloat | None = None
+    """The least that a worker reaches in a matrix product, in 10^12 floating-point operations per
+    second: 2 n^3 for an n x n product, in bfloat16 on a GPU, in float32 on a CPU; the median of
+    several. null: measured, whatever it is."""
+    all_reduce_gb_per_s: PositiveFloat | None = None
+    """The least bus bandwidth of an all-reduce over all workers, in 10^9 bytes per second, as
+    nccl-tests define it (doc/PERFORMANCE.md there): S / t * 2 (n - 1) / n for S bytes per worker
+    that take t seconds on n workers; the median of several. null: measured, whatever it is."""
+    fabric: Literal["any", "infiniband", "efa", "tcpxo"] | None = None
+    """What NCCL must have taken between nodes; null: that of ``kuberay.fabric``, or any.
+    ``infiniband`` is NCCL's own transport for it, which RoCE takes too."""
+
+
 class RayAccess(Part):
     """How a running Ray cluster's jobs are reached from elsewhere. Its token is never in a spec."""
 
@@ -130,6 +150,9 @@ class LaunchSpec(Part):
     """How often the driver is started again where it ended before its run did."""
     limits: Annotated[StageLimits, Field()] = StageLimits()
     """When a silent worker is taken to hang."""
+    preflight: Preflight | None = None
+    """What nodes are measured by before they train; ``{}``: measured without a floor, null: not
+    measured."""
 
     @field_validator("storage")
     @classmethod
@@ -214,11 +237,27 @@ class LaunchSpec(Part):
                 "rotescale-launch with the same spec"
             )
 
+    @property
+    def wanted_fabric(self) -> str:
+        """What NCCL must have taken between nodes, such as ``efa``; ``any``: it is not asked."""
+        if self.preflight is None:
+            return "any"
+        if self.preflight.fabric is not None:
+            return self.preflight.fabric
+        kind = "none" if self.kuberay is None else self.kuberay.fabric.kind
+        return "any" if kind == "none" else kind
+
     def inside_the_cluster(self) -> LaunchSpec:
         """What the driver reads that runs on the cluster itself."""
-        return self.model_copy(
-            update={"place": "ray", "address": "auto", "ray": None, "kuberay": None}
-        )
+        inside: dict[str, object] = {
+            "place": "ray",
+            "address": "auto",
+            "ray": None,
+            "kuberay": None,
+        }
+        if self.preflight is not None:
+            inside["preflight"] = self.preflight.model_copy(update={"fabric": self.wanted_fabric})
+        return self.model_copy(update=inside)
 
     @field_validator("num_workers")
     @classmethod

@@ -15,8 +15,11 @@ from rotescale.engine.base import Row
 from rotescale.errors import TrainingError
 from rotescale.faults import fault_point
 from rotescale.notices import Notices
+from rotescale.pace import EVENT as RANKS_EVENT
+from rotescale.pace import EVERY_STEPS, Pace, compare, describe
 from rotescale.persistence import Persistence
 from rotescale.phase_plan import PhasePlan
+from rotescale.preflight.measure import glance_seconds
 from rotescale.records import StepRow
 from rotescale.spec import ExperimentSpec
 from rotescale.team import Team
@@ -49,6 +52,7 @@ class Training:
     """In the order in which they measure a stage."""
     watchdog: Watchdog
     notices: Notices
+    pace: Pace
 
     def run(self) -> None:
         """Collective: every rank calls this. Do what is left of the run, whatever that is."""
@@ -70,6 +74,8 @@ class Training:
             self.watchdog.arm("first_step" if step == first else "step")
             noticed = self._train_step(plan, step)
             step += 1
+            if step % EVERY_STEPS == 0 or step == plan.total_steps:
+                self._compare_ranks(plan, step)
             due = noticed or step % self._save_interval(plan) == 0
             # A measurement that comes next would ask for what is skipped here.
             urgent = noticed or step in plan.evaluations
@@ -87,6 +93,7 @@ class Training:
         """
         fault_point("phase", phase=plan.spec.name, **self.team.where)
         self.watchdog.arm("load")
+        self.pace.pause()
         self.team.engine.configure(plan.settings())
         newest = self.checkpoints.newest()
         if newest is not None and newest.phase_index == plan.index:
@@ -112,11 +119,14 @@ class Training:
         """
         self.notices.rest(False)
         engine, started = self.team.engine, time.perf_counter()
-        data = plan.stream.step(step, rank=engine.rank, world_size=engine.world_size)
-        fault_point("step", phase=plan.spec.name, step=step, **self.team.where)
+        with self.watchdog.alone():
+            data = plan.stream.step(step, rank=engine.rank, world_size=engine.world_size)
+            fault_point("step", phase=plan.spec.name, step=step, **self.team.where)
+        self.pace.enter()
         loss_sum = self._backward(data)
         # Agreed before the update, so that all ranks stop alike and the weights stay sound.
         total, noticed = engine.all_sum([loss_sum, float(self.notices.due)])
+        self.pace.leave()
         loss = total / data.target_tokens
         self._check_finite(loss, "loss", plan=plan, step=step, data=data)
         learning_rate = plan.learning_rate.at(step)
@@ -144,9 +154,26 @@ class Training:
             )
         return noticed > 0
 
+    def _compare_ranks(self, plan: PhasePlan, step: int) -> None:
+        """Collective: every rank calls this. Record who keeps the others waiting."""
+        engine = self.team.engine
+        if engine.world_size == 1:
+            return
+        on_gpu = engine.device.type == "cuda"
+        mine = (self.pace.take(), glance_seconds(engine.device) if on_gpu else None)
+        windows, products = zip(*engine.all_gather(mine), strict=True)
+        rows = compare(windows, [node.name for node in self.team.nodes], products)
+        if rows:
+            ranks = [row.model_dump() for row in rows]
+            self.team.event(
+                RANKS_EVENT, describe(rows), phase=plan.spec.name, step=step, ranks=ranks
+            )
+        self.pace.pause()
+
     def _save(self, plan: PhasePlan, step: int, *, urgent: bool) -> bool:
         """Collective: every rank calls this. Begin a full checkpoint; False where it is skipped."""
         self.watchdog.arm("save")
+        self.pace.pause()
         published = self.notices.take() if urgent else lambda: None
         return self.persistence.save(
             plan, step, kind="full", phase_end=False, urgent=urgent, published=published
@@ -209,6 +236,7 @@ class Training:
     def _evaluate(self, stage: str, epoch: int | None, end: Found | None = None) -> None:
         """Collective: every rank calls this. Measure what the engine holds, as far as it is not."""
         self.watchdog.arm("save")
+        self.pace.pause()
         # A whole copy of the model may need the memory that the next save needs again.
         self.persistence.saver.release()
         self.notices.rest(True)

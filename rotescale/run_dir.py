@@ -156,6 +156,11 @@ class RunDir:
         return self.root / "attempts"
 
     @property
+    def node_faults(self) -> StoragePath:
+        """What went wrong on which node, a file per attempt and node."""
+        return self.root / "node-faults"
+
+    @property
     def checkpoints_dir(self) -> StoragePath:
         """A folder per attempt, with its checkpoints."""
         return self.root / "checkpoints"
@@ -210,6 +215,10 @@ class RunDir:
         """The numbers of all starts of the driver so far, ascending."""
         return self._numbers(self.launches_dir, _NUMBERED_FILE, self.launch_start)
 
+    def nccl_log(self, *, attempt: int, rank: int) -> Path:
+        """What NCCL says in one worker, while it is at work here."""
+        return self.node_dir / "logs" / f"attempt-{attempt:04d}-rank-{rank:05d}-nccl.log"
+
     def data_dir(self, digest: str) -> StoragePath:
         """Encoded shards of the data of that digest."""
         return self.root / "data" / digest
@@ -236,6 +245,10 @@ class RunDir:
     def attempt(self, number: int) -> StoragePath:
         """The file that makes attempt ``number`` exist."""
         return self.attempts_dir / f"{number:04d}.json"
+
+    def node_fault(self, attempt: int, node: str) -> StoragePath:
+        """What went wrong on a node in that attempt; its name as a file's."""
+        return self.node_faults / f"attempt-{attempt:04d}-{node}.json"
 
     def attempt_numbers(self) -> list[int]:
         """The numbers of all attempts so far, ascending; empty before the first start."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rotescale.engine.base import Engine
+from rotescale.nodes import Node
 from rotescale.records import EventRow, RecordWriter
 
 
@@ -18,6 +19,13 @@ class Team:
     engine: Engine
     records: RecordWriter
     attempt: int
+    nodes: tuple[Node, ...]
+    """Where each rank runs, by rank."""
+
+    @property
+    def num_nodes(self) -> int:
+        """How many nodes they run on."""
+        return len({node.name for node in self.nodes})
 
     @property
     def rank(self) -> int:

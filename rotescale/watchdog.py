@@ -6,7 +6,8 @@ import faulthandler
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,9 @@ EXIT_CODE = 75
 """Of a process that was ended because it hung: a temporary failure, in the words of sysexits.h."""
 _BACKSTOP_SECONDS = 60.0
 _FAREWELL_SECONDS = 20.0
+_LAST_WORD_SECONDS = 2.0
+"""How long a process that waits for its peers outlives them, for the one that is at fault has hung
+as long, and all are ended once one has failed."""
 
 
 class Watchdog:
@@ -41,6 +45,7 @@ class Watchdog:
         self._deadline: float | None = None
         self._changed = threading.Condition()
         self._closed = False
+        self._alone = False
         self.on_hang: Callable[[str], None] = lambda message: None
         """Told of a hang, in a thread of its own, before the process ends."""
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -55,6 +60,20 @@ class Watchdog:
             self._changed.notify()
         backstop = seconds + _BACKSTOP_SECONDS
         faulthandler.dump_traceback_later(backstop, exit=True, file=self._file)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """What is done within is this process's own: it waits for no other rank."""
+        self._alone = True
+        try:
+            yield
+        finally:
+            self._alone = False
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the process is within ``alone``: a hang there is the fault of its node."""
+        return self._alone
 
     def close(self) -> None:
         """Stop the countdown."""
@@ -88,4 +107,6 @@ class Watchdog:
         farewell = threading.Thread(target=self.on_hang, args=(message,), daemon=True)
         farewell.start()
         farewell.join(_FAREWELL_SECONDS)
+        if not self._alone:
+            time.sleep(_LAST_WORD_SECONDS)
         os._exit(EXIT_CODE)

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rotescale.checkpoint.attempts import start_attempt
 from rotescale.composition import make_engine, make_training
 from rotescale.engine.base import Engine
 from rotescale.errors import (
+    NodeError,
     RotescaleError,
     SpecError,
     StorageError,
@@ -30,12 +32,23 @@ from rotescale.faults import fault_point
 from rotescale.fork_server.server import Channel
 from rotescale.launch_spec import LaunchSpec
 from rotescale.model.prepare import load_prepared
+from rotescale.nodes import (
+    Node,
+    describe_left_out,
+    is_hardware_error,
+    left_out,
+    read_faults,
+    record_fault,
+)
 from rotescale.notices import Preemption
 from rotescale.phases import Training
+from rotescale.preflight.fabric import listen
+from rotescale.preflight.run import preflight
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
 from rotescale.storage import StoragePath, writing
+from rotescale.team import Team
 from rotescale.team_checkpoints import DamagedCheckpointError, SupersededError
 from rotescale.watchdog import Watchdog
 
@@ -61,26 +74,33 @@ def run_worker(
     if Outcome.read(run_dir) is not None:
         return
     attempt = 0
+    nodes: tuple[Node, ...] = ()
     watchdog: Watchdog | None = None
+    nccl_log: Path | None = None
     try:
         spec = load_spec(ExperimentSpec, run_dir.spec_json)
         launch = load_spec(LaunchSpec, run_dir.launch_json)
         watchdog = Watchdog(_log_of_next_attempt(run_dir), launch.limits)
         watchdog.arm("start")
         prepared = load_prepared(run_dir.prepared_model)
+        nccl_log = _nccl_log(run_dir, launch)
+        check = partial(preflight, run_dir=run_dir, launch=launch, nccl_log=nccl_log)
         engine = make_engine(spec, prepared)
         for left in reversed(range(_MAX_DAMAGED + 1)):
-            attempt = _agree_on_attempt(engine, run_dir)
+            attempt, nodes = _agree_on_attempt(engine, run_dir)
             training = make_training(
                 *(spec, run_dir, prepared),
                 engine=engine,
                 attempt=attempt,
+                nodes=nodes,
                 watchdog=watchdog,
                 limits=launch.limits,
                 preemption=preemption,
             )
             try:
-                _train(training, run_dir)
+                # The nodes are the same in a later attempt of these processes.
+                first = left == _MAX_DAMAGED
+                _train(training, run_dir, check=check if first else lambda team: None)
                 break
             except DamagedCheckpointError:
                 # Where nothing reads well, it is this machine: other processes may do better.
@@ -89,6 +109,7 @@ def run_worker(
             except SupersededError:
                 break
     except Exception as error:
+        _blame(run_dir, error, attempt=attempt, nodes=nodes)
         if not _leaves_quietly(run_dir, error, attempt=attempt):
             raise
     else:
@@ -98,6 +119,8 @@ def run_worker(
             watchdog.close()
             with suppress(StorageError):
                 run_dir.upload_log(watchdog.log)
+                if nccl_log is not None:
+                    run_dir.upload_log(nccl_log)
 
 
 def run_forked_worker(config: dict[str, Any], channel: Channel) -> None:
@@ -124,13 +147,15 @@ def _leaves_quietly(run_dir: RunDir, error: Exception, *, attempt: int) -> bool:
         # again, as the newest attempt, and the two would chase each other.
         _log_traceback(run_dir, attempt=attempt)
         return True
-    if isinstance(error, RotescaleError) and not isinstance(error, StorageUnavailableError):
+    passing = (StorageUnavailableError, NodeError)
+    if isinstance(error, RotescaleError) and not isinstance(error, passing):
         _fail(run_dir, error, attempt=attempt)
         # All ranks have agreed on a TrainingError, so none waits for another. Of others peers may
         # not know and wait in a collective: the error makes Ray Train end them all, and when they
         # are started again they find the outcome.
         return isinstance(error, TrainingError)
-    # Workers will be replaced, storage will be back, and then the run resumes.
+    # Workers will be replaced, on other nodes where need be, storage will be back, and then the
+    # run resumes.
     _log_traceback(run_dir, attempt=attempt)
     return False
 
@@ -147,21 +172,63 @@ def _log_of_next_attempt(run_dir: RunDir) -> Path:
     return run_dir.worker_log(attempt=(run_dir.newest_attempt() or 0) + 1, rank=rank)
 
 
-def _agree_on_attempt(engine: Engine, run_dir: RunDir) -> int:
-    """Collective: every rank calls this. Rank 0 starts the attempt; all get its number."""
+def _nccl_log(run_dir: RunDir, launch: LaunchSpec) -> Path | None:
+    """Have NCCL say there which network it takes; None where nobody asks, or there is no GPU."""
+    if launch.preflight is None or not torch.cuda.is_available():
+        return None
+    rank = int(os.environ.get("RANK", "0"))
+    return listen(run_dir.nccl_log(attempt=(run_dir.newest_attempt() or 0) + 1, rank=rank))
+
+
+def _agree_on_attempt(engine: Engine, run_dir: RunDir) -> tuple[int, tuple[Node, ...]]:
+    """Collective: every rank calls this. Rank 0 starts the attempt; all get its number and nodes.
+
+    The nodes are those of the ranks, in their order.
+    """
     number = 0
     if engine.rank == 0:
         number = start_attempt(run_dir, world_size=engine.world_size).number
-    return int(engine.all_gather(number)[0])
+    gathered = engine.all_gather((number, Node.here()))
+    return gathered[0][0], tuple(node for _, node in gathered)
 
 
-def _train(training: Training, run_dir: RunDir) -> None:
-    """Collective: every rank calls this. One attempt, to the run's outcome."""
+def _blame(run_dir: RunDir, error: Exception, *, attempt: int, nodes: tuple[Node, ...]) -> None:
+    """Note in the run's ledger what says by itself that this node's hardware is broken."""
+    if attempt and is_hardware_error(error):
+        with suppress(StorageError, OSError):
+            record_fault(
+                *(run_dir, Node.here()),
+                attempt=attempt,
+                reason="hardware",
+                message=str(error).splitlines()[0],
+                num_nodes=len({node.name for node in nodes}),
+            )
+
+
+def _tell_who_is_left_out(team: Team, run_dir: RunDir) -> None:
+    """On rank 0: record which nodes get no more workers, and which has some all the same."""
+    for node, faults in left_out(read_faults(run_dir)).items():
+        message = describe_left_out(run_dir, node, faults)
+        used = node in {one.name for one in team.nodes}
+        if used:
+            message += "; here it has workers all the same: only a start by Ray Train leaves it out"
+        team.event("node-excluded", message, node=node, used=used)
+
+
+def _train(training: Training, run_dir: RunDir, *, check: Callable[[Team], None]) -> None:
+    """Collective: every rank calls this. One attempt, to the run's outcome.
+
+    ``check`` is called first, and raises what must end the attempt before the model is loaded.
+    """
     team, engine = training.team, training.team.engine
     fault_point("start", **team.where)
-    team.event("attempt", f"attempt {team.attempt} on {engine.world_size} workers")
+    names = [node.name for node in team.nodes]
+    team.event("attempt", f"attempt {team.attempt} on {engine.world_size} workers", nodes=names)
     team.event("worker", f"rank {team.rank}", every_rank=True, pid=os.getpid())
     try:
+        if team.rank == 0:
+            _tell_who_is_left_out(team, run_dir)
+        check(team)
         with training.notices:
             training.run()
         team.records.close()

@@ -14,7 +14,7 @@ import torch
 
 from rotescale.checkpoint.attempts import open_checkpoint
 from rotescale.checkpoint.slices import CheckpointReader
-from rotescale.launch_spec import LaunchSpec, StageLimits
+from rotescale.launch_spec import LaunchSpec, Preflight, StageLimits
 from rotescale.model.prepare import load_prepared
 from rotescale.preparation import prepare_run
 from rotescale.records import StepRow, read_records
@@ -46,6 +46,7 @@ def prepare(
     cache: Path,
     num_workers: int = 1,
     limits: StageLimits | None = None,
+    preflight: Preflight | None = None,
 ) -> RunDir:
     """A run folder that is ready for workers."""
     launch = LaunchSpec(
@@ -53,6 +54,7 @@ def prepare(
         model_cache=str(cache),
         num_workers=(num_workers, num_workers),
         limits=limits or StageLimits(),
+        preflight=preflight,
     )
     return prepare_run(spec, launch)
 

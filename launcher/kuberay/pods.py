@@ -6,6 +6,7 @@ from typing import Any
 
 from launcher.kuberay import fabric
 from rotescale.kuberay_spec import KubeRaySpec, PodShape, WorkerShape
+from rotescale.nodes import HOST_VARIABLE
 from rotescale.probe import VARIABLE
 
 SPEC_FOLDER = "/etc/rotescale"
@@ -65,7 +66,11 @@ def worker_pod(
     grace = kuberay.grace_seconds
     container: dict[str, Any] = {
         **_container(kuberay, name="ray-worker", capabilities=added.capabilities),
-        "env": _variables(kuberay, dict(added.environment)),
+        "env": [
+            # A pod that is made again has a new name and address; its node's name stays.
+            {"name": HOST_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+            *_variables(kuberay, dict(added.environment)),
+        ],
         "resources": _resources(shape, {**devices, **added.resources}),
         "lifecycle": _before_stop("leave", grace - _MARGIN_SECONDS),
         "volumeMounts": [

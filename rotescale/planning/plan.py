@@ -8,7 +8,14 @@ from typing import Any
 
 from rotescale.hardware import NodeShape
 from rotescale.launch_spec import LaunchSpec
-from rotescale.planning.advice import Remedy, notes, reasons, remedies, smallest_workers, too_little_grace
+from rotescale.planning.advice import (
+    Remedy,
+    notes,
+    reasons,
+    remedies,
+    smallest_workers,
+    too_little_grace,
+)
 from rotescale.planning.architecture import Architecture
 from rotescale.planning.counting import count_parameters
 from rotescale.planning.footprint import Placement

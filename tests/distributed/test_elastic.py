@@ -106,6 +106,7 @@ def test_growing_and_a_drained_node_lose_nothing(
 
 def test_what_the_driver_knows_of_rays_insides_is_there() -> None:
     """Ray has no public name for these; a version that moves them fails here and not in a run."""
+    from ray.train import ScalingConfig
     from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.train.v2._internal.execution.context import TrainContext
     from ray.train.v2._internal.execution.controller.state import ResizingState
@@ -117,6 +118,24 @@ def test_what_the_driver_knows_of_rays_insides_is_there() -> None:
     assert list(inspect.signature(ResizingState).parameters) == ["scaling_decision"]
     assert "preemption_context" in TrainContext.__dataclass_fields__
     assert "preemption_info" in PreemptionContext.__dataclass_fields__
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    place = inspect.signature(ControllerCallback.on_controller_start_worker_group)
+    assert list(place.parameters) == ["self", "scaling_config", "num_workers"]
+    count = inspect.signature(ElasticScalingPolicy._count_possible_workers)
+    assert list(count.parameters) == ["self", "reserved_resources"]
+    for name in (
+        "make_decision_for_non_running_worker_group",
+        "_get_num_workers_for_resource_request",
+        "_send_resource_request",
+    ):
+        assert list(inspect.signature(getattr(ElasticScalingPolicy, name)).parameters) == ["self"]
+    policy = ElasticScalingPolicy(ScalingConfig(num_workers=(1, 2)))
+    assert policy._latest_reserved_resources_query_time == float("-inf")
+    run = inspect.getsource(DataParallelTrainer.fit)
+    assert "_initialize_and_run_controller(" in run
+    assert "scaling_policy=" in run
     client = autoscaling_coordinator_client
     assert client.AUTOSCALING_REQUESTS_INTERVAL_S < 60 < client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S
     # Outside of a worker there is nothing to tell.

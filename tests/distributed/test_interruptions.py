@@ -21,6 +21,7 @@ from recovery_helpers import assert_equal_runs, events
 from rotescale.checkpoint.attempts import read_attempt
 from rotescale.faults import VARIABLE
 from rotescale.launch_spec import StageLimits
+from rotescale.nodes import read_faults
 from rotescale.notices import request_save
 from rotescale.records import read_records
 from rotescale.run_dir import Outcome
@@ -73,6 +74,10 @@ def test_a_worker_that_hangs_is_ended_with_its_stacks_in_the_run(
     assert "step took longer than 8 s" in hung[0].message
     logs = [run_dir.worker_log(attempt=1, rank=rank).read_text() for rank in (0, 1)]
     assert any("hang: step took longer" in log and "_train_step" in log for log in logs)
+    # Of the two, the one that stood still in what it does alone is at fault.
+    [fault] = read_faults(run_dir)
+    assert (fault.attempt, fault.reason, fault.num_nodes) == (1, "hang", 1)
+    assert fault.message.startswith("rank 1: step took longer than 8 s")
     assert run_workers(run_dir, world_size=2) == [0, 0]
     resumed = read_attempt(run_dir, 2).resumes
     assert resumed is not None

@@ -126,7 +126,10 @@ def _container() -> Schema:
                 "name",
                 name=_TEXT,
                 value=_TEXT,
-                valueFrom=_fields(secretKeyRef=_fields("key", name=_TEXT, key=_TEXT)),
+                valueFrom=_fields(
+                    secretKeyRef=_fields("key", name=_TEXT, key=_TEXT),
+                    fieldRef=_fields("fieldPath", fieldPath=_TEXT),
+                ),
             )
         ),
         resources=_fields(limits=amounts, requests=amounts),

@@ -23,17 +23,18 @@ LAYERS = [
     {"kuberay_spec", "spec_file", "facts"},
     {"launch_spec"},
     {"run_dir", "probe"},
-    {"records", "watchdog", "notices"},
+    {"records", "watchdog", "notices", "nodes"},
+    {"pace"},
     {"data", "model", "checkpoint", "engine.base", "engine.frozen_rows"},
     {"engine.zero3", "engine.eager", "evaluation", "team", "phase_plan"},
-    {"phase_data", "team_checkpoints"},
+    {"phase_data", "team_checkpoints", "preflight"},
     {"planning"},
     {"preparation"},
     {"persistence", "branching"},
     {"phases"},
     {"composition"},
     {"worker"},
-    {"study"},
+    {"study", "ray_nodes"},
     {"driver", "analysis"},
     {"injection"},
     {"facts_cli", "checkpoint_cli", "study_cli", "representations_cli", "report_cli"},
@@ -53,11 +54,13 @@ LAUNCHER_MAY_IMPORT = {
         "credentials",
         "kuberay_spec",
     ),
+    *("pace", "nodes"),
 }
 TORCH_FREE = [
     *("rotescale.object_store", "rotescale.ranges", "rotescale.local_copy"),
     *("rotescale.errors", "rotescale.spec", "rotescale.launch_spec", "rotescale.run_dir"),
-    *("rotescale.records", "rotescale.facts", "rotescale.planning.plan"),
+    *("rotescale.records", "rotescale.facts", "rotescale.planning.plan", "rotescale.pace"),
+    "rotescale.nodes",
     *("rotescale.planning.workload", "rotescale.planning.place", "rotescale.hardware"),
     *("rotescale.checkpoint.manifest", "rotescale.cli", "launcher.cli"),
 ]
@@ -139,8 +142,8 @@ def test_the_launcher_imports_only_what_is_torch_free(module: str) -> None:
     ("library", "owners"),
     [
         ("deepspeed", {"engine/zero3.py"}),
-        # The second is a program of its own, which a pod runs before it is stopped.
-        ("ray", {"driver.py", "node_drain.py"}),
+        # The last is a program of its own, which a pod runs before it is stopped.
+        ("ray", {"driver.py", "ray_nodes.py", "node_drain.py"}),
         ("peft", {"model/adapters.py"}),
     ],
 )

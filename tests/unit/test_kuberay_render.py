@@ -39,6 +39,7 @@ from launcher.kuberay.rules import broken_rules, pod_templates
 from rotescale.errors import SpecError
 from rotescale.kuberay_spec import RAY_VERSION
 from rotescale.launch_spec import LaunchSpec
+from rotescale.nodes import HOST_VARIABLE
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
 
@@ -320,6 +321,15 @@ def test_a_place_without_gpus_asks_for_none() -> None:
 def test_kubernetes_puts_nothing_into_a_variable() -> None:
     price = variables(pods(job())["workers"])["PRICE"]
     assert price == "$$5 $$(HOME) $$$$(HOME) `id`"
+
+
+def test_workers_know_which_node_of_kubernetes_they_are_on() -> None:
+    found = pods(job())
+    node_name = {"fieldRef": {"fieldPath": "spec.nodeName"}}
+    assert variables(found["workers"])[HOST_VARIABLE] == node_name
+    assert HOST_VARIABLE not in variables(found["head"])
+    with pytest.raises(SpecError, match=f"{HOST_VARIABLE} is set by"):
+        place(f"kuberay.environment.{HOST_VARIABLE}=gpu-1")
 
 
 def test_each_fabric_pins_what_it_needs_and_no_more() -> None:
