@@ -16,11 +16,12 @@ from launcher.history import Ending
 from launcher.job import JobState, PlaceUnavailableError, Situation
 from rotescale.checkpoint.attempts import newest_manifest
 from rotescale.errors import RotescaleError
+from rotescale.pace import Straggler, newest_paces, stragglers
 from rotescale.records import EventRow, Records, StepRow, read_records
 from rotescale.run_dir import Outcome, RunDir
 
 _RECENT_STEPS = 20
-_LOUD = ("damaged", "hang", "preemption", "superseded", "skipped")
+_LOUD = ("damaged", "hang", "preemption", "superseded", "skipped", "node-excluded")
 """Events that a person who looks wants to see."""
 _NUM_LOUD = 3
 
@@ -65,6 +66,8 @@ class RunReport:
     outcome: str | None = None
     restarts: tuple[Ending, ...] = ()
     """How drivers ended that were not the last."""
+    stragglers: tuple[Straggler, ...] = ()
+    """The ranks for which the others wait, the worst first."""
     events: tuple[EventRow, ...] = field(default=())
     """What a person should know, the latest last."""
 
@@ -93,6 +96,7 @@ class RunReport:
             },
             "outcome": self.outcome,
             "restarts": [ending.model_dump() for ending in self.restarts],
+            "stragglers": [one._asdict() for one in self.stragglers],
             "events": [event.model_dump() for event in self.events],
         }
 
@@ -134,6 +138,7 @@ def look(name: str, place: str, launcher: Looks, run_dir: RunDir) -> RunReport:
             progress=_progress(run_dir, records),
             outcome=None if outcome is None else _describe(outcome),
             restarts=tuple(ended[:-1] if state in ("finished", "failed", "stopped") else ended),
+            stragglers=tuple(stragglers(newest_paces(records))),
             events=tuple(one for one in records.events if one.name in _LOUD)[-_NUM_LOUD:],
         )
     except (RotescaleError, FileNotFoundError) as error:

@@ -42,6 +42,9 @@ def page(report: RunReport) -> RenderableType:
         table.add_row("outcome", Text(report.outcome))
     for ending in report.restarts:
         table.add_row(f"start {ending.number}", Text(f"{ending.kind}: {ending.reason}"))
+    for slow in report.stragglers:
+        words = f"on {slow.node}: a step takes up to {slow.ratio:.2g} times as long as without it"
+        table.add_row(f"rank {slow.rank}", Text(words))
     for event in report.events:
         table.add_row(event.name, Text(f"{event.time}  {event.message}"))
     return Group(table)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from launcher.job import JobState, PlaceUnavailableError, Situation
-from launcher.report import Progress, judge, look
-from launcher.status_page import short, span
-from rotescale.run_dir import Outcome, RunDir
+from launcher.report import Progress, RunReport, judge, look
+from launcher.status_page import page, short, span
+from rotescale.records import EventRow
+from rotescale.run_dir import Outcome, RunDir, SegmentName
 
 FINISHED = Outcome(status="finished", attempt=2)
 FAILED = Outcome(status="failed", attempt=2, exit_code=3, error="TrainingError", message="NaN")
@@ -85,3 +89,37 @@ def test_what_is_left_of_a_phase() -> None:
     assert [span(s) for s in (5.0, 150.0, 4000.0)] == ["5 s", "2 min", "1 h 7 min"]
     report = look("run", "ray", Place(Situation("running")), RunDir.at("/nowhere/run"))
     assert short(report) == ""
+
+
+def test_the_rank_that_others_wait_for_is_named(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.root.mkdir()
+    run_dir.spec_json.write_text("{}")
+    ranks = [
+        {
+            **{"rank": rank, "node": f"host-{rank}", "wait_seconds": wait},
+            **{"step_seconds": 2.0, "product_seconds": None},
+        }
+        for rank, wait in enumerate((1.0, 1.0, 0.0))
+    ]
+    with_records(run_dir, "ranks", {"ranks": ranks})
+    report = look("run", "ray", Place(Situation("running")), run_dir)
+    (slow,) = report.stragglers
+    assert (slow.rank, slow.node, slow.ratio) == (2, "host-2", 2.0)
+    assert report.as_dict()["stragglers"] == [{"rank": 2, "node": "host-2", "ratio": 2.0}]
+    assert "rank 2" in printed(report)
+
+
+def with_records(run_dir: RunDir, name: str, details: dict[str, Any]) -> None:
+    event = EventRow(attempt=1, time="", name=name, message="", details=details)
+    segment = run_dir.record_segment(SegmentName(1, 0, 1))
+    assert isinstance(segment, Path)
+    segment.parent.mkdir(parents=True)
+    segment.write_text(event.model_dump_json() + "\n")
+
+
+def printed(report: RunReport) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    with console.capture() as capture:
+        console.print(page(report))
+    return capture.get()
