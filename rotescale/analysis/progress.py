@@ -84,9 +84,9 @@ class RunProgress:
             verb = _VERBS.get(str(details.get("what")), "evaluate")
             task = self._task(f"{verb} {details['stage']}", total=details["total"])
             self._progress.update(task, completed=details["done"])
-        elif event.name in ("attempt", "resumed", "checkpoint", "export"):
+        elif event.name in ("attempt", "preflight", "resumed", "checkpoint", "export"):
             self._progress.console.print(f"  {event.name}: {event.message}", style="dim")
-        elif event.name == "damaged":
+        elif event.name in ("damaged", "node-excluded"):
             self._progress.console.print(f"  {event.name}: {event.message}", style="bold red")
 
     def _show_steps(self, records: Records) -> None:
