@@ -37,7 +37,7 @@ def page(report: RunReport) -> RenderableType:
     if progress is not None:
         _add_progress(table, progress, is_over=report.state == "finished")
     elif report.outcome is None:
-        table.add_row("progress", "nothing in its folder that can be read from here")
+        table.add_row("progress", "none yet, as far as can be seen from here")
     if report.outcome is not None:
         table.add_row("outcome", Text(report.outcome))
     for ending in report.restarts:

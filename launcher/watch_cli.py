@@ -13,7 +13,6 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from launcher import runs
 from launcher.job import PlaceUnavailableError, Situation
@@ -35,6 +34,7 @@ On = Annotated[
 _WORKER_LOG = re.compile(r"attempt-(\d{4,})-rank-(\d{5,})\.log")
 _DRIVER_LOG = re.compile(r"driver-(\d{4,})\.log")
 _WATCH_SECONDS = 2.0
+_LIST_WIDTH = 120
 
 
 def status(
@@ -71,7 +71,11 @@ def list_runs(
     table = Table("run", "place", "state", "progress", "submitted", box=None, pad_edge=False)
     for one, report in zip(known, reports, strict=True):
         table.add_row(one.name, report.place, report.state, short(report), one.time)
-    console.print(table if known else Text("nothing was submitted from this machine"))
+    if not known:
+        console.print("nothing was submitted from this machine")
+        return
+    wide = Console(width=max(console.width, _LIST_WIDTH), highlight=False)
+    wide.print(table)
 
 
 def logs(

@@ -15,7 +15,7 @@ from kuberay_player import playing
 from player_ray import marked
 from ray_job_manifests import queues, ray_job
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROGRAM = """
 import os, pathlib, sys, time

@@ -103,6 +103,7 @@ def drivers(run_dir: RunDir) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_lost_cancelled_moved_and_finished(
     cluster: RayCluster, tmp_path: Path, model_cache: Path
 ) -> None:
