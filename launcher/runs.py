@@ -44,7 +44,8 @@ class Submission(BaseModel):
 def placed(launch: LaunchSpec) -> LaunchSpec:
     """The launch spec with a storage that means the same from any folder of this machine."""
     storage = storage_path(launch.storage)
-    if launch.place != "local" or isinstance(storage, RemotePath):
+    is_here = launch.ray is None and launch.kuberay is None
+    if not is_here or isinstance(storage, RemotePath):
         return launch
     return launch.model_copy(update={"storage": str(storage.expanduser().absolute())})
 

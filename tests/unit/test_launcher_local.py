@@ -18,6 +18,7 @@ import yaml
 
 from launcher import cli, local
 from launcher.local import JobRequest
+from launcher.runs import placed
 from rotescale.errors import CheckpointError, SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
@@ -389,3 +390,13 @@ def test_diff_says_what_differs_and_whether_it_matters(
         assert words in printed
         field, value = change.rpartition(".")[2].split("=")
         assert f'"{field}": {value}' in printed
+
+
+def test_a_place_here_means_the_same_from_any_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_the_cluster = LaunchSpec(place="ray", address="auto", storage="runs")
+    for launch in (LaunchSpec(storage="runs"), on_the_cluster):
+        assert placed(launch).storage == str(tmp_path / "runs")
+    assert placed(LaunchSpec(storage="s3://bucket/runs")).storage == "s3://bucket/runs"
