@@ -432,12 +432,13 @@ def test_render_prints_the_manifests(
     assert json.loads(printed[0]["data"]["experiment.json"])["seed"] == 3
 
 
-def test_submit_says_what_to_do_instead(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_submit_without_a_cluster_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     arguments = ("submit", str(MICRO), "--on", str(PROFILES[0]))
     assert launcher(*arguments, monkeypatch=monkeypatch) == SpecError.exit_code
-    assert "rotescale-launch render prints" in capsys.readouterr().err
+    assert "set KUBECONFIG" in capsys.readouterr().err
 
 
 def test_no_process_here_is_the_driver_of_a_run_on_kubernetes() -> None:
