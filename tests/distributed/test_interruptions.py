@@ -30,6 +30,7 @@ from rotescale.watchdog import EXIT_CODE
 RARELY = (*QUICK, "checkpoints.every_steps=100000", "checkpoints.while_saving=skip")
 
 
+@pytest.mark.slow
 def test_a_request_is_answered_by_a_checkpoint_from_which_the_run_goes_on(
     tmp_path: Path, model_cache: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_worker_that_hangs_is_ended_with_its_stacks_in_the_run(
     ]
 
 
+@pytest.mark.slow
 def test_a_start_that_hangs_is_ended_too(tmp_path: Path, model_cache: Path) -> None:
     limits = StageLimits(start_seconds=20.0)
     spec = micro_spec(*QUICK)

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 from helpers import QUICK, micro_spec, prepare, run_workers
 from object_stores import ENVIRONMENT, Proxy
 from recovery_helpers import PHASES, assert_equal_runs
@@ -28,6 +29,7 @@ def exported(run_dir: RunDir, phase: str) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_a_killed_run_in_a_bucket_equals_an_undisturbed_one_on_the_disk(
     remote: RemotePath, proxy: Proxy, model_cache: Path, tmp_path: Path
 ) -> None:
