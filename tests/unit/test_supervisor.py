@@ -16,6 +16,7 @@ from launcher import history
 from launcher.history import Ending, EndKind
 from launcher.supervisor import CANCELLED, Supervisor, classify, decide
 from rotescale.launch_spec import Restarts
+from rotescale.object_store import RemotePath
 from rotescale.records import EventRow
 from rotescale.run_dir import Outcome, RunDir
 
@@ -194,6 +195,7 @@ import sys
 from pathlib import Path
 from launcher.supervisor import Supervisor
 from rotescale.launch_spec import Restarts
+from rotescale.object_store import RemotePath
 from rotescale.run_dir import RunDir
 supervisor = Supervisor(
     RunDir(Path(sys.argv[1])), (sys.executable, "-c", sys.argv[2]), place="ray",
@@ -254,3 +256,14 @@ def test_two_supervisors_never_share_a_number(tmp_path: Path) -> None:
     assert numbers == [1, 2, 3] == run_dir.launch_numbers()
     assert history.endings(run_dir) == [], "killed supervisors note no end"
     assert json.loads(run_dir.launch_start(2).read_bytes())["place"] == "local"
+
+
+def test_in_a_bucket_starts_ends_and_output_are_kept_there(remote: RemotePath) -> None:
+    """Each start's output by itself: another machine's log is never written over."""
+    run_dir = RunDir(remote / "run")
+    assert supervise(run_dir, "echo first; exit 2")[0] == 2
+    assert supervise(run_dir, "echo second")[0] == 0
+    assert [one.number for one in history.starts(run_dir)] == [1, 2]
+    assert [one.kind for one in history.endings(run_dir)] == ["user", "finished"]
+    kept = [(run_dir.logs_dir / f"driver-000{number}.log").read_bytes() for number in (1, 2)]
+    assert kept == [b"first\n", b"second\n"]
