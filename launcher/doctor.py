@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from rotescale.errors import RotescaleError
 from rotescale.launch_spec import LaunchSpec
+from rotescale.planning.memory import host_memory
 from rotescale.probe import MARK, PACKAGES, probe
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -34,8 +35,6 @@ class Check:
 def local_checks(launch: LaunchSpec) -> Iterator[Check]:
     """Of this machine."""
     yield from inside_checks(probe(launch), launch)
-    from rotescale.planning.memory import host_memory
-
     yield _ok(
         "memory", f"{host_memory() / (1 << 30):.1f} GiB; rotescale-launch plan says if it fits"
     )

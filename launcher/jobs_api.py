@@ -10,10 +10,11 @@ import os
 import ssl
 import stat
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import requests
 import websocket
@@ -23,13 +24,17 @@ from rotescale.credentials import hidden
 from rotescale.errors import SpecError
 from rotescale.launch_spec import RayAccess
 
+SUBMISSION = "rotescale-submission"
+"""Metadata: which call has created the job."""
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 """The statuses that a job does not leave."""
 _TIMEOUT = (10.0, 60.0)
 _PATIENCE_SECONDS = 60.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
 _RETRIED = (429, 500, 502, 503, 504)
-_IDLE_SECONDS = 30.0
+_IDLE_SECONDS = 300.0
+"""Each new stream sends everything again, so silence alone is no reason for one."""
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +48,6 @@ class Job:
     exit_code: int | None
     """Of the entrypoint; None while it is at work, or where Ray does not know."""
     metadata: dict[str, str]
-    started: float | None
-    """UNIX time in seconds."""
 
 
 class JobsApi:
@@ -79,31 +82,21 @@ class JobsApi:
     def submit(self, body: dict[str, Any]) -> bool:
         """Start a job; False where one of that id is there.
 
-        An answer that did not arrive says nothing, so the id is asked for before each try.
+        An answer that did not arrive says nothing, and Ray says 500 for an id that is taken as for
+        a cluster that has just begun. So the id is asked for before each try, and a mark in the
+        job's metadata tells whether it is this call's.
         """
-        submission_id = body["submission_id"]
-        deadline = time.monotonic() + self._patience_seconds
-        tried = False
-        for wait in _waits():
-            if self.job(submission_id) is not None:
-                # After a try of ours that was not answered, the job is ours.
-                return tried
-            try:
-                answer = self._send("POST", "/api/jobs/", json=body)
-            except PlaceUnavailableError:
-                tried = True
-                if time.monotonic() >= deadline:
-                    raise
-            else:
-                if answer.ok:
-                    return True
-                if answer.status_code not in _RETRIED:
-                    raise self._refusal(answer)
-                # Ray says 500 for an id that is taken, and for a cluster that has just begun.
-                if time.monotonic() >= deadline:
-                    raise self._unavailable(_words(answer))
-            self._sleep(wait)
-        raise AssertionError("waits do not end")
+        mark = uuid.uuid4().hex
+        marked = {**body, "metadata": {**body.get("metadata", {}), SUBMISSION: mark}}
+
+        def once() -> bool:
+            there = self.job(body["submission_id"])
+            if there is not None:
+                return there.metadata.get(SUBMISSION) == mark
+            self._answered("POST", "/api/jobs/", json=marked)
+            return True
+
+        return self._patiently(once)
 
     def job(self, submission_id: str) -> Job | None:
         """The job of that id; None where the cluster does not know it."""
@@ -177,24 +170,32 @@ class JobsApi:
         self, method: str, path: str, *, missing_is_fine: bool = False, data: bytes | None = None
     ) -> requests.Response:
         """An answer that is no error, however often it has to be asked for."""
+        return self._patiently(
+            lambda: self._answered(method, path, missing_is_fine=missing_is_fine, data=data)
+        )
+
+    def _patiently(self, ask: Callable[[], Answer]) -> Answer:
+        """What ``ask`` returns once it raises no PlaceUnavailableError, within the patience."""
         deadline = time.monotonic() + self._patience_seconds
         for wait in _waits():
             try:
-                answer = self._send(method, path, data=data)
+                return ask()
             except PlaceUnavailableError:
                 if time.monotonic() >= deadline:
                     raise
-            else:
-                if answer.ok or (
-                    missing_is_fine and answer.status_code == requests.codes.not_found
-                ):
-                    return answer
-                if answer.status_code not in _RETRIED:
-                    raise self._refusal(answer)
-                if time.monotonic() >= deadline:
-                    raise self._unavailable(_words(answer))
             self._sleep(wait)
         raise AssertionError("waits do not end")
+
+    def _answered(
+        self, method: str, path: str, *, missing_is_fine: bool = False, **body: Any
+    ) -> requests.Response:
+        """One request's answer, where it is no error."""
+        answer = self._send(method, path, **body)
+        if answer.ok or (missing_is_fine and answer.status_code == requests.codes.not_found):
+            return answer
+        if answer.status_code in _RETRIED:
+            raise self._unavailable(_words(answer))
+        raise self._refusal(answer)
 
     def _send(self, method: str, path: str, **body: Any) -> requests.Response:
         try:
@@ -278,14 +279,12 @@ def _waits() -> Iterator[float]:
 
 
 def _job(said: dict[str, Any]) -> Job:
-    started = said.get("start_time")
     return Job(
         submission_id=said["submission_id"],
         status=said["status"],
         message=said.get("message") or "",
         exit_code=said.get("driver_exit_code"),
         metadata=said.get("metadata") or {},
-        started=None if not started else started / 1000,
     )
 
 

@@ -153,12 +153,12 @@ def judge(situation: Situation, outcome: Outcome | None) -> tuple[JobState, str]
     """
     if outcome is not None and outcome.status == "finished":
         return "finished", ""
-    if situation.is_alive or situation.state == "unknown":
-        if outcome is not None and not situation.is_alive:
-            return "failed", _describe(outcome)
+    if situation.is_alive:
         return situation.state, situation.reason
     if outcome is not None:
         return "failed", _describe(outcome)
+    if situation.state == "unknown":
+        return situation.state, situation.reason
     if situation.state == "finished":
         return "stopped", "its job says that it succeeded, and the run has no outcome; submit it"
     return "stopped", situation.reason

@@ -86,11 +86,6 @@ def find(text: str) -> Submission | None:
     return same[0] if same else None
 
 
-def forget(name: str) -> None:
-    """Remove the note; the run stays as it is."""
-    (_folder() / f"{name}.json").unlink(missing_ok=True)
-
-
 def _folder() -> Path:
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(os.environ.get(_VARIABLE) or Path(state) / "rotescale").expanduser() / "runs"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from launcher.supervisor import Supervisor
+from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec
@@ -32,6 +34,13 @@ def supervise(
     """Run an experiment here, and start it again when it was not at fault (submit uses this)."""
     spec = load_spec(ExperimentSpec, spec_path)
     launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
+    if retry_before is not None:
+        try:
+            datetime.fromisoformat(retry_before)
+        except ValueError:
+            raise SpecError(
+                f"--retry-before {retry_before}: no time; write it as 2026-11-27T12:00:00+00:00"
+            ) from None
     place = () if on is None else ("--on", str(on))
     supervisor = Supervisor(
         RunDir.of(launch.storage, spec.name),

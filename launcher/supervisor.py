@@ -65,10 +65,11 @@ def classify(
     if exit_code in _USER_CODES:
         return "user", last_line
     newest = max((event.attempt for event in events), default=0)
-    for name, kind in (("hang", "hang"), ("preemption", "preempted")):
+    kinds: dict[str, EndKind] = {"hang": "hang", "preemption": "preempted"}
+    for name, kind in kinds.items():
         found = [one for one in events if one.attempt == newest and one.name == name]
         if found:
-            return ("hang" if kind == "hang" else "preempted"), found[-1].message
+            return kind, found[-1].message
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
         memory = ", perhaps for lack of memory" if name == "SIGKILL" else ""
@@ -86,10 +87,11 @@ def decide(endings: Sequence[Ending], budgets: Restarts) -> Decision:
     last = endings[-1]
     if last.kind in ("finished", "cancelled", "user"):
         return Decision("stop", 0.0, last.reason)
-    since = 0
-    for number in range(1, len(endings)):
-        if endings[number].checkpoint != endings[number - 1].checkpoint:
-            since = number
+    since, newest = 0, endings[0].checkpoint
+    for number, ending in enumerate(endings):
+        # None: storage did not answer, or there is none yet.
+        if ending.checkpoint not in (None, newest):
+            since, newest = number, ending.checkpoint
     recent = [ending.kind for ending in endings[since:]]
     budget: int | None = getattr(budgets, last.kind)
     count = recent.count(last.kind)

@@ -202,9 +202,14 @@ def request_save(
     # No two requests are the same text, so that none is taken for another.
     request = {"reason": reason, "id": uuid.uuid4().hex}
     write_atomic(run_dir.save_request, json.dumps(request).encode())
-    while run_dir.save_request.exists():
-        if clock() >= deadline:
-            run_dir.save_request.unlink(missing_ok=True)
-            return False
-        sleep(0.2)
+    try:
+        while run_dir.save_request.exists():
+            if clock() >= deadline:
+                run_dir.save_request.unlink(missing_ok=True)
+                return False
+            sleep(0.2)
+    except BaseException:
+        # Whoever waited does so no more, and the next attempt should not answer.
+        run_dir.save_request.unlink(missing_ok=True)
+        raise
     return True

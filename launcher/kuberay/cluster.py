@@ -29,6 +29,8 @@ _TIMEOUT = (10.0, 60.0)
 _FOLLOW_TIMEOUT = (10.0, 90.0)
 _RETRIED = (429, 500, 502, 503, 504)
 _CONFLICT, _NOT_FOUND = 409, 404
+_NO_LOG = (400, _NOT_FOUND)
+"""Of a container that has not begun, and of a pod that is gone."""
 _FINE = range(200, 300)
 
 
@@ -147,8 +149,10 @@ class KubernetesCluster:
         path = f"{PODS.path(self.namespace, pod)}/log"
         try:
             text: str = self._ask("GET", path, query=query, text=True)
-        except RefusedError:
-            return []
+        except RefusedError as error:
+            if error.status in _NO_LOG:
+                return []
+            raise
         return text.splitlines()
 
     def follow(self, pod: str, container: str) -> Iterator[str]:
@@ -162,8 +166,12 @@ class KubernetesCluster:
         path = f"{PODS.path(self.namespace, pod)}/log"
         try:
             answer = self._call("GET", path, query=query, timeout=_FOLLOW_TIMEOUT)
-        except (RefusedError, PlaceUnavailableError):
+        except PlaceUnavailableError:
             return
+        except RefusedError as error:
+            if error.status in _NO_LOG:
+                return
+            raise
         rest = b""
         try:
             for piece in answer.stream(1 << 16, decode_content=False):

@@ -126,12 +126,12 @@ class KubeRayLauncher:
         """As ``Launcher.cancel``: pods that are deleted save first, for as long as their grace."""
         was_there = self._cluster.delete(RAY_JOBS, self._name)
         deadline = time.monotonic() + max(grace_seconds, self._kuberay.grace_seconds)
-        while time.monotonic() < deadline:
+        while True:
             if self._cluster.get(RAY_JOBS, self._name) is None and not self._pods():
                 return was_there
+            if time.monotonic() >= deadline:
+                break
             self._sleep(_POLL_SECONDS)
-        if self._cluster.get(RAY_JOBS, self._name) is None and not self._pods():
-            return was_there
         raise PlaceUnavailableError(
             f"RayJob {self._name} was deleted, and not all of its pods have ended in "
             f"{max(grace_seconds, self._kuberay.grace_seconds):.0f} s; look with status"

@@ -426,3 +426,13 @@ def test_a_server_judges_and_a_diff_names_what_changed(
         *("-  backoffLimit: 3", "+  backoffLimit: 9")
     ]
     assert any('"seed": 3' in line for line in lines)
+
+
+def test_a_log_that_may_not_be_read_is_not_called_empty(server: ApiServer) -> None:
+    launcher().submit(SPEC, retry=False)
+    pod(server, "head", "head")
+    server.denied.add("get pods/log")
+    with pytest.raises(RefusedError, match="rotescale-launch doctor"):
+        launcher().logs(num_lines=5)
+    with pytest.raises(RefusedError, match="rotescale-launch doctor"):
+        next(launcher().follow())

@@ -193,3 +193,15 @@ def test_a_request_that_nobody_answers_is_withdrawn(tmp_path: Path) -> None:
 def test_a_preemption_goes_to_another_process_and_back(told: Preemption | None) -> None:
     text = json.dumps(None if told is None else told.to_json())
     assert Preemption.from_json(json.loads(text)) == told
+
+
+def test_who_waits_no_more_withdraws_the_request(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+
+    def interrupted(_: float) -> None:
+        assert run_dir.save_request.exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        request_save(run_dir, "a test", limit_seconds=60, sleep=interrupted)
+    assert not run_dir.save_request.exists()

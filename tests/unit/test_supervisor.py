@@ -101,6 +101,12 @@ def test_progress_makes_earlier_failures_count_no_more() -> None:
     assert decide(endings(*stuck), BUDGETS).action == "stop"  # type: ignore[arg-type]
 
 
+def test_storage_that_does_not_answer_is_no_progress() -> None:
+    seen = ("a", None, "a", None)
+    stuck: list[tuple[EndKind, str | None]] = [("infrastructure", name) for name in seen]
+    assert decide(endings(*stuck), BUDGETS).action == "stop"
+
+
 def test_waits_grow_and_stay_below_a_minute() -> None:
     waits = [
         decide(endings(*[("preempted", None)] * count), BUDGETS).wait_seconds
