@@ -31,6 +31,11 @@ class PlaceUnavailableError(RotescaleError):
 
     exit_code = 4
 
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        """``retry_after``: in how many seconds it wants to be asked again; None: not said."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
 
 @dataclass(frozen=True, slots=True)
 class Situation:

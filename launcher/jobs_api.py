@@ -14,12 +14,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import requests
 import websocket
 
 from launcher.job import PlaceUnavailableError
+from launcher.patience import FIRST_WAIT, LONGEST_WAIT, patiently
 from rotescale.credentials import hidden
 from rotescale.errors import SpecError
 from rotescale.launch_spec import RayAccess
@@ -30,11 +31,9 @@ TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 """The statuses that a job does not leave."""
 _TIMEOUT = (10.0, 60.0)
 _PATIENCE_SECONDS = 60.0
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
 _RETRIED = (429, 500, 502, 503, 504)
 _IDLE_SECONDS = 300.0
 """Each new stream sends everything again, so silence alone is no reason for one."""
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ class JobsApi:
             self._answered("POST", "/api/jobs/", json=marked)
             return True
 
-        return self._patiently(once)
+        return patiently(once, seconds=self._patience_seconds, sleep=self._sleep)
 
     def job(self, submission_id: str) -> Job | None:
         """The job of that id; None where the cluster does not know it."""
@@ -122,15 +121,14 @@ class JobsApi:
         A stream that closes says nothing about the job, so its status is asked for; each new stream
         begins with the first line, and what was given is not given again.
         """
-        given = 0
-        waits = _waits()
+        given, wait = 0, FIRST_WAIT
         while True:
             seen = 0
             for piece in self._stream(submission_id):
                 fresh = piece[max(0, given - seen) :]
                 seen += len(piece)
                 if fresh:
-                    waits = _waits()
+                    wait = FIRST_WAIT
                     yield fresh
             given = max(given, seen)
             job = self.job(submission_id)
@@ -139,7 +137,8 @@ class JobsApi:
                 if rest:
                     yield rest
                 return
-            self._sleep(next(waits))
+            self._sleep(wait)
+            wait = min(LONGEST_WAIT, wait * 2)
 
     def _stream(self, submission_id: str) -> Iterator[str]:
         """One connection's worth of it."""
@@ -170,21 +169,11 @@ class JobsApi:
         self, method: str, path: str, *, missing_is_fine: bool = False, data: bytes | None = None
     ) -> requests.Response:
         """An answer that is no error, however often it has to be asked for."""
-        return self._patiently(
-            lambda: self._answered(method, path, missing_is_fine=missing_is_fine, data=data)
+        return patiently(
+            lambda: self._answered(method, path, missing_is_fine=missing_is_fine, data=data),
+            seconds=self._patience_seconds,
+            sleep=self._sleep,
         )
-
-    def _patiently(self, ask: Callable[[], Answer]) -> Answer:
-        """What ``ask`` returns once it raises no PlaceUnavailableError, within the patience."""
-        deadline = time.monotonic() + self._patience_seconds
-        for wait in _waits():
-            try:
-                return ask()
-            except PlaceUnavailableError:
-                if time.monotonic() >= deadline:
-                    raise
-            self._sleep(wait)
-        raise AssertionError("waits do not end")
 
     def _answered(
         self, method: str, path: str, *, missing_is_fine: bool = False, **body: Any
@@ -269,13 +258,6 @@ def _sendable(token: str, access: RayAccess) -> str:
 
 def _source(access: RayAccess) -> str:
     return "ray.token_file" if access.token_variable is None else "ray.token_variable"
-
-
-def _waits() -> Iterator[float]:
-    wait = _FIRST_WAIT
-    while True:
-        yield wait
-        wait = min(_LONGEST_WAIT, wait * 2)
 
 
 def _job(said: dict[str, Any]) -> Job:

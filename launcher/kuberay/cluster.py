@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.job import PlaceUnavailableError
+from launcher.patience import patiently
 from rotescale.credentials import hidden
 from rotescale.errors import SpecError
 
@@ -24,7 +25,6 @@ Object = dict[str, Any]
 
 RUN_LABEL = "rotescale/run"
 _PATIENCE_SECONDS = 90.0
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
 _TIMEOUT = (10.0, 60.0)
 _FOLLOW_TIMEOUT = (10.0, 90.0)
 _RETRIED = (429, 500, 502, 503, 504)
@@ -220,17 +220,11 @@ class KubernetesCluster:
         text: bool = False,
     ) -> Any:
         """An answer, however often it has to be asked for; only for what can be done twice."""
-        deadline = time.monotonic() + self._patience_seconds
-        wait = _FIRST_WAIT
-        while True:
-            try:
-                return self._send(method, path, query=query, body=body, text=text)
-            except PlaceUnavailableError as error:
-                if time.monotonic() >= deadline:
-                    raise
-                after = getattr(error, "retry_after", None)
-            self._sleep(wait if after is None else after)
-            wait = min(_LONGEST_WAIT, wait * 2)
+        return patiently(
+            lambda: self._send(method, path, query=query, body=body, text=text),
+            seconds=self._patience_seconds,
+            sleep=self._sleep,
+        )
 
     def _send(
         self,
@@ -292,14 +286,6 @@ class KubernetesCluster:
             raise _unavailable(str(getattr(error, "reason", None) or error)) from None
 
 
-class _BusyError(PlaceUnavailableError):
-    """The server asked for a pause, in seconds."""
-
-    def __init__(self, message: str, retry_after: float | None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
 def _client(context: str | None) -> ApiClient:
     """A client by kubeconfig, or by the pod's own account where this is a pod."""
     from kubernetes import client, config
@@ -337,7 +323,7 @@ def _explain(
     except (ValueError, KeyError, TypeError):
         words = f"HTTP {status}"
     if status in _RETRIED:
-        return _busy(words, headers.get("Retry-After"))
+        return _unavailable(words, retry_after=headers.get("Retry-After"))
     if status == 401:
         return RefusedError(f"Kubernetes takes no such login ({words}); log in again", status)
     if status == 403:
@@ -349,17 +335,10 @@ def _explain(
     return RefusedError(f"Kubernetes refuses {method} {path}: {words}", status)
 
 
-def _busy(words: str, after: str | None) -> PlaceUnavailableError:
-    seconds = float(after) if after is not None and after.isdigit() else None
-    return _BusyError(_outage(words), None if seconds is None else min(seconds, _LONGEST_WAIT))
-
-
-def _unavailable(words: str) -> PlaceUnavailableError:
-    return PlaceUnavailableError(_outage(hidden(words)))
-
-
-def _outage(words: str) -> str:
-    return (
-        f"the Kubernetes API server does not answer ({words[:300]}); what it was asked to do may "
-        "have been done: look with status"
+def _unavailable(words: str, *, retry_after: str | None = None) -> PlaceUnavailableError:
+    is_number = retry_after is not None and retry_after.isdigit()
+    return PlaceUnavailableError(
+        f"the Kubernetes API server does not answer ({hidden(words)[:300]}); what it was asked to "
+        "do may have been done: look with status",
+        retry_after=float(retry_after) if retry_after is not None and is_number else None,
     )

@@ -19,6 +19,7 @@ from launcher.kuberay.cluster import (
     Object,
 )
 from launcher.kuberay.difference import difference
+from launcher.kuberay.pods import HEAD_GRACE_SECONDS
 from launcher.kuberay.render import render
 from launcher.kuberay.situation import is_over, situation
 from rotescale.launch_spec import LaunchSpec
@@ -125,7 +126,9 @@ class KubeRayLauncher:
     def cancel(self, *, grace_seconds: float) -> bool:
         """As ``Launcher.cancel``: pods that are deleted save first, for as long as their grace."""
         was_there = self._cluster.delete(RAY_JOBS, self._name)
-        deadline = time.monotonic() + max(grace_seconds, self._kuberay.grace_seconds)
+        # The head goes last.
+        seconds = max(grace_seconds, self._kuberay.grace_seconds + HEAD_GRACE_SECONDS)
+        deadline = time.monotonic() + seconds
         while True:
             if self._cluster.get(RAY_JOBS, self._name) is None and not self._pods():
                 return was_there
@@ -134,7 +137,7 @@ class KubeRayLauncher:
             self._sleep(_POLL_SECONDS)
         raise PlaceUnavailableError(
             f"RayJob {self._name} was deleted, and not all of its pods have ended in "
-            f"{max(grace_seconds, self._kuberay.grace_seconds):.0f} s; look with status"
+            f"{seconds:.0f} s; look with status"
         )
 
     def _create(self, spec_map: Object, job: Object, submission: str) -> bool:
@@ -158,7 +161,10 @@ class KubeRayLauncher:
                     raise
             self._sleep(wait)
             wait *= 2
-        return False
+        raise PlaceUnavailableError(
+            f"RayJob {self._name} of before is still being removed; submit again when status says "
+            "that there is none"
+        )
 
     def _replace(self, ended: Object) -> None:
         """Make room for the next RayJob of that name."""

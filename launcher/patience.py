@@ -1,0 +1,33 @@
+"""Asking again through an outage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from launcher.job import PlaceUnavailableError
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
+"""Seconds between two tries; each wait is twice the one before."""
+Answer = TypeVar("Answer")
+
+
+def patiently(
+    ask: Callable[[], Answer], *, seconds: float, sleep: Callable[[float], None]
+) -> Answer:
+    """What ``ask`` returns once it raises no PlaceUnavailableError; the error after ``seconds``.
+
+    ``ask`` may be called many times. A server that says when to come back is heard.
+    """
+    deadline = time.monotonic() + seconds
+    wait = FIRST_WAIT
+    while True:
+        try:
+            return ask()
+        except PlaceUnavailableError as error:
+            if time.monotonic() >= deadline:
+                raise
+            after = error.retry_after
+        sleep(wait if after is None else min(after, LONGEST_WAIT))
+        wait = min(LONGEST_WAIT, wait * 2)
