@@ -10,12 +10,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ import yaml
 from api_server import ApiServer, api_server
 from helpers import MICRO, prepare, run_workers
 from kuberay_player import KubeRayPlayer, playing
+from launcher_shell import drivers, launch
 from ray_job_manifests import queues
 from recovery_helpers import assert_equal_runs
 
@@ -71,15 +69,7 @@ class Laptop:
         self.target = Target("micro", load_spec(LaunchSpec, Path(self.profile("kuberay"))))
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "launcher.cli", *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout
+        return launch(*arguments, environment=self.environment, code=code)
 
     def profile(self, place: str) -> str:
         """A launch spec of that place, of two workers, with its runs in the shared folder."""
@@ -127,14 +117,8 @@ class Laptop:
 
     def kill_driver(self) -> None:
         """As the system does where memory is short."""
-        killed = 0
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(FileNotFoundError, ProcessLookupError):
-                words = path.read_bytes().decode().split("\0")
-                if "rotescale.cli" in words and any(str(self.player.folder) in w for w in words):
-                    os.kill(int(path.parent.name), signal.SIGKILL)
-                    killed += 1
-        assert killed == 1
+        (driver,) = drivers(str(self.player.folder))
+        os.kill(driver, signal.SIGKILL)
 
 
 @pytest.fixture

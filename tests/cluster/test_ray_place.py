@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers import MICRO, prepare, run_workers
+from launcher_shell import drivers, launch
 from ray_cluster import RayCluster, ray_cluster
 from recovery_helpers import assert_equal_runs
 from tcp_proxy import Tunnel
@@ -62,16 +61,9 @@ class Shell:
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         """Output of a command that ends with ``code``."""
-        done = subprocess.run(
-            [sys.executable, "-m", "launcher.cli", *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        assert self.environment["CLUSTER_TOKEN"] not in done.stdout + done.stderr
-        return done.stdout + done.stderr
+        printed = launch(*arguments, environment=self.environment, code=code)
+        assert self.environment["CLUSTER_TOKEN"] not in printed
+        return printed
 
     def status(self, run: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self("status", run, "--json"))
@@ -88,19 +80,6 @@ def wait_for(what: str, condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"it did not happen: {what}"
         time.sleep(0.2)
-
-
-def drivers(run_dir: RunDir) -> list[int]:
-    """Processes of ``rotescale run`` that a supervisor has started and that are at work."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode().split("\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if "rotescale.cli" in words and "experiment.json" in words:
-            found.append(int(path.parent.name))
-    return found
 
 
 @pytest.mark.slow
@@ -129,7 +108,7 @@ def test_lost_cancelled_moved_and_finished(
         return None if progress is None else progress["checkpoint"]
 
     wait_for("a first checkpoint", lambda: checkpoint() is not None)
-    (driver,) = drivers(run_dir)
+    (driver,) = drivers("experiment.json")
     os.kill(driver, signal.SIGKILL)
     wait_for("the supervisor's restart", lambda: len(run_dir.launch_numbers()) == 2)
     (ending,) = shell.status("micro")["restarts"]
@@ -140,7 +119,7 @@ def test_lost_cancelled_moved_and_finished(
     told = shell("cancel", "micro")
     assert "stopped" in told
     status = shell.status("micro")
-    assert (status["state"], drivers(run_dir)) == ("stopped", [])
+    assert (status["state"], drivers("experiment.json")) == ("stopped", [])
     assert status["layers"]["Ray job"].endswith("STOPPED")
     assert "saved" in shell("logs", "micro", "--lines", "200")
     # Nothing that was trained is lost.
