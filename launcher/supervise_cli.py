@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.supervisor import Supervisor
+from launcher.supervisor import Supervisor, forget_failure
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import RunDir
@@ -34,21 +34,26 @@ def supervise(
     """Run an experiment here, and start it again when it was not at fault (submit uses this)."""
     spec = load_spec(ExperimentSpec, spec_path)
     launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
-    if retry_before is not None:
-        try:
-            datetime.fromisoformat(retry_before)
-        except ValueError:
-            raise SpecError(
-                f"--retry-before {retry_before}: no time; write it as 2026-11-27T12:00:00+00:00"
-            ) from None
     place = () if on is None else ("--on", str(on))
+    run_dir = RunDir.of(launch.storage, spec.name)
+    if retry_before is not None:
+        forget_failure(run_dir, before=_time(retry_before))
     supervisor = Supervisor(
-        RunDir.of(launch.storage, spec.name),
+        run_dir,
         (sys.executable, "-m", "rotescale.cli", "run", str(spec_path), *place),
         place=launch.place,
         budgets=None if once else launch.restarts,
         grace_seconds=launch.resize_save_seconds,
-        retry_before=retry_before,
         say=lambda words: print(f"supervisor: {words}", flush=True),
     )
     raise typer.Exit(supervisor.run())
+
+
+def _time(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise SpecError(f"--retry-before {text}: no time; write it as 2026-11-27T12:00:00+00:00")
+    return found

@@ -106,6 +106,19 @@ def decide(endings: Sequence[Ending], budgets: Restarts) -> Decision:
     return Decision("restart", wait, f"{last.kind}: {last.reason}")
 
 
+def forget_failure(run_dir: RunDir, *, before: datetime) -> None:
+    """Let a run that failed until then go on.
+
+    A later failure stays: the request that says so may be started again, by Kubernetes, and must
+    not try it again.
+    """
+    outcome = Outcome.read(run_dir)
+    if outcome is None or outcome.status == "finished":
+        return
+    if outcome.time is None or datetime.fromisoformat(outcome.time) <= before:
+        Outcome.clear(run_dir)
+
+
 class Supervisor:
     """One run's driver, as often as it takes. Use it in a process of its own."""
 
@@ -117,28 +130,21 @@ class Supervisor:
         place: str,
         budgets: Restarts | None,
         grace_seconds: float,
-        retry_before: str | None = None,
         say: Callable[[str], None],
         sleep: Callable[[float], object] | None = None,
     ) -> None:
-        """``budgets`` None: start it once. ``grace_seconds``: for a checkpoint when asked to end.
-
-        A failure of the run from before the time ``retry_before`` is forgotten first: not a later
-        one, which the same request, started again by Kubernetes, must not try again.
-        """
+        """``budgets`` None: start it once. ``grace_seconds``: for a save when asked to end."""
         self._run_dir = run_dir
         self._command = command
         self._place = place
         self._budgets = budgets
         self._grace_seconds = grace_seconds
-        self._retry_before = retry_before
         self._say = say
         self._asked = threading.Event()
         self._sleep = sleep or self._asked.wait
 
     def run(self) -> int:
         """Start drivers until one decides the run; the exit code of the last."""
-        self._forget_failure()
         endings: list[Ending] = []
         with self._signals():
             while True:
@@ -157,14 +163,6 @@ class Supervisor:
                     return CANCELLED
         # A shell's code for a program that a signal has ended.
         return last.exit_code if last.exit_code >= 0 else 128 - last.exit_code
-
-    def _forget_failure(self) -> None:
-        outcome = Outcome.read(self._run_dir)
-        if self._retry_before is None or outcome is None or outcome.status == "finished":
-            return
-        limit = datetime.fromisoformat(self._retry_before)
-        if outcome.time is None or datetime.fromisoformat(outcome.time) <= limit:
-            Outcome.clear(self._run_dir)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

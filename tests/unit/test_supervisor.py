@@ -8,18 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from launcher import history
+from launcher import cli, history
 from launcher.history import Ending, EndKind
-from launcher.supervisor import CANCELLED, Supervisor, classify, decide
+from launcher.supervisor import CANCELLED, Supervisor, classify, decide, forget_failure
 from rotescale.launch_spec import Restarts
 from rotescale.object_store import RemotePath
 from rotescale.records import EventRow
 from rotescale.run_dir import Outcome, RunDir
 
+MICRO = Path(__file__).parents[2] / "configs" / "experiments" / "micro.yaml"
 BUDGETS = Restarts(infrastructure=2, hang=1, preempted=None)
 FAILED = Outcome(status="failed", attempt=1, exit_code=2, error="DataError", message="row 3")
 FINISHED = Outcome(status="finished", attempt=1)
@@ -174,26 +176,30 @@ def test_a_failure_from_before_is_forgotten_and_a_later_one_is_not(tmp_path: Pat
     run_dir = RunDir(tmp_path / "run")
     run_dir.root.mkdir()
 
-    def kept(time_of_failure: str | None, retry_before: str | None) -> bool:
+    def kept(time_of_failure: str | None) -> bool:
         failed = FAILED.model_copy(update={"time": time_of_failure})
         run_dir.outcome_json.write_text(failed.model_dump_json())
-        Supervisor(
-            run_dir,
-            ("true",),
-            place="local",
-            budgets=None,
-            grace_seconds=0,
-            retry_before=retry_before,
-            say=lambda _: None,
-        ).run()
+        forget_failure(run_dir, before=datetime.fromisoformat(noon))
         return run_dir.outcome_json.exists()
 
     noon = "2026-11-27T12:00:00+00:00"
-    assert kept(noon, None)
-    assert not kept("2026-11-27T11:59:59+00:00", noon)
-    assert not kept(None, noon), "from before outcomes had a time"
-    assert kept("2026-11-27T12:00:01+00:00", noon), "the job itself failed: it is not tried again"
-    assert not kept("2026-11-27T13:30:00+02:00", noon)
+    assert not kept("2026-11-27T11:59:59+00:00")
+    assert not kept(None), "from before outcomes had a time"
+    assert kept("2026-11-27T12:00:01+00:00"), "the job itself failed: it is not tried again"
+    assert not kept("2026-11-27T13:30:00+02:00")
+
+
+def test_a_time_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("yesterday", "2026-11-27T12:00:00"):
+        monkeypatch.setattr(
+            sys, "argv", ["rotescale-launch", "supervise", str(MICRO), "--retry-before", text]
+        )
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2
+        assert f"--retry-before {text}: no time" in capsys.readouterr().err
 
 
 STOPPED = """
