@@ -340,7 +340,13 @@ def _worker_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name in wanted or name.startswith(PASSED_ON)
     }
-    return {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **passed}
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # Large tensors in pages of 2 MB: a step allocates anew what it has just freed.
+        "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE", "1"),
+        **passed,
+    }
 
 
 def _last_line(error: Exception) -> str:
