@@ -16,6 +16,7 @@ from launcher.history import Ending
 from launcher.job import JobState, PlaceUnavailableError, Situation
 from rotescale.checkpoint.attempts import newest_manifest
 from rotescale.errors import RotescaleError
+from rotescale.memory_gauge import MemoryPeak, peaks
 from rotescale.pace import Straggler, newest_paces, stragglers
 from rotescale.records import EventRow, Records, StepRow, read_records
 from rotescale.run_dir import Outcome, RunDir
@@ -68,6 +69,8 @@ class RunReport:
     """How drivers ended that were not the last."""
     stragglers: tuple[Straggler, ...] = ()
     """The ranks for which the others wait, the worst first."""
+    memory: MemoryPeak | None = None
+    """Where the newest attempt's workers have held most so far."""
     events: tuple[EventRow, ...] = field(default=())
     """What a person should know, the latest last."""
 
@@ -97,6 +100,7 @@ class RunReport:
             "outcome": self.outcome,
             "restarts": [ending.model_dump() for ending in self.restarts],
             "stragglers": [one._asdict() for one in self.stragglers],
+            "memory": None if self.memory is None else self.memory.model_dump(),
             "events": [event.model_dump() for event in self.events],
         }
 
@@ -139,6 +143,7 @@ def look(name: str, place: str, launcher: Looks, run_dir: RunDir) -> RunReport:
             outcome=None if outcome is None else _describe(outcome),
             restarts=tuple(ended[:-1] if state in ("finished", "failed", "stopped") else ended),
             stragglers=tuple(stragglers(newest_paces(records))),
+            memory=max(peaks(records), key=lambda peak: peak.most, default=None),
             events=tuple(one for one in records.events if one.name in _LOUD)[-_NUM_LOUD:],
         )
     except (RotescaleError, FileNotFoundError) as error:

@@ -45,6 +45,8 @@ def page(report: RunReport) -> RenderableType:
     for slow in report.stragglers:
         words = f"on {slow.node}: a step takes up to {slow.ratio:.2g} times as long as without it"
         table.add_row(f"rank {slow.rank}", Text(words))
+    if report.memory is not None:
+        table.add_row("memory", Text(report.memory.describe()))
     for event in report.events:
         table.add_row(event.name, Text(f"{event.time}  {event.message}"))
     return Group(table)

@@ -25,6 +25,7 @@ from rotescale.evaluation.suites import all_items
 from rotescale.facts.saved import load_saved
 from rotescale.launch_spec import StageLimits
 from rotescale.local_copy import local_copy
+from rotescale.memory_gauge import MemoryGauge
 from rotescale.model.build import build_model
 from rotescale.model.prepare import PreparedModel
 from rotescale.model.trained import trainable_part
@@ -88,6 +89,7 @@ def make_training(
     watchdog: Watchdog,
     limits: StageLimits,
     preemption: Callable[[], Preemption | None],
+    memory: MemoryGauge,
 ) -> Training:
     """The parts of one attempt on this rank, put together."""
     records = RecordWriter(run_dir, attempt=attempt, rank=engine.rank)
@@ -115,6 +117,7 @@ def make_training(
             report=team.event,
         ),
         pace=Pace(),
+        memory=memory,
     )
 
 

@@ -14,6 +14,8 @@ from rotescale.data.stream import StepData
 from rotescale.engine.base import Row
 from rotescale.errors import TrainingError
 from rotescale.faults import fault_point
+from rotescale.memory_gauge import EVENT as MEMORY_EVENT
+from rotescale.memory_gauge import MemoryGauge, Moment, make_peak
 from rotescale.notices import Notices
 from rotescale.pace import EVENT as RANKS_EVENT
 from rotescale.pace import EVERY_STEPS, Pace, compare, describe
@@ -53,6 +55,7 @@ class Training:
     watchdog: Watchdog
     notices: Notices
     pace: Pace
+    memory: MemoryGauge
 
     def run(self) -> None:
         """Collective: every rank calls this. Do what is left of the run, whatever that is."""
@@ -67,6 +70,7 @@ class Training:
 
     def train_phase(self, plan: PhasePlan) -> None:
         """Collective: every rank calls this. The training loop, the same for every phase."""
+        self.memory.restart(self.team.engine.device)
         step = first = saved = self._begin_phase(plan)
         while step < plan.total_steps:
             if epoch := plan.evaluations.get(step):
@@ -81,6 +85,7 @@ class Training:
             urgent = noticed or step in plan.evaluations
             if due and step < plan.total_steps and self._save(plan, step, urgent=urgent):
                 saved = step
+        self._note_memory(plan.spec.name, "training")
         self.watchdog.arm("save")
         self.persistence.save(plan, step, kind="weights", phase_end=True)
         self.notices.rest(True)
@@ -230,7 +235,9 @@ class Training:
             return saved
         if saved < step:
             self._save(plan, step, urgent=True)
+        self._note_memory(plan.spec.name, "training")
         self._evaluate(plan.spec.name, epoch)
+        self.memory.restart(self.team.engine.device)
         return step
 
     def _evaluate(self, stage: str, epoch: int | None, end: Found | None = None) -> None:
@@ -243,10 +250,19 @@ class Training:
         self.watchdog.arm("evaluation")
         fault_point("evaluation", phase=stage, epoch=epoch, **self.team.where)
         name = None if end is None else end.name
+        self.memory.restart(self.team.engine.device)
         for evaluator in self.evaluators:
             if not self.team.agreed(evaluator.is_done, stage, epoch, name):
                 self.watchdog.arm("evaluation")
                 evaluator.evaluate(stage, epoch, name)
+        self._note_memory(stage, "measuring")
+
+    def _note_memory(self, stage: str, moment: Moment) -> None:
+        """Collective: every rank calls this. Record the most that each rank has held."""
+        engine = self.team.engine
+        peak = make_peak(stage, moment, engine.all_gather(self.memory.take(engine.device)))
+        if peak is not None:
+            self.team.event(MEMORY_EVENT, peak.describe(), **peak.model_dump())
 
     def _is_measured(self, stage: str, epoch: int | None, end: Found | None = None) -> bool:
         """Collective: every rank calls this. Whether that is done, of the checkpoint ``end``."""

@@ -31,6 +31,7 @@ from rotescale.errors import (
 from rotescale.faults import fault_point
 from rotescale.fork_server.server import Channel
 from rotescale.launch_spec import LaunchSpec
+from rotescale.memory_gauge import MemoryGauge
 from rotescale.model.prepare import load_prepared
 from rotescale.nodes import (
     Node,
@@ -85,6 +86,7 @@ def run_worker(
         prepared = load_prepared(run_dir.prepared_model)
         nccl_log = _nccl_log(run_dir, launch)
         check = partial(preflight, run_dir=run_dir, launch=launch, nccl_log=nccl_log)
+        memory = MemoryGauge()
         engine = make_engine(spec, prepared)
         for left in reversed(range(_MAX_DAMAGED + 1)):
             attempt, nodes = _agree_on_attempt(engine, run_dir)
@@ -96,6 +98,7 @@ def run_worker(
                 watchdog=watchdog,
                 limits=launch.limits,
                 preemption=preemption,
+                memory=memory,
             )
             try:
                 # The nodes are the same in a later attempt of these processes.
