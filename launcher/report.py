@@ -6,22 +6,20 @@ folder says at which step the run is, and not whether anybody is still at work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
 from typing import Any, Protocol
 
 from launcher import history
 from launcher.history import Ending
 from launcher.job import JobState, PlaceUnavailableError, Situation
+from rotescale.activity import activity_of
 from rotescale.checkpoint.attempts import newest_manifest
 from rotescale.errors import RotescaleError
 from rotescale.memory_gauge import MemoryPeak, peaks
 from rotescale.pace import Straggler, newest_paces, stragglers
-from rotescale.records import EventRow, Records, StepRow, read_records
+from rotescale.records import EventRow, Records, read_records
 from rotescale.run_dir import Outcome, RunDir
 
-_RECENT_STEPS = 20
 _LOUD = ("damaged", "hang", "preemption", "superseded", "skipped", "node-excluded")
 """Events that a person who looks wants to see."""
 _NUM_LOUD = 3
@@ -183,40 +181,15 @@ def _progress(run_dir: RunDir, records: Records) -> Progress | None:
     progress = Progress(
         attempt, checkpoint=None if manifest is None else manifest.rpartition("/")[0]
     )
-    step = records.steps[-1] if records.steps else None
-    evaluation = next((e for e in reversed(records.events) if e.name == "evaluation"), None)
-    if evaluation is not None and _is_open(evaluation, step):
-        details = evaluation.details
-        return replace(
-            progress,
-            stage=f"evaluate {details['stage']}",
-            done=int(details["done"]),
-            total=int(details["total"]),
-            loss=None if step is None else step.loss,
-        )
-    if step is None:
+    activity = activity_of(records)
+    if activity is None:
         return progress
-    recent = [row.seconds for row in records.steps if row.phase == step.phase][-_RECENT_STEPS:]
     return replace(
         progress,
-        stage=step.phase,
-        done=step.step,
-        total=_total_steps(records.events, step.phase),
-        epoch=step.epoch,
-        loss=step.loss,
-        seconds_per_step=median(recent),
+        stage=activity.stage,
+        done=activity.done,
+        total=activity.total,
+        epoch=activity.epoch,
+        loss=activity.loss,
+        seconds_per_step=activity.seconds_per_step,
     )
-
-
-def _is_open(evaluation: EventRow, step: StepRow | None) -> bool:
-    """Whether that evaluation still goes on; steps carry no time, so an attempt later is later."""
-    if step is not None and step.attempt > evaluation.attempt:
-        return False
-    return int(evaluation.details["done"]) < int(evaluation.details["total"])
-
-
-def _total_steps(events: Sequence[EventRow], phase: str) -> int | None:
-    for event in reversed(events):
-        if event.name == "phase" and event.details.get("phase") == phase:
-            return int(event.details["total_steps"])
-    return None

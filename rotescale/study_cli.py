@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 console = Console()
 
+_STOPPED = 130
+"""A shell's code for a command that was interrupted."""
 _STYLES = {"finished": "green", "running": "bold", "failed": "red", "blocked": "red"}
 
 
@@ -37,6 +39,7 @@ def study(
     ] = False,
 ) -> None:
     """Run a study, or what is left of it, and collect its results in one table."""
+    from rotescale.analysis.study_progress import study_progress
     from rotescale.evaluation.harness.tasks import check_tasks
     from rotescale.facts import load_source
     from rotescale.preparation import check_beliefs, check_enough
@@ -66,7 +69,17 @@ def study(
     console.print(_plan_table(runner))
     if dry_run:
         return
-    finished = runner.run()
+    try:
+        with study_progress(runner, console=console):
+            finished = runner.run()
+    except KeyboardInterrupt:
+        done = sum(status == "finished" for status in runner.status.values())
+        console.print(
+            f"stopped, with {done} of {len(plan.nodes)} runs finished; the same command goes on"
+        )
+        if any(runner.status[end] == "finished" for end in plan.ends):
+            _collect(runner)
+        raise typer.Exit(_STOPPED) from None
     _collect(runner)
     if not finished:
         lines = "\n".join(failures(runner))

@@ -8,8 +8,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -78,20 +80,28 @@ class StudyRunner:
             self.status[node.name] = "finished" if self._is_finished(node.name) else "waiting"
 
     def run(self) -> bool:
-        """Run everything that is left; whether all has finished. Runs end when this is stopped."""
+        """Run everything that is left; whether all has finished.
+
+        When this is stopped, by SIGINT or SIGTERM, the runs that are going end too, and
+        KeyboardInterrupt is raised.
+        """
         try:
-            while True:
-                self._block()
-                ready = [n for n in self.plan.nodes if self._is_ready(n)]
-                for node in ready[: self.parallel - len(self._running)]:
-                    self._start(node)
-                if not self._running:
-                    break
-                time.sleep(_LOOK_SECONDS)
-                self._collect()
+            with _stoppable():
+                self._run_all()
         finally:
             self._stop()
         return all(status == "finished" for status in self.status.values())
+
+    def _run_all(self) -> None:
+        while True:
+            self._block()
+            ready = [n for n in self.plan.nodes if self._is_ready(n)]
+            for node in ready[: self.parallel - len(self._running)]:
+                self._start(node)
+            if not self._running:
+                break
+            time.sleep(_LOOK_SECONDS)
+            self._collect()
 
     def _set(self, name: str, status: Status) -> None:
         self.status[name] = status
@@ -162,6 +172,24 @@ class StudyRunner:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Both signals that end a command are the same KeyboardInterrupt, also in the background.
+
+    A shell has background commands ignore SIGINT, which the runs would inherit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wanted = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def tidy(run_dir: RunDir, *, keep_weights: bool) -> None:

@@ -24,7 +24,7 @@ LAYERS = [
     {"launch_spec"},
     {"run_dir", "probe"},
     {"records", "watchdog", "notices", "nodes"},
-    {"pace"},
+    {"pace", "memory_gauge", "activity"},
     {"data", "model", "checkpoint", "engine.base", "engine.frozen_rows"},
     {"engine.zero3", "engine.eager", "evaluation", "team", "phase_plan"},
     {"phase_data", "team_checkpoints", "preflight"},
@@ -54,7 +54,7 @@ LAUNCHER_MAY_IMPORT = {
         "credentials",
         "kuberay_spec",
     ),
-    *("pace", "nodes"),
+    *("pace", "nodes", "memory_gauge", "activity"),
 }
 TORCH_FREE = [
     *("rotescale.object_store", "rotescale.ranges", "rotescale.local_copy"),

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +14,16 @@ import pyarrow.parquet
 import pytest
 import yaml
 from helpers import MICRO, QUICK, ROOT
+from launcher_shell import drivers
+from rich.console import Console
 
+from rotescale.analysis.study_progress import study_progress
 from rotescale.analysis.study_table import study_rows
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.errors import DataError, SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.records import EvaluationRow, RecordWriter
+from rotescale.run_dir import RunDir
 from rotescale.study.plan import Plan, make_plan
 from rotescale.study.runner import Status, StudyDir, StudyRunner, failures
 from rotescale.study.spec import Cell, StudySpec, load_study
@@ -232,6 +241,52 @@ def test_a_study_runs_goes_on_and_is_collected(tmp_path: Path, model_cache: Path
     assert trained.num_tokens < alone.num_tokens
     write_table(rows, folder.table)
     assert pyarrow.parquet.read_table(folder.table).num_rows == len(rows)
+
+
+def test_a_study_that_is_told_to_end_leaves_nothing_running(
+    tmp_path: Path, model_cache: Path
+) -> None:
+    _, plan, launch, launch_file = quick(tmp_path, model_cache)
+    command = [sys.executable, "-m", "rotescale.cli", "study", str(tmp_path / "study.yaml")]
+    study = subprocess.Popen(
+        [*command, "--on", str(launch_file)],
+        stdout=subprocess.PIPE,
+        text=True,
+        # As a shell starts what goes on in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    first = RunDir.of(launch.storage, plan.nodes[0].name)
+    deadline = time.monotonic() + 120
+    while not first.spec_json.exists():
+        assert time.monotonic() < deadline
+        assert study.poll() is None
+        time.sleep(0.1)
+    assert drivers(plan.nodes[0].name)
+    study.send_signal(signal.SIGTERM)
+    printed, _ = study.communicate(timeout=60)
+    assert study.returncode == 130
+    assert f"stopped, with 0 of {len(plan.nodes)} runs finished; the same command goes on" in (
+        " ".join(printed.split())
+    )
+    assert drivers(plan.nodes[0].name) == []
+
+
+def test_a_terminal_shows_how_many_runs_are_done_and_what_goes_on(
+    tmp_path: Path, model_cache: Path
+) -> None:
+    study, plan, launch, launch_file = quick(tmp_path, model_cache)
+    runner = StudyRunner(study, plan, launch, launch_file, 1, lambda *_: None)
+    first, second = plan.nodes[0].name, plan.nodes[1].name
+    runner.status |= {first: "finished", second: "running"}
+    text = io.StringIO()
+    with study_progress(runner, console=Console(file=text, force_terminal=True, width=160)):
+        pass
+    assert "1/3 runs" in text.getvalue()
+    assert f"{second.removeprefix('grid-')}: starting" in text.getvalue()
+    quiet = io.StringIO()
+    with study_progress(runner, console=Console(file=quiet)):
+        pass
+    assert quiet.getvalue() == ""
 
 
 def test_what_goes_on_from_a_failed_run_is_not_started(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""What a run is doing, by its records. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from rotescale.records import EventRow, Records, StepRow
+
+_RECENT_STEPS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """The stage that a run is at, and how far it is there."""
+
+    stage: str
+    """``memorize`` where that phase trains, ``evaluate memorize`` where its end is measured."""
+    done: int
+    total: int | None
+    """Steps of the phase, or items of the evaluation; None: not known."""
+    epoch: int | None = None
+    loss: float | None = None
+    seconds_per_step: float | None = None
+    """Median of the last steps; None in an evaluation."""
+
+    def __str__(self) -> str:
+        """In a few words, such as ``memorize 7/50, loss 1.234``."""
+        total = "" if self.total is None else f"/{self.total}"
+        loss = (
+            "" if self.loss is None or self.seconds_per_step is None else f", loss {self.loss:.3f}"
+        )
+        return f"{self.stage} {self.done}{total}{loss}"
+
+
+def activity_of(records: Records) -> Activity | None:
+    """What the newest rows say; None before there is a step or an evaluation."""
+    step = records.steps[-1] if records.steps else None
+    evaluation = next((e for e in reversed(records.events) if e.name == "evaluation"), None)
+    if evaluation is not None and _is_open(evaluation, step):
+        return Activity(
+            stage=f"evaluate {evaluation.details['stage']}",
+            done=int(evaluation.details["done"]),
+            total=int(evaluation.details["total"]),
+            loss=None if step is None else step.loss,
+        )
+    if step is None:
+        return None
+    recent = [row.seconds for row in records.steps if row.phase == step.phase][-_RECENT_STEPS:]
+    return Activity(
+        stage=step.phase,
+        done=step.step,
+        total=_total_steps(records.events, step.phase),
+        epoch=step.epoch,
+        loss=step.loss,
+        seconds_per_step=median(recent),
+    )
+
+
+def _is_open(evaluation: EventRow, step: StepRow | None) -> bool:
+    """Whether that evaluation still goes on; steps carry no time, so an attempt later is later."""
+    if step is not None and step.attempt > evaluation.attempt:
+        return False
+    return int(evaluation.details["done"]) < int(evaluation.details["total"])
+
+
+def _total_steps(events: Sequence[EventRow], phase: str) -> int | None:
+    for event in reversed(events):
+        if event.name == "phase" and event.details.get("phase") == phase:
+            return int(event.details["total_steps"])
+    return None
