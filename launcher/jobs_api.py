@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import requests
 import websocket
@@ -32,6 +32,7 @@ TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _TIMEOUT = (10.0, 60.0)
 _PATIENCE_SECONDS = 60.0
 _RETRIED = (429, 500, 502, 503, 504)
+_Read = TypeVar("_Read")
 _IDLE_SECONDS = 300.0
 """Each new stream sends everything again, so silence alone is no reason for one."""
 
@@ -66,12 +67,13 @@ class JobsApi:
         self._session = requests.Session()
         # Neither proxies' passwords nor ~/.netrc: the token is the only credential.
         self._session.trust_env = False
-        self._session.headers["Authorization"] = f"Bearer {read_token(access)}"
+        self._token = read_token(access)
+        self._session.headers["Authorization"] = f"Bearer {self._token}"
         self._session.verify = access.ca_file or True
 
     def version(self) -> dict[str, Any]:
         """Ray's version there, and the jobs API's."""
-        return cast(dict[str, Any], self._ask("GET", "/api/version").json())
+        return self._read(self._ask("GET", "/api/version"), lambda said: {**said})
 
     def put_package(self, path: str, package: bytes) -> None:
         """Put a package there, unless it is there: its path is made of its content."""
@@ -100,11 +102,15 @@ class JobsApi:
     def job(self, submission_id: str) -> Job | None:
         """The job of that id; None where the cluster does not know it."""
         answer = self._ask("GET", f"/api/jobs/{submission_id}", missing_is_fine=True)
-        return None if answer.status_code == requests.codes.not_found else _job(answer.json())
+        missing = answer.status_code == requests.codes.not_found
+        return None if missing else self._read(answer, _job)
 
     def jobs(self) -> list[Job]:
         """All jobs that were submitted to the cluster, and that it still knows."""
-        return [_job(one) for one in self._ask("GET", "/api/jobs/").json() if one["submission_id"]]
+        return self._read(
+            self._ask("GET", "/api/jobs/"),
+            lambda said: [_job(one) for one in said if one["submission_id"]],
+        )
 
     def stop(self, submission_id: str) -> None:
         """Ask the job to end. It may go on for as long as it was given to end in."""
@@ -113,7 +119,9 @@ class JobsApi:
     def logs(self, submission_id: str) -> str:
         """What the job has printed; empty where the cluster does not know it."""
         answer = self._ask("GET", f"/api/jobs/{submission_id}/logs", missing_is_fine=True)
-        return "" if answer.status_code == requests.codes.not_found else str(answer.json()["logs"])
+        if answer.status_code == requests.codes.not_found:
+            return ""
+        return self._read(answer, lambda said: str(said["logs"]))
 
     def follow(self, submission_id: str) -> Iterator[str]:
         """What the job prints, in pieces as they come, from its first line on, until it has ended.
@@ -183,7 +191,7 @@ class JobsApi:
         if answer.ok or (missing_is_fine and answer.status_code == requests.codes.not_found):
             return answer
         if answer.status_code in _RETRIED:
-            raise self._unavailable(_words(answer))
+            raise self._unavailable(self._words(answer))
         raise self._refusal(answer)
 
     def _send(self, method: str, path: str, **body: Any) -> requests.Response:
@@ -199,10 +207,20 @@ class JobsApi:
         except requests.exceptions.SSLError as error:
             raise SpecError(
                 f"ray.jobs_url {self._access.jobs_url}: its certificate cannot be trusted "
-                f"({_reason(error)}); name its authority's in ray.ca_file"
+                f"({self._reason(error)}); name its authority's in ray.ca_file"
             ) from None
         except requests.exceptions.RequestException as error:
-            raise self._unavailable(_reason(error)) from None
+            raise self._unavailable(self._reason(error)) from None
+
+    def _read(self, answer: requests.Response, meaning: Callable[[Any], _Read]) -> _Read:
+        """What an answer means. SpecError where it is none of Ray's, such as a proxy's page."""
+        try:
+            return meaning(answer.json())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise SpecError(
+                f"ray.jobs_url {self._access.jobs_url} answers, but not as Ray's jobs API does; is "
+                "it the dashboard of a Ray cluster?"
+            ) from None
 
     def _refusal(self, answer: requests.Response) -> SpecError:
         url = self._access.jobs_url
@@ -212,7 +230,7 @@ class JobsApi:
         if answer.status_code == requests.codes.forbidden:
             return SpecError(f"ray.jobs_url {url} refuses the token from {source}; renew it there")
         return SpecError(
-            f"ray.jobs_url {url} answers {answer.status_code} ({_words(answer)}); is it the "
+            f"ray.jobs_url {url} answers {answer.status_code} ({self._words(answer)}); is it the "
             "dashboard of a Ray cluster?"
         )
 
@@ -221,6 +239,18 @@ class JobsApi:
             f"{self._access.jobs_url} does not answer ({why}); is the cluster, or the tunnel to "
             "it, up? What it was asked to do may have been done: look with status"
         )
+
+    def _words(self, answer: requests.Response) -> str:
+        """The last line of an error's text: Ray answers with a traceback."""
+        lines = [line.strip() for line in answer.text.splitlines() if line.strip()]
+        if not lines:
+            return f"HTTP {answer.status_code}"
+        return hidden(lines[-1], self._token)[:300]
+
+    def _reason(self, error: Exception) -> str:
+        inner = error.args[0] if error.args else error
+        reason = getattr(inner, "reason", inner)
+        return hidden(str(reason).rpartition(": ")[2], self._token)[:200]
 
 
 def read_token(access: RayAccess) -> str:
@@ -268,15 +298,3 @@ def _job(said: dict[str, Any]) -> Job:
         exit_code=said.get("driver_exit_code"),
         metadata=said.get("metadata") or {},
     )
-
-
-def _words(answer: requests.Response) -> str:
-    """The last line of an error's text: Ray answers with a traceback."""
-    lines = [line.strip() for line in answer.text.splitlines() if line.strip()]
-    return hidden(lines[-1][:300]) if lines else f"HTTP {answer.status_code}"
-
-
-def _reason(error: Exception) -> str:
-    inner = error.args[0] if error.args else error
-    reason = getattr(inner, "reason", inner)
-    return hidden(str(reason).rpartition(": ")[2][:200])

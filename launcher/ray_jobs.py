@@ -16,6 +16,7 @@ from launcher.reach import named_files
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.object_store import RemotePath
+from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json
 from rotescale.storage import storage_path
@@ -24,6 +25,8 @@ ENTRYPOINT = "rotescale-launch supervise experiment.json --on launch.json"
 """Ray gives it to a shell, in the folder of the files; nothing of a spec may stand in it."""
 RUN_KEY = "rotescale-run"
 """Metadata of every job of a run: the run's name."""
+FOLDER_KEY = "rotescale-run-folder"
+"""And its folder, as the cluster sees it."""
 _END_SECONDS = 60
 """What a supervisor needs to end its driver, beside the save before it."""
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
@@ -98,7 +101,11 @@ def render(
             "experiment.json": dump_json(spec),
             "launch.json": dump_json(launch.inside_the_cluster()),
         },
-        metadata={RUN_KEY: name, "rotescale-spec-digest": spec.digest()},
+        metadata={
+            RUN_KEY: name,
+            FOLDER_KEY: str(RunDir.of(launch.storage, spec.name).root),
+            "rotescale-spec-digest": spec.digest(),
+        },
         stop_seconds=round(launch.resize_save_seconds) + _END_SECONDS,
     )
 

@@ -16,9 +16,10 @@ from rich.table import Table
 
 from launcher import runs
 from launcher.job import PlaceUnavailableError, Situation
+from launcher.listing import runs_at
 from launcher.report import RunReport, look
 from launcher.status_page import page, short
-from launcher.target import Target, find_target
+from launcher.target import Target, find_target, load_launch
 from rotescale.errors import RotescaleError, SpecError
 from rotescale.run_dir import RunDir
 from rotescale.storage import entries
@@ -60,20 +61,29 @@ def status(
 
 
 def list_runs(
+    on: Annotated[
+        Path | None, typer.Option(help="All runs of this place (a launch spec), whosever.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """The runs that were submitted from this machine, and how they are."""
-    known = runs.submissions()
-    reports = [_look(Target(one.experiment, one.launch)) for one in known]
+    """The runs that were submitted from this machine, or that a place has, and how they are."""
+    if on is not None:
+        launch = load_launch(on)
+        known = [(target, str(target.run_dir.root)) for target in runs_at(launch)]
+        nothing, last = f"{launch.name} ({launch.place}) has no run", "folder"
+    else:
+        known = [(Target(one.experiment, one.launch), one.time) for one in runs.submissions()]
+        nothing, last = "nothing was submitted from this machine", "submitted"
+    reports = [_look(target) for target, _ in known]
     if as_json:
         print(json.dumps([report.as_dict() for report in reports], indent=2))
         return
-    table = Table("run", "place", "state", "progress", "submitted", box=None, pad_edge=False)
-    for one, report in zip(known, reports, strict=True):
-        table.add_row(one.name, report.place, report.state, short(report), one.time)
     if not known:
-        console.print("nothing was submitted from this machine")
+        console.print(nothing)
         return
+    table = Table("run", "place", "state", "progress", last, box=None, pad_edge=False)
+    for (target, words), report in zip(known, reports, strict=True):
+        table.add_row(target.name, report.place, report.state, short(report), words)
     wide = Console(width=max(console.width, _LIST_WIDTH), highlight=False)
     wide.print(table)
 

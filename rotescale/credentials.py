@@ -29,6 +29,7 @@ _NAMES = re.compile(
     r"SECRET|PASSW|(^|_)(TOKEN|CREDENTIALS?|(API|ACCESS|AUTH|ACCOUNT|PRIVATE)_?KEY)(_|$)"
 )
 _HIDDEN = "(hidden: looks like {})"
+_KNOWN = "(hidden: the credential itself)"
 
 
 def found_in(text: str) -> str | None:
@@ -37,8 +38,14 @@ def found_in(text: str) -> str | None:
     return None if match is None else _kind(match)
 
 
-def hidden(text: str) -> str:
-    """``text`` with every credential in it replaced by what kind it looks like."""
+def hidden(text: str, *known: str) -> str:
+    """``text`` with every credential in it replaced by what kind it looks like.
+
+    ``known`` are credentials whatever they look like: a server may repeat what it was sent.
+    """
+    for secret in known:
+        if secret:
+            text = text.replace(secret, _KNOWN)
     return _ANY.sub(lambda match: _HIDDEN.format(_kind(match)), text)
 
 

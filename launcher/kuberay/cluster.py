@@ -90,7 +90,7 @@ class KubernetesCluster:
     def get(self, kind: Kind, name: str) -> Object | None:
         """The object of that name; None where there is none."""
         try:
-            found: Object = self._ask("GET", kind.path(self.namespace, name))
+            found = _answer(self._ask("GET", kind.path(self.namespace, name)))
         except RefusedError as error:
             if error.status == _NOT_FOUND:
                 return None
@@ -104,12 +104,12 @@ class KubernetesCluster:
         query = {"labelSelector": labels, "fieldSelector": fields}
         wanted = [(key, value) for key, value in query.items() if value is not None]
         try:
-            found: Object = self._ask("GET", kind.path(self.namespace), query=wanted)
+            found = _answer(self._ask("GET", kind.path(self.namespace), query=wanted))
         except RefusedError as error:
             if error.status == _NOT_FOUND:
                 return []
             raise
-        items: list[Object] = found.get("items", [])
+        items: list[Object] = found.get("items") or []
         return items
 
     def create(self, manifest: Object, *, dry_run: bool = False) -> bool:
@@ -199,7 +199,7 @@ class KubernetesCluster:
             },
         }
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-        return bool(self._ask("POST", path, body=review)["status"]["allowed"])
+        return bool(_answer(self._ask("POST", path, body=review))["status"]["allowed"])
 
     def raw(self, path: str) -> Any:
         """The answer to any other path that is read; None where there is nothing."""
@@ -275,7 +275,10 @@ class KubernetesCluster:
             answer = self._client.call_api(*request, _request_timeout=timeout).response
             if answer.status in _FINE:
                 return answer
-            raise _explain(method, path, answer.status, answer.read(), answer.headers)
+            _, _, sent, *_ = request
+            token = sent.get("authorization", "").removeprefix("Bearer ")
+            said = hidden(answer.read().decode(errors="replace"), token)
+            raise _explain(method, path, answer.status, said, answer.headers)
         except ApiException as error:
             # The client makes one of what TLS refuses, and of nothing else here.
             raise SpecError(
@@ -284,6 +287,16 @@ class KubernetesCluster:
             ) from None
         except urllib3.exceptions.HTTPError as error:
             raise _unavailable(str(getattr(error, "reason", None) or error)) from None
+
+
+def _answer(found: Any) -> Object:
+    """What is read, where it is a Kubernetes API server that has answered."""
+    if isinstance(found, dict) and isinstance(found.get("kind"), str):
+        return found
+    raise SpecError(
+        "Kubernetes: what answers at the kubeconfig's server is no Kubernetes API server; is the "
+        "address right, and does a proxy stand before it?"
+    )
 
 
 def _client(context: str | None) -> ApiClient:
@@ -315,11 +328,11 @@ def _client(context: str | None) -> ApiClient:
 
 
 def _explain(
-    method: str, path: str, status: int, body: bytes, headers: Mapping[str, str]
+    method: str, path: str, status: int, said: str, headers: Mapping[str, str]
 ) -> SpecError | PlaceUnavailableError:
     """An error of the API server in our words."""
     try:
-        words = hidden(str(json.loads(body)["message"]))
+        words = hidden(str(json.loads(said)["message"]))
     except (ValueError, KeyError, TypeError):
         words = f"HTTP {status}"
     if status in _RETRIED:

@@ -18,6 +18,12 @@ from rotescale.spec_file import dump_json
 
 Manifest = dict[str, Any]
 
+FOLDER_ANNOTATION = "rotescale/run-folder"
+"""The run's folder, as the pods see it."""
+_MANAGER = ("app.kubernetes.io/managed-by", "rotescale-launch")
+MANAGED_BY = "=".join(_MANAGER)
+"""A selector of everything that is created here."""
+
 ENTRYPOINT = (
     f"rotescale-launch supervise {SPEC_FOLDER}/experiment.json "
     f"--on {SPEC_FOLDER}/launch.json --once"
@@ -39,7 +45,7 @@ def render(
     name = names.job_name(spec.name, storage=launch.storage)
     labels = {
         "app.kubernetes.io/name": "rotescale",
-        "app.kubernetes.io/managed-by": "rotescale-launch",
+        _MANAGER[0]: _MANAGER[1],
         "rotescale/run": name,
     }
     spec_map = _spec_map(spec, launch, name=name, labels=labels)
@@ -48,7 +54,7 @@ def render(
     )
     job["metadata"]["annotations"] |= {
         "rotescale/experiment": spec.name,
-        "rotescale/run-folder": str(RunDir.of(launch.storage, spec.name).root),
+        FOLDER_ANNOTATION: str(RunDir.of(launch.storage, spec.name).root),
         "rotescale/spec-digest": spec.digest(),
     }
     manifests = [spec_map, job]

@@ -102,6 +102,11 @@ def test_lost_cancelled_moved_and_finished(
     assert "is running already" in shell("submit", str(MICRO), *SPEC, "--on", place)
     assert len(JobsApi(access(cluster)).jobs()) == 1
     assert shell.status("micro")["state"] in ("pending", "running")
+    [listed] = json.loads(shell("list", "--on", place, "--json"))
+    assert (listed["name"], listed["run_folder"]) == (
+        shell.status("micro")["name"],
+        str(run_dir.root),
+    )
 
     def checkpoint() -> str | None:
         progress = shell.status("micro")["progress"]

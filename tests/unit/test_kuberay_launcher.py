@@ -389,6 +389,12 @@ def test_the_command_line_goes_the_same_way(
     assert told["layers"]["RayJob"] == f"{NAME}: Suspended"
     assert "Suspended" in run("status", "micro")
     assert NAME in run("list")
+    # Whoever has submitted it, and from wherever.
+    monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "elsewhere"))
+    assert "nothing was submitted" in run("list")
+    [found] = json.loads(run("list", "--on", str(profile), "--json"))
+    assert (found["name"], found["state"]) == (NAME, "pending")
+    monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "state"))
     server.faults.add(Fault("GET", "/rayjobs", status=403, times=FOR_EVER))
     assert "unknown" in run("list"), "one place that refuses hides no other run"
 

@@ -348,6 +348,27 @@ def test_what_is_at_work_is_not_resumed_elsewhere(
     assert "it is at work at local (local); end it there first" in capsys.readouterr().err
 
 
+def test_a_place_lists_its_runs_whoever_has_submitted_them(
+    submit: Submit,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    run_dir, _ = submit("sleep", "60")
+    place = tmp_path / "place.yaml"
+    place.write_text(f"storage: {run_dir.root.parent}\n")
+    (tmp_path / "empty.yaml").write_text(f"name: empty\nstorage: {tmp_path / 'none'}\n")
+    assert launcher("list", "--on", str(tmp_path / "empty.yaml"), monkeypatch=monkeypatch) == 0
+    assert "empty (local) has no run" in capsys.readouterr().out
+    # A folder of something else is no run.
+    (run_dir.root.parent / "other").mkdir()
+    run_dir.spec_json.write_text("{}")
+    assert launcher("list", "--on", str(place), monkeypatch=monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert str(run_dir.root) in printed
+    assert len(printed.splitlines()) == 2
+
+
 def test_a_run_is_found_by_its_name_and_listed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

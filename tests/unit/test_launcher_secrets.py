@@ -1,0 +1,147 @@
+"""No command prints or keeps a credential, not even where a server throws it back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from kuberay_helpers import FULL, MICRO
+
+from launcher import cli
+from launcher.jobs_api import JobsApi
+from launcher.kuberay.cluster import KubernetesCluster
+
+TOKEN = "c29tZXRoaW5nIG5vYm9keSBndWVzc2Vz"
+"""Of no known shape: it is hidden because it is the one that was sent."""
+VARIABLES = {
+    "HF_TOKEN": "hf_QmVyR2hhaW5UaGVXb3JsZElzTm90",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIK7MDENGbPxRfiCYzzzz",
+    "RAY_AUTH_TOKEN": "c29tZS1vdGhlci10b2tlbi1vZi1SYXk",
+}
+STATUSES = (200, 401, 403, 404, 409, 422, 500)
+COMMANDS = [
+    ("submit", str(MICRO)),
+    ("submit", str(MICRO), "--dry-run"),
+    ("render", str(MICRO)),
+    ("diff", str(MICRO)),
+    ("status", "micro"),
+    ("status", "micro", "--json"),
+    ("logs", "micro"),
+    ("logs", "micro", "--follow"),
+    ("list",),
+    ("list", "--json"),
+    ("cancel", "micro", "--grace", "0"),
+    ("doctor",),
+]
+Run = Callable[..., str]
+
+
+class Echo(BaseHTTPRequestHandler):
+    """A server that repeats the request's headers in every answer."""
+
+    status = 200
+    asked = 0
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        type(self).asked += 1
+        heard = " ".join(self.headers.values())
+        body = json.dumps({"message": f"you said: {heard}", "logs": "", "items": []}).encode()
+        self.send_response(self.status, f"because of {self.headers.get('Authorization')}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on the terminal."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """A command's output, whatever becomes of it; it asks once and does not wait."""
+    monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "state"))
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    for one in (JobsApi, KubernetesCluster):
+        monkeypatch.setitem(one.__init__.__kwdefaults__, "patience_seconds", 0.0)  # type: ignore[index]
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
+        with pytest.raises(SystemExit):
+            cli.main()
+        printed = capsys.readouterr()
+        return printed.out + printed.err
+
+    return call
+
+
+def look_for_secrets(text: str, where: str) -> None:
+    for secret in (TOKEN, *VARIABLES.values()):
+        assert secret not in text, f"{where}: {text}"
+
+
+def ask_everything(run: Run, profile: Path, folder: Path) -> None:
+    for command in COMMANDS:
+        look_for_secrets(run(*command, "--on", str(profile)), " ".join(command))
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name not in ("token", "kubeconfig"):
+            look_for_secrets(path.read_bytes().decode(errors="replace"), str(path))
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_ray_cluster_that_repeats_the_token(
+    status: int, url: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Echo, "status", status)
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    fields = {
+        **{"name": "cluster", "place": "ray", "address": "auto"},
+        **{"storage": str(tmp_path / "runs"), "ray": {"jobs_url": url, "token_file": str(token)}},
+    }
+    profile = tmp_path / "place.yaml"
+    profile.write_text(yaml.safe_dump(fields))
+    before = Echo.asked
+    ask_everything(run, profile, tmp_path)
+    assert Echo.asked > before + len(COMMANDS) // 2
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_kubernetes_cluster_that_repeats_the_token(
+    status: int, url: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Echo, "status", status)
+    kubeconfig = {
+        **{"apiVersion": "v1", "kind": "Config", "current-context": "here"},
+        "clusters": [{"name": "here", "cluster": {"server": url}}],
+        "users": [{"name": "me", "user": {"token": TOKEN}}],
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+    }
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    fields = copy.deepcopy(FULL)
+    fields["kuberay"]["context"] = None
+    profile = tmp_path / "place.yaml"
+    profile.write_text(yaml.safe_dump(fields))
+    before = Echo.asked
+    ask_everything(run, profile, tmp_path)
+    assert Echo.asked > before + len(COMMANDS) // 2
