@@ -20,7 +20,7 @@ import requests
 import websocket
 
 from launcher.job import PlaceUnavailableError
-from launcher.patience import FIRST_WAIT, LONGEST_WAIT, patiently
+from launcher.patience import FIRST_WAIT, LONGEST_WAIT, PATIENCE_SECONDS, patiently
 from rotescale.credentials import hidden
 from rotescale.errors import SpecError
 from rotescale.launch_spec import RayAccess
@@ -30,7 +30,6 @@ SUBMISSION = "rotescale-submission"
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 """The statuses that a job does not leave."""
 _TIMEOUT = (10.0, 60.0)
-_PATIENCE_SECONDS = 60.0
 _RETRIED = (429, 500, 502, 503, 504)
 _Read = TypeVar("_Read")
 _IDLE_SECONDS = 300.0
@@ -58,7 +57,7 @@ class JobsApi:
         self,
         access: RayAccess,
         *,
-        patience_seconds: float = _PATIENCE_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._access = access

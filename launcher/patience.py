@@ -10,6 +10,10 @@ from launcher.job import PlaceUnavailableError
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 """Seconds between two tries; each wait is twice the one before."""
+PATIENCE_SECONDS = 60.0
+"""How long a call waits for a place that does not answer, before it says so."""
+LOOK_SECONDS = 8.0
+"""The same where a person waits to see how things are."""
 Answer = TypeVar("Answer")
 
 

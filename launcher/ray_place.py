@@ -31,14 +31,13 @@ class RayLauncher:
         launch: LaunchSpec,
         name: str,
         *,
-        api: JobsApi | None = None,
+        api: JobsApi,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """``name`` is the run's (``kuberay.names.job_name``)."""
-        assert launch.ray is not None, launch.name
         self._launch = launch
         self._name = name
-        self._api = api or JobsApi(launch.ray)
+        self._api = api
         self._sleep = sleep
 
     def submit(self, spec: ExperimentSpec, *, retry: bool) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from launcher import runs
 from launcher.job import Launcher
 from launcher.kuberay.names import job_name
+from launcher.patience import PATIENCE_SECONDS
 from launcher.places import launcher_of
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
@@ -33,9 +34,9 @@ class Target:
         """What the place calls the run."""
         return job_name(self.experiment, storage=self.launch.storage)
 
-    def launcher(self) -> Launcher:
-        """What looks after the run there."""
-        return launcher_of(self.experiment, self.launch)
+    def launcher(self, *, patience_seconds: float = PATIENCE_SECONDS) -> Launcher:
+        """What looks after the run there, and how long it waits for a place that is away."""
+        return launcher_of(self.experiment, self.launch, patience_seconds=patience_seconds)
 
     def at(self, launch: LaunchSpec) -> Target:
         """The same run, its folder where it is, at another place."""

@@ -17,6 +17,7 @@ from rich.table import Table
 from launcher import runs
 from launcher.job import PlaceUnavailableError, Situation
 from launcher.listing import runs_at
+from launcher.patience import LOOK_SECONDS
 from launcher.report import RunReport, look
 from launcher.status_page import page, short
 from launcher.target import Target, find_target, load_launch
@@ -133,7 +134,7 @@ def cancel(
 def _look(target: Target) -> RunReport:
     place = f"{target.launch.name} ({target.launch.place})"
     try:
-        launcher = target.launcher()
+        launcher = target.launcher(patience_seconds=LOOK_SECONDS)
     except SpecError as error:
         # Such as a token that is not there: the run's folder can be read all the same.
         return look(target.name, place, _Silent(str(error)), target.run_dir)

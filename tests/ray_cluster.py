@@ -28,38 +28,88 @@ class RayCluster:
     token: str
     process: subprocess.Popen[bytes]
     environment: Mapping[str, str]
+    folder: Path
+    """Of its files; it stands in the command line of every process of the cluster."""
 
     def stop(self) -> None:
         """End all that was started."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for pid in self.processes(str(self.folder)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def processes(self, mark: str) -> list[int]:
+        """Those of the cluster's with ``mark`` in their command line."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                line = path.read_bytes().decode(errors="replace")
+                if str(self.folder) in line and mark in line:
+                    found.append(int(path.parent.name))
+        return found
+
+    def answers(self) -> bool:
+        """Whether the dashboard does, and its jobs API with it."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        try:
+            answer = requests.get(f"{self.jobs_url}/api/jobs/", headers=headers, timeout=5)
+        except requests.RequestException:
+            return False
+        return answer.ok
+
+    def restart_dashboard(self, *, pause_seconds: float) -> subprocess.Popen[bytes]:
+        """Kill it, and start it again as it was; only where nobody watches over it (``block``)."""
+        [pid] = self.processes("dashboard/dashboard.py")
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(pause_seconds)
+        with (self.folder / "output").open("ab") as output:
+            return subprocess.Popen(
+                command,
+                env=dict(self.environment),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
 
 @contextmanager
-def ray_cluster(folder: Path, *, num_cpus: int, **environment: str) -> Iterator[RayCluster]:
-    """A cluster for the time being, with its files in ``folder``, whose path must be short."""
-    cluster = _start(folder, num_cpus=num_cpus, environment=environment)
+def ray_cluster(
+    folder: Path, *, num_cpus: int, block: bool = True, **environment: str
+) -> Iterator[RayCluster]:
+    """A cluster for the time being, with its files in ``folder``, whose path must be short.
+
+    With ``block`` it ends when one of its processes does, as in a pod.
+    """
+    cluster = _start(folder, num_cpus=num_cpus, block=block, environment=environment)
     try:
         yield cluster
     finally:
         cluster.stop()
 
 
-def _start(folder: Path, *, num_cpus: int, environment: Mapping[str, str]) -> RayCluster:
+def _start(
+    folder: Path, *, num_cpus: int, block: bool, environment: Mapping[str, str]
+) -> RayCluster:
     """On a slow machine a raylet may miss its limit; then all is begun anew."""
     for number in range(1, _TRIES + 1):
-        cluster = _start_once(folder / str(number), num_cpus=num_cpus, environment=environment)
+        cluster = _start_once(
+            folder / str(number), num_cpus=num_cpus, block=block, environment=environment
+        )
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and cluster.process.poll() is None:
-            if _is_up(cluster):
+        while time.monotonic() < deadline and not (block and cluster.process.poll() is not None):
+            if cluster.answers():
                 return cluster
             time.sleep(0.5)
         cluster.stop()
     raise AssertionError((folder / str(_TRIES) / "output").read_text())
 
 
-def _start_once(folder: Path, *, num_cpus: int, environment: Mapping[str, str]) -> RayCluster:
+def _start_once(
+    folder: Path, *, num_cpus: int, block: bool, environment: Mapping[str, str]
+) -> RayCluster:
     folder.mkdir(parents=True)
     token, port = secrets.token_hex(16), free_port()
     bin_folder = str(Path(sys.executable).parent)
@@ -73,7 +123,8 @@ def _start_once(folder: Path, *, num_cpus: int, environment: Mapping[str, str]) 
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
             [
-                *(f"{bin_folder}/ray", "start", "--head", "--block", f"--num-cpus={num_cpus}"),
+                *(f"{bin_folder}/ray", "start", "--head", f"--num-cpus={num_cpus}"),
+                *(["--block"] if block else []),
                 *(f"--port={free_port()}", "--node-ip-address=127.0.0.1"),
                 *("--dashboard-host=127.0.0.1", f"--dashboard-port={port}"),
                 *(f"--temp-dir={folder}", f"--dashboard-agent-listen-port={free_port()}"),
@@ -84,14 +135,4 @@ def _start_once(folder: Path, *, num_cpus: int, environment: Mapping[str, str]) 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return RayCluster(f"http://127.0.0.1:{port}", token, process, variables)
-
-
-def _is_up(cluster: RayCluster) -> bool:
-    """Whether the dashboard answers, and its jobs API with it."""
-    headers = {"Authorization": f"Bearer {cluster.token}"}
-    try:
-        answer = requests.get(f"{cluster.jobs_url}/api/jobs/", headers=headers, timeout=5)
-    except requests.RequestException:
-        return False
-    return answer.ok
+    return RayCluster(f"http://127.0.0.1:{port}", token, process, variables, folder)

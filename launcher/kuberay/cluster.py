@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.job import PlaceUnavailableError
-from launcher.patience import patiently
+from launcher.patience import PATIENCE_SECONDS, patiently
 from rotescale.credentials import hidden
 from rotescale.errors import SpecError
 
@@ -24,7 +24,6 @@ Object = dict[str, Any]
 """An object of Kubernetes, with the field names of its JSON."""
 
 RUN_LABEL = "rotescale/run"
-_PATIENCE_SECONDS = 90.0
 _TIMEOUT = (10.0, 60.0)
 _FOLLOW_TIMEOUT = (10.0, 90.0)
 _RETRIED = (429, 500, 502, 503, 504)
@@ -79,7 +78,7 @@ class KubernetesCluster:
         namespace: str,
         *,
         client: ApiClient | None = None,
-        patience_seconds: float = _PATIENCE_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.namespace = namespace

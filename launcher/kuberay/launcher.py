@@ -41,7 +41,7 @@ class KubeRayLauncher:
         launch: LaunchSpec,
         name: str,
         *,
-        cluster: KubernetesCluster | None = None,
+        cluster: KubernetesCluster,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """``name`` is the RayJob's."""
@@ -49,9 +49,7 @@ class KubeRayLauncher:
         self._launch = launch
         self._name = name
         self._kuberay = launch.kuberay
-        self._cluster = cluster or KubernetesCluster(
-            launch.kuberay.context, launch.kuberay.namespace
-        )
+        self._cluster = cluster
         self._sleep = sleep
 
     def submit(self, spec: ExperimentSpec, *, retry: bool) -> bool:

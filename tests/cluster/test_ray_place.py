@@ -237,6 +237,37 @@ def test_a_dashboard_that_is_away_is_waited_for_and_then_said(
         through(tunnel, cluster, patience_seconds=0.5).jobs()
 
 
+@pytest.mark.slow
+def test_a_dashboard_that_restarts(tmp_path: Path) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    with ray_cluster(folder, num_cpus=1, block=False) as found:
+        api = JobsApi(access(found), patience_seconds=90.0)
+        words = "for i in $(seq 40); do echo line-$i; sleep 1; done"
+        body = {"entrypoint": words, "submission_id": "through-1"}
+        assert api.submit(body)
+        lines: list[str] = []
+
+        def follow() -> None:
+            text = "".join(api.follow("through-1"))
+            lines.extend(line for line in text.splitlines() if line.startswith("line-"))
+
+        following = threading.Thread(target=follow)
+        following.start()
+        wait_for("the job's first line", lambda: "line-1" in api.logs("through-1"))
+        dashboard = found.restart_dashboard(pause_seconds=3.0)
+        assert not found.answers()
+        # The job never stopped, and is not begun a second time.
+        job = api.job("through-1")
+        assert job is not None
+        assert job.status == "RUNNING"
+        assert not api.submit(body)
+        following.join(timeout=180)
+        assert lines == [f"line-{number}" for number in range(1, 41)]
+        assert [one.status for one in api.jobs()] == ["SUCCEEDED"]
+    dashboard.wait(timeout=30)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def test_doctor_looks_inside(cluster: RayCluster, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import fcntl
 import json
+import os
+import pty
+import struct
+import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -442,3 +449,49 @@ def test_a_log_that_may_not_be_read_is_not_called_empty(server: ApiServer) -> No
         launcher().logs(num_lines=5)
     with pytest.raises(RefusedError, match="rotescale-launch doctor"):
         next(launcher().follow())
+
+
+@pytest.mark.slow
+def test_status_that_is_watched_through_a_minute_without_a_server(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "state"))
+    profile = tmp_path / "place.yaml"
+    profile.write_text(dump_json(LAUNCH))
+    assert launcher().submit(SPEC, retry=False)
+    say(server, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    command = [sys.executable, "-m", "launcher.cli", "status", "micro", "--watch"]
+    watching = subprocess.Popen(
+        [*command, "--on", str(profile)], stdout=terminal, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(terminal)
+    shown: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):
+            while piece := os.read(screen, 65536):
+                shown.append(piece)
+
+    threading.Thread(target=read, daemon=True).start()
+
+    def comes(words: str, *, seconds: float = 60.0) -> None:
+        """Shown from now on."""
+        shown.clear()
+        deadline = time.monotonic() + seconds
+        while words not in b"".join(shown).decode(errors="replace"):
+            assert time.monotonic() < deadline, b"".join(shown)[-2000:].decode(errors="replace")
+            assert watching.poll() is None
+            time.sleep(0.1)
+
+    comes("running")
+    with server.down():
+        began = time.monotonic()
+        comes("does not answer", seconds=30.0)
+        time.sleep(max(0.0, 60.0 - (time.monotonic() - began)))
+        comes("unknown")
+    comes("running")
+    say(server, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert watching.wait(timeout=60) == 0
+    assert [job["metadata"]["name"] for job in jobs(server)] == [NAME]

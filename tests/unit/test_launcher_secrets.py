@@ -14,9 +14,8 @@ import pytest
 import yaml
 from kuberay_helpers import FULL, MICRO
 
-from launcher import cli
-from launcher.jobs_api import JobsApi
-from launcher.kuberay.cluster import KubernetesCluster
+from launcher import cli, jobs_api
+from launcher.kuberay import cluster
 
 TOKEN = "c29tZXRoaW5nIG5vYm9keSBndWVzc2Vz"
 """Of no known shape: it is hidden because it is the one that was sent."""
@@ -80,8 +79,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "state"))
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
-    for one in (JobsApi, KubernetesCluster):
-        monkeypatch.setitem(one.__init__.__kwdefaults__, "patience_seconds", 0.0)  # type: ignore[index]
+    for module in (jobs_api, cluster):
+        monkeypatch.setattr(module, "patiently", lambda ask, **_: ask())
 
     def call(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
