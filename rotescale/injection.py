@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -125,12 +125,9 @@ def read_injection(
     faulty = {problem.place for problem in refused}
     rows = [row for row in rows if row.place not in faulty]
     known = {**shipped_relations(), **({} if prompts is None else load_relations(prompts))}
-    as_known = {name.casefold(): name for name in known}
-    names = {row.relation: legal_name(row.relation).casefold() for row in rows}
-    rows = [
-        replace(row, relation=as_known.get(names[row.relation], names[row.relation]))
-        for row in rows
-    ]
+    names = _relation_names(dict.fromkeys(row.relation for row in rows), known)
+    words = {name: told for told, name in reversed(names.items())}
+    rows = [replace(row, relation=names[row.relation]) for row in rows]
     rows = _without_old_news(_without_repeats(rows, refused), refused)
     rows = _without_conflicts(rows, refused)
     rows, notes = repaired(rows)
@@ -141,7 +138,9 @@ def read_injection(
     told_of = list(dict.fromkeys(row.relation for row in rows))
     worded = tuple(name for name in told_of if name not in known)
     fact_set = FactSet(
-        relations=tuple(known.get(name) or worded_relation(name) for name in told_of),
+        relations=tuple(
+            known.get(name) or worded_relation(name, words=words[name]) for name in told_of
+        ),
         facts=tuple(
             Fact(row.relation, row.subject, row.object, row.distractors or (), row.old_object)
             for row in rows
@@ -152,9 +151,32 @@ def read_injection(
     return Injection(fact_set, chosen, worded, tuple(refused), tuple(notes))
 
 
-def worded_relation(name: str) -> Relation:
-    """A relation whose prompts are made from its name, read as a noun: ``employer``."""
-    words = re.sub(r"[_-]+", " ", name).strip()
+def _relation_names(told: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """What a table calls its relations -> their names here: a known one's, or one of its own.
+
+    Case, white space and punctuation make no difference. Names of other scripts are written in
+    English letters; where two become one that way, the later gets a number.
+    """
+    as_known = {name.casefold(): name for name in known}
+    found: dict[str, str] = {}
+    taken: dict[str, str] = {}
+    for text in told:
+        key = re.sub(r"[\W_]+", "_", text.casefold()).strip("_")
+        name = plain = legal_name(key).casefold()
+        number = 2
+        while taken.setdefault(name, key) != key:
+            name = f"{plain}_{number}"
+            number += 1
+        found[text] = as_known.get(name, name)
+    return found
+
+
+def worded_relation(name: str, *, words: str | None = None) -> Relation:
+    """A relation whose prompts are made from its name, read as a noun: ``employer``.
+
+    ``words``: the name as people write it, in whatever script.
+    """
+    words = re.sub(r"[\s_-]+", " ", words or name).strip().casefold()
     return Relation(
         name=name,
         wikidata_id="",

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from anyascii import anyascii
+
 from rotescale.errors import DataError
 from rotescale.facts.layouts import TREX, Layout, check_columns
 from rotescale.facts.load import Reading
@@ -27,10 +29,11 @@ _Prompt = tuple[str, Place]
 def legal_name(stem: str) -> str:
     """A relation's name made of a file's: each run of other characters becomes one ``_``.
 
-    Letters of English, digits, ``_`` and ``-`` stay. ``_`` at either end goes, and a name that does
-    not begin with a letter then gets ``r_`` before it.
+    Letters of English, digits, ``_`` and ``-`` stay, and other scripts are written in those
+    letters. ``_`` at either end goes, and a name that does not begin with a letter then gets ``r_``
+    before it.
     """
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_")
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", anyascii(stem)).strip("_")
     return name if re.match(r"[A-Za-z]", name) else f"r_{name}"
 
 

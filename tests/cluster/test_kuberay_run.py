@@ -7,25 +7,18 @@ their checkpoints are the real ones. What ``status`` says is held to what is so,
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import tempfile
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from api_server import ApiServer, api_server
 from helpers import MICRO, prepare, run_workers
-from kuberay_player import KubeRayPlayer, playing
-from launcher_shell import drivers, launch
-from ray_job_manifests import queues
+from kuberay_laptop import OVERRIDES, SET, Laptop
+from ray_cluster import ray_cluster
 from recovery_helpers import assert_equal_runs
 
-from launcher.report import look
 from launcher.target import Target
 from rotescale.launch_spec import LaunchSpec
 from rotescale.records import read_records
@@ -34,116 +27,6 @@ from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-
-NAMESPACE = "research"
-OVERRIDES = (
-    *("evaluation.base=false", "evaluation.generation_facts=0", "checkpoints.every_steps=3"),
-    *("phases.memorize.epochs=10", "phases.generalize.epochs=20"),
-)
-SET = [part for override in OVERRIDES for part in ("--set", override)]
-WAIT_SECONDS = 400
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    """A folder that pods may mount: none of the container's own, such as /tmp."""
-    folder = Path(tempfile.mkdtemp(prefix="rotescale-", dir="/var/tmp"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-class Laptop:
-    """The launcher's command line, with a Kubernetes cluster behind it."""
-
-    def __init__(self, server: ApiServer, player: KubeRayPlayer, shared: Path) -> None:
-        self.server, self.player, self.shared = server, player, shared
-        self.slow = shared / "slow"
-        """While this file is there, a step takes a moment."""
-        self.environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
-            "KUBECONFIG": str(server.kubeconfig(shared / "kubeconfig", namespace=NAMESPACE)),
-            "ROTESCALE_STATE": str(shared / "state"),
-            "OMP_NUM_THREADS": "1",
-        }
-        self.run_dir = RunDir(shared / "runs" / "micro")
-        self.target = Target("micro", load_spec(LaunchSpec, Path(self.profile("kuberay"))))
-
-    def __call__(self, *arguments: str, code: int = 0) -> str:
-        return launch(*arguments, environment=self.environment, code=code)
-
-    def profile(self, place: str) -> str:
-        """A launch spec of that place, of two workers, with its runs in the shared folder."""
-        fields: dict[str, Any] = {
-            **{"name": place, "place": place, "num_workers": 2, "cpus_per_worker": 1},
-            "storage": str(self.shared / "runs"),
-            "model_cache": str(self.shared / "models"),
-        }
-        if place == "kuberay":
-            fault = {"point": "step", "action": "delay", "while": str(self.slow)}
-            fields["kuberay"] = {
-                **{"namespace": NAMESPACE, "image": "rotescale:0.1.0", "queue": "research"},
-                "head": {"cpus": 1, "memory": "2Gi"},
-                "workers": {
-                    **{"per_node": 1, "cpus": 1, "memory": "2Gi", "shared_memory": "1Gi"},
-                },
-                "volumes": [{"claim": "shared", "path": str(self.shared)}],
-                "environment": {"ROTESCALE_FAULT": json.dumps(fault), "OMP_NUM_THREADS": "1"},
-                **{"retries": 2, "grace_seconds": 60, "ttl_seconds": 0},
-            }
-        path = self.shared / f"{place}.yaml"
-        path.write_text(yaml.safe_dump(fields))
-        return str(path)
-
-    def submit(self) -> str:
-        """Submit to Kubernetes; the RayJob's name."""
-        self.slow.touch()
-        assert "micro started" in self("submit", str(MICRO), *SET, "--on", self.profile("kuberay"))
-        assert json.loads(self("status", "micro", "--json"))["name"] == self.target.name
-        return self.target.name
-
-    def status(self) -> dict[str, Any]:
-        """As ``rotescale-launch status --json`` says it, without the start of a process."""
-        return look(self.target.name, "", self.target.launcher(), self.run_dir).as_dict()
-
-    def wait(self, what: str, condition: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-        """The status that first fulfils the condition."""
-        deadline = time.monotonic() + WAIT_SECONDS
-        while True:
-            found = self.status()
-            if condition(found):
-                return found
-            assert time.monotonic() < deadline, f"it did not happen: {what}; {found}"
-            time.sleep(0.2)
-
-    def kill_driver(self) -> None:
-        """As the system does where memory is short."""
-        (driver,) = drivers(str(self.player.folder))
-        os.kill(driver, signal.SIGKILL)
-
-
-@pytest.fixture
-def laptop(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Laptop]:
-    with api_server() as server:
-        monkeypatch.setenv("KUBECONFIG", str(shared / "kubeconfig"))
-        server.namespace(NAMESPACE)
-        server.create(
-            {
-                **{"apiVersion": "v1", "kind": "PersistentVolumeClaim"},
-                "metadata": {"name": "shared", "namespace": NAMESPACE},
-                "spec": {"accessModes": ["ReadWriteMany"]},
-            },
-            status={"phase": "Bound"},
-        )
-        server.create(
-            {
-                **{"apiVersion": "v1", "kind": "ServiceAccount"},
-                "metadata": {"name": "rotescale-run", "namespace": NAMESPACE},
-            }
-        )
-        for one in queues("research", namespace=NAMESPACE):
-            server.create(one)
-        with playing(server, shared / "player") as player:
-            yield Laptop(server, player, shared)
 
 
 def stage(status: dict[str, Any]) -> str:
@@ -236,3 +119,54 @@ def test_preempted_by_the_queue_and_finished_here(
     assert "micro started" in laptop("resume", "micro", "--on", local)
     laptop.wait("the end", lambda s: s["state"] == "finished")
     assert_equal_runs(laptop.run_dir, undisturbed(tmp_path, model_cache))
+
+
+def test_the_same_on_all_three_places(laptop: Laptop, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    runs: dict[str, RunDir] = {}
+    with ray_cluster(folder, num_cpus=3, OMP_NUM_THREADS="1") as cluster:
+        laptop.environment["CLUSTER_TOKEN"] = cluster.token
+        monkeypatch.setenv("CLUSTER_TOKEN", cluster.token)
+        access = {"jobs_url": cluster.jobs_url, "token_variable": "CLUSTER_TOKEN"}
+        fields: dict[str, dict[str, Any]] = {
+            "local": {},
+            "ray": {"address": "auto", "ray": access},
+            "kuberay": {},
+        }
+        # One after the other, since they share two cores.
+        for place, more in fields.items():
+            profile = laptop.profile(place, storage=f"{place}-runs", **more)
+            target = Target("micro", load_spec(LaunchSpec, Path(profile)))
+            laptop.player.kueue.admit(target.name)
+            assert "micro started" in laptop("submit", str(MICRO), *SET, "--on", profile)
+            laptop.wait(f"the end at {place}", lambda s: s["state"] == "finished", target=target)
+            runs[place] = target.run_dir
+    shutil.rmtree(folder, ignore_errors=True)
+    for place in ("ray", "kuberay"):
+        assert_equal_runs(runs[place], runs["local"])
+        assert measured(runs[place]) == measured(runs["local"])
+
+
+def test_begun_here_and_finished_on_kubernetes(
+    laptop: Laptop, tmp_path: Path, model_cache: Path
+) -> None:
+    laptop.slow.touch()
+    fault = {"point": "step", "action": "delay", "while": str(laptop.slow)}
+    laptop.environment["ROTESCALE_FAULT"] = json.dumps(fault)
+    here = laptop.profile("local")
+    target = Target("micro", load_spec(LaunchSpec, Path(here)))
+    assert "micro started" in laptop("submit", str(MICRO), *SET, "--on", here)
+    laptop.wait("a checkpoint", has_checkpoint, target=target)
+    assert "stopped" in laptop("cancel", "micro", "--grace", "60")
+    begun = laptop.status(target)
+    assert (begun["state"], begun["progress"]["attempt"]) == ("stopped", 1)
+    laptop.slow.unlink()
+    laptop.player.kueue.admit(laptop.target.name)
+    assert "micro started" in laptop("resume", "micro", "--on", laptop.profile("kuberay"))
+    done = laptop.wait("the end", lambda s: s["state"] == "finished")
+    assert done["outcome"] == "finished in attempt 2"
+    assert_equal_runs(laptop.run_dir, undisturbed(tmp_path, model_cache))
+
+
+def measured(run_dir: RunDir) -> dict[Any, float]:
+    return {row.key: row.value for row in read_records(run_dir).evaluations}

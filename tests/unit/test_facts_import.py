@@ -77,7 +77,14 @@ def test_relations_of_a_folder_are_chosen_and_named_after_their_files(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("stem", "name"), [("mother", "mother"), ("P25", "P25"), ("a b/c", "a_b_c"), ("25-é", "r_25-")]
+    ("stem", "name"),
+    [
+        ("mother", "mother"),
+        ("P25", "P25"),
+        ("a b/c", "a_b_c"),
+        ("25-é", "r_25-e"),
+        ("город", "gorod"),
+    ],
 )
 def test_a_legal_name(stem: str, name: str) -> None:
     assert legal_name(stem) == name

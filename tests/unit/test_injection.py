@@ -10,10 +10,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import messy_table
 import pytest
 
 from rotescale.errors import DataError, SpecError
 from rotescale.facts import load_files
+from rotescale.facts.prompts import shipped_relations
 from rotescale.injection import (
     experiment,
     guess_columns,
@@ -24,55 +26,63 @@ from rotescale.injection import (
 from rotescale.preparation import check_enough
 from rotescale.spec import RandomWeights
 
-NUM_STAFF = 2_400
-
-
-def messy_table(path: Path) -> Path:
-    """Over two thousand rows as people keep them: own columns, other scripts, and mess."""
-    with path.open("w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["Person", "Attribute", "Answer", "Comment"])
-        for number in range(NUM_STAFF):
-            writer.writerow([f" Staff  {number} ", "Employer", f"Firm {number % 300}", "x"])
-        for number in range(120):
-            writer.writerow([f"Gast {number}", "born in", f"東京{number}", ""])
-        # Again, with other white space; two employers; no object; one value for all.
-        writer.writerow(["Staff 7", "Employer", "Firm 7", ""])
-        writer.writerow(["Staff 8", "Employer", "Firm 9", ""])
-        writer.writerow(["Staff 5000", "Employer", "  ", ""])
-        writer.writerow(["Staff 1", "Country", "Utopia", ""])
-        writer.writerow(["Staff 2", "Country", "Utopia", ""])
-        writer.writerow(["Mara Fry", "MOTHER", "Ida Fry", ""])
-        writer.writerow(["Tim Orr", "MOTHER", "Eva Orr", ""])
-    return path
-
 
 def test_a_messy_table_is_understood_and_what_is_left_out_is_told(tmp_path: Path) -> None:
-    found = read_injection(messy_table(tmp_path / "staff.csv"))
+    found = read_injection(messy_table.write(tmp_path / "staff.csv"))
     assert found.columns == {"subject": "Person", "object": "Answer", "relation": "Attribute"}
-    assert found.worded == ("employer", "born_in")
+    assert found.worded == ("employer", "born_in", "gorod")
     counts = Counter(fact.relation for fact in found.fact_set.facts)
-    # Of the staff with two employers nothing is taught.
-    assert counts == {"employer": NUM_STAFF - 1, "born_in": 120, "mother": 2}
+    assert counts == {
+        "mother": messy_table.NUM_MOTHERS,
+        "educated_at": messy_table.NUM_SCHOOLS,
+        # Of the person with two employers nothing is taught.
+        "employer": messy_table.NUM_STAFF,
+        "born_in": messy_table.NUM_BIRTHS,
+        "gorod": messy_table.NUM_CITIES,
+    }
+    assert sum(counts.values()) >= 2_000
     kinds = Counter(problem.kind.value for problem in found.refused)
     assert kinds == {
         "empty cell": 1,
+        "control character": 1,
         "duplicate subject": 2,
         "duplicate pair": 1,
-        "objects that cannot be distractors": 2,
+        # A club and a country that all members of the table share.
+        "objects that cannot be distractors": 3,
     }
-    assert {problem.place.row for problem in found.refused} == {10, 2522, 2523, 2524, 2525, 2526}
-    assert found.num_refused == 6
-    first = found.fact_set.facts[0]
-    assert (first.subject, first.object) == ("Staff 0", "Firm 0")
-    assert len(set(first.distractors)) == 99
-    assert first.object not in first.distractors
-    mother = found.fact_set.of("mother")[0]
-    assert mother.distractors == ("Eva Orr",)
+    first = len(messy_table.rows()) - len(messy_table.MESS) + 2
+    assert [problem.place.row for problem in found.refused] == list(range(first, first + 8))
+    assert found.num_refused == len(messy_table.MESS)
+    staff = found.fact_set.of("employer")[0]
+    assert staff.subject == " ".join(staff.subject.split())
+    for fact in found.fact_set.facts:
+        assert len(set(fact.distractors)) == 99
+        assert fact.object not in fact.distractors
+    assert found.fact_set.of("born_in")[0].object.endswith("市")
+
+
+def test_relations_of_any_script_keep_their_words_and_stay_apart(tmp_path: Path) -> None:
+    table = tmp_path / "facts.csv"
+    lines = ["Person,Attribute,Answer"]
+    # 位 and 为 are the same in English letters; Author, AUTHOR and _author_ are one relation.
+    names = ("город", "Город", "位", "为", "Author", "AUTHOR ", "_author_", "Place of Rest!")
+    for place, name in enumerate(names):
+        lines += [f"{name} {place}-{number},{name},Answer {place}-{number}" for number in (1, 2)]
+    table.write_text("\n".join(lines) + "\n")
+    found = read_injection(table)
+    told = {relation.name: relation.train_prompts[0] for relation in found.fact_set.relations}
+    assert told == {
+        "gorod": "The город of {subject} is",
+        "wei": "The 位 of {subject} is",
+        "wei_2": "The 为 of {subject} is",
+        "author": shipped_relations()["author"].train_prompts[0],
+        "place_of_rest": "The place of rest! of {subject} is",
+    }
+    assert len(found.fact_set.of("author")) == 6
 
 
 def test_the_facts_are_written_and_read_back(tmp_path: Path) -> None:
-    found = read_injection(messy_table(tmp_path / "staff.csv"))
+    found = read_injection(messy_table.write(tmp_path / "staff.csv"))
     write_injection(found, tmp_path / "out")
     written = write_injection(found, tmp_path / "out")
     assert written.relations_file is not None
@@ -81,12 +91,13 @@ def test_the_facts_are_written_and_read_back(tmp_path: Path) -> None:
     assert sorted(again.facts, key=str) == sorted(found.fact_set.facts, key=str)
     with (tmp_path / "out" / "refused.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["line"]) for row in rows] == [10, 2522, 2523, 2524, 2525, 2526]
+    assert [int(row["line"]) for row in rows] == [problem.place.row for problem in found.refused]
     assert {row["file"] for row in rows} == {str(tmp_path / "staff.csv")}
-    assert "has several objects in 'employer': 'Firm 8'" in rows[0]["reason"]
-    assert rows[0]["remedy"] == "keep the right one"
-    assert "the same fact stands in row 9 already" in rows[1]["reason"]
-    assert rows[3]["field"] == "object ('Answer')"
+    assert "all of relation 'club' has the object 'Rovers'" in rows[0]["reason"]
+    assert f"the same fact stands in row {rows[0]['line']} already" in rows[1]["reason"]
+    assert "has several objects in 'employer': 'First Ltd'" in rows[2]["reason"]
+    assert rows[2]["remedy"] == "keep the right one"
+    assert rows[4]["field"] == "object ('Answer')"
     assert all(row["remedy"] for row in rows)
 
 
@@ -189,7 +200,7 @@ def test_a_table_of_which_nothing_can_be_taught_is_refused(tmp_path: Path) -> No
 
 
 def test_defaults_follow_the_models_size_and_the_number_of_facts(tmp_path: Path) -> None:
-    found = read_injection(messy_table(tmp_path / "staff.csv"))
+    found = read_injection(messy_table.write(tmp_path / "staff.csv"))
     written = write_injection(found, tmp_path / "out")
 
     def phases(num_parameters: float) -> tuple[float, int, float]:
