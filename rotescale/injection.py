@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,7 +127,7 @@ def read_injection(
     rows = [row for row in rows if row.place not in faulty]
     known = {**shipped_relations(), **({} if prompts is None else load_relations(prompts))}
     names = _relation_names(dict.fromkeys(row.relation for row in rows), known)
-    words = {name: told for told, name in reversed(names.items())}
+    words = {name: text for text, name in reversed(names.items())}
     rows = [replace(row, relation=names[row.relation]) for row in rows]
     rows = _without_old_news(_without_repeats(rows, refused), refused)
     rows = _without_conflicts(rows, refused)
@@ -155,28 +156,40 @@ def _relation_names(told: Iterable[str], known: Iterable[str]) -> dict[str, str]
     """What a table calls its relations -> their names here: a known one's, or one of its own.
 
     Case, white space and punctuation make no difference. Names of other scripts are written in
-    English letters; where two become one that way, the later gets a number.
+    English letters; where that is another relation's name already, they get a number.
     """
-    as_known = {name.casefold(): name for name in known}
+    as_known = {_key(name): name for name in known}
+    taken = dict(as_known)
     found: dict[str, str] = {}
-    taken: dict[str, str] = {}
     for text in told:
-        key = re.sub(r"[\W_]+", "_", text.casefold()).strip("_")
-        name = plain = legal_name(key).casefold()
-        number = 2
-        while taken.setdefault(name, key) != key:
-            name = f"{plain}_{number}"
-            number += 1
-        found[text] = as_known.get(name, name)
+        key = _key(text)
+        if key not in taken:
+            is_word = any(character.isalnum() for character in key)
+            name = plain = legal_name(key).casefold() if is_word else "relation"
+            number = 2
+            while name in taken.values():
+                name = f"{plain}_{number}"
+                number += 1
+            taken[key] = name
+        found[text] = taken[key]
     return found
+
+
+def _key(name: str) -> str:
+    """The same for all ways to write a relation's name: letters, their marks, and digits."""
+    folded = unicodedata.normalize("NFC", name).casefold()
+    parts = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split()
+    # A name of symbols alone is known by them.
+    return "_".join(parts) or folded.strip()
 
 
 def worded_relation(name: str, *, words: str | None = None) -> Relation:
     """A relation whose prompts are made from its name, read as a noun: ``employer``.
 
-    ``words``: the name as people write it, in whatever script.
+    ``words``: the name as people write it, in whatever script; braces would name a placeholder.
     """
-    words = re.sub(r"[\s_-]+", " ", words or name).strip().casefold()
+    plain = re.sub(r"[{}]", "", words or "").lower()
+    words = re.sub(r"[\s_-]+", " ", plain).strip() or re.sub(r"[_-]+", " ", name)
     return Relation(
         name=name,
         wikidata_id="",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import messy_table
 import pytest
+import yaml
 
 from rotescale.errors import DataError, SpecError
 from rotescale.facts import load_files
@@ -61,24 +62,57 @@ def test_a_messy_table_is_understood_and_what_is_left_out_is_told(tmp_path: Path
     assert found.fact_set.of("born_in")[0].object.endswith("市")
 
 
-def test_relations_of_any_script_keep_their_words_and_stay_apart(tmp_path: Path) -> None:
-    table = tmp_path / "facts.csv"
-    lines = ["Person,Attribute,Answer"]
-    # 位 and 为 are the same in English letters; Author, AUTHOR and _author_ are one relation.
-    names = ("город", "Город", "位", "为", "Author", "AUTHOR ", "_author_", "Place of Rest!")
+def taught(path: Path, names: list[str], *, prompts: Path | None = None) -> dict[str, str]:
+    """Relation -> its first prompt, of a table with two facts of each of these names."""
+    lines = [["Person", "Attribute", "Answer"]]
     for place, name in enumerate(names):
-        lines += [f"{name} {place}-{number},{name},Answer {place}-{number}" for number in (1, 2)]
-    table.write_text("\n".join(lines) + "\n")
-    found = read_injection(table)
-    told = {relation.name: relation.train_prompts[0] for relation in found.fact_set.relations}
-    assert told == {
+        lines += [[f"P{place}-{n}", name, f"A{place}-{n}"] for n in (1, 2)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(lines)
+    found = read_injection(path, prompts=prompts)
+    # What is written is read again, whatever the names are.
+    written = write_injection(found, path.parent / "out")
+    assert written.relations_file is not None
+    load_files([Path(path) for path in written.paths], relations=Path(written.relations_file))
+    return {relation.name: relation.train_prompts[0] for relation in found.fact_set.relations}
+
+
+def test_relations_of_any_script_keep_their_words_and_stay_apart(tmp_path: Path) -> None:
+    # 位 and 为 are the same in English letters; in Devanagari vowels are marks.
+    names = ["город", "Город", "位", "为", "पति", "पता", "Größe", "e\u0301tat", "\u00e9tat"]
+    assert taught(tmp_path / "facts.csv", names) == {
         "gorod": "The город of {subject} is",
         "wei": "The 位 of {subject} is",
         "wei_2": "The 为 of {subject} is",
-        "author": shipped_relations()["author"].train_prompts[0],
+        "pti": "The पति of {subject} is",
+        "pta": "The पता of {subject} is",
+        "grosse": "The größe of {subject} is",
+        "etat": "The e\u0301tat of {subject} is",
+    }
+
+
+def test_a_known_relation_is_known_however_it_is_written(tmp_path: Path) -> None:
+    author = shipped_relations()["author"].train_prompts[0]
+    names = ["\u00c0uthor", "Author", "AUTHOR ", "_author_", "Place of Rest!"]
+    assert taught(tmp_path / "facts.csv", names) == {
+        "author_2": "The \u00e0uthor of {subject} is",
+        "author": author,
         "place_of_rest": "The place of rest! of {subject} is",
     }
-    assert len(found.fact_set.of("author")) == 6
+    prompts = tmp_path / "prompts.yaml"
+    own = {"train_prompts": ["{subject} lies in"], "test_prompts": ["Where is {subject}?"]}
+    prompts.write_text(yaml.safe_dump({"place-of--rest": own}))
+    assert taught(tmp_path / "own.csv", ["Place of rest"], prompts=prompts) == {
+        "place-of--rest": "{subject} lies in"
+    }
+
+
+def test_names_that_are_no_words_make_prompts_all_the_same(tmp_path: Path) -> None:
+    assert taught(tmp_path / "facts.csv", ["cost of {subject}", "---", "%"]) == {
+        "cost_of_subject": "The cost of subject of {subject} is",
+        "relation": "The relation of {subject} is",
+        "relation_2": "The % of {subject} is",
+    }
 
 
 def test_the_facts_are_written_and_read_back(tmp_path: Path) -> None:
