@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -163,7 +162,6 @@ def _measure(model: str, workers: int, *, saves: bool) -> list[Row]:
                 f"{row.model} on {row.workers}, {row.name}: planned {row.planned / 1e9:.2f} GB, "
                 f"measured {row.measured / 1e9:.2f} GB"
             )
-        shutil.rmtree(folder / "runs")
         return rows
 
 
@@ -206,6 +204,8 @@ def _rows(
     model: str, workers: int, spec: ExperimentSpec, plan: Plan, run_dir: RunDir, *, saves: bool
 ) -> list[Row]:
     found = {peak.moment: peak.most for peak in peaks(read_records(run_dir))}
+    if not found:
+        raise RuntimeError("this system does not tell a process's peak memory: it has no /proc")
     training = max(plan.device["training"].total, plan.device["update"].total)
     if saves:
         training += plan.host.snapshot // workers

@@ -20,8 +20,8 @@ import requests
 import websocket
 
 from launcher.job import PlaceUnavailableError
-from launcher.patience import FIRST_WAIT, LONGEST_WAIT, PATIENCE_SECONDS, patiently
-from rotescale.credentials import hidden
+from launcher.patience import FIRST_WAIT, LONGEST_WAIT, PATIENCE_SECONDS, capped, patiently
+from rotescale.credentials import HIDDEN, hidden
 from rotescale.errors import SpecError
 from rotescale.launch_spec import RayAccess
 
@@ -50,7 +50,7 @@ class Job:
 
 
 class JobsApi:
-    """A cluster's jobs. Every call waits through an outage of about a minute, then raises
+    """A cluster's jobs. Every call waits through an outage of ``patience_seconds``, then raises
     PlaceUnavailableError; a refused token, or one that is not there, raises SpecError."""
 
     def __init__(
@@ -62,6 +62,8 @@ class JobsApi:
     ) -> None:
         self._access = access
         self._patience_seconds = patience_seconds
+        # A server that takes a request and says nothing is away, too.
+        self._timeout = capped(_TIMEOUT, patience_seconds)
         self._sleep = sleep
         self._session = requests.Session()
         # Neither proxies' passwords nor ~/.netrc: the token is the only credential.
@@ -69,6 +71,10 @@ class JobsApi:
         self._token = read_token(access)
         self._session.headers["Authorization"] = f"Bearer {self._token}"
         self._session.verify = access.ca_file or True
+
+    def masked(self, text: str) -> str:
+        """What a job has printed, without the token of this cluster."""
+        return text.replace(self._token, HIDDEN)
 
     def version(self) -> dict[str, Any]:
         """Ray's version there, and the jobs API's."""
@@ -102,13 +108,13 @@ class JobsApi:
         """The job of that id; None where the cluster does not know it."""
         answer = self._ask("GET", f"/api/jobs/{submission_id}", missing_is_fine=True)
         missing = answer.status_code == requests.codes.not_found
-        return None if missing else self._read(answer, _job)
+        return None if missing else self._read(answer, self._job)
 
     def jobs(self) -> list[Job]:
         """All jobs that were submitted to the cluster, and that it still knows."""
         return self._read(
             self._ask("GET", "/api/jobs/"),
-            lambda said: [_job(one) for one in said if one["submission_id"]],
+            lambda said: [self._job(one) for one in said if one["submission_id"]],
         )
 
     def stop(self, submission_id: str) -> None:
@@ -198,7 +204,7 @@ class JobsApi:
             return self._session.request(
                 method,
                 f"{self._access.jobs_url}{path}",
-                timeout=_TIMEOUT,
+                timeout=self._timeout,
                 # A token goes to the server that the launch spec names, and to no other.
                 allow_redirects=False,
                 **body,
@@ -220,6 +226,15 @@ class JobsApi:
                 f"ray.jobs_url {self._access.jobs_url} answers, but not as Ray's jobs API does; is "
                 "it the dashboard of a Ray cluster?"
             ) from None
+
+    def _job(self, said: dict[str, Any]) -> Job:
+        return Job(
+            submission_id=str(said["submission_id"]),
+            status=str(said["status"]),
+            message=hidden(said.get("message") or "", self._token),
+            exit_code=said.get("driver_exit_code"),
+            metadata={str(k): str(v) for k, v in (said.get("metadata") or {}).items()},
+        )
 
     def _refusal(self, answer: requests.Response) -> SpecError:
         url = self._access.jobs_url
@@ -287,13 +302,3 @@ def _sendable(token: str, access: RayAccess) -> str:
 
 def _source(access: RayAccess) -> str:
     return "ray.token_file" if access.token_variable is None else "ray.token_variable"
-
-
-def _job(said: dict[str, Any]) -> Job:
-    return Job(
-        submission_id=said["submission_id"],
-        status=said["status"],
-        message=said.get("message") or "",
-        exit_code=said.get("driver_exit_code"),
-        metadata=said.get("metadata") or {},
-    )

@@ -17,6 +17,12 @@ LOOK_SECONDS = 8.0
 Answer = TypeVar("Answer")
 
 
+def capped(timeouts: tuple[float, float], patience_seconds: float) -> tuple[float, float]:
+    """Seconds for connecting and for an answer, of which none is longer than the patience."""
+    most = max(1.0, patience_seconds)
+    return min(timeouts[0], most), min(timeouts[1], most)
+
+
 def patiently(
     ask: Callable[[], Answer], *, seconds: float, sleep: Callable[[float], None]
 ) -> Answer:

@@ -72,7 +72,9 @@ class RayLauncher:
     def logs(self, *, num_lines: int) -> list[str]:
         """As ``Launcher.logs``."""
         job = self._last()
-        return [] if job is None else self._api.logs(job.submission_id).splitlines()[-num_lines:]
+        if job is None:
+            return []
+        return self._api.masked(self._api.logs(job.submission_id)).splitlines()[-num_lines:]
 
     def follow(self) -> Iterator[str]:
         """As ``Launcher.follow``."""
@@ -80,9 +82,9 @@ class RayLauncher:
         rest = ""
         for piece in () if job is None else self._api.follow(job.submission_id):
             *lines, rest = (rest + piece).split("\n")
-            yield from lines
+            yield from map(self._api.masked, lines)
         if rest:
-            yield rest
+            yield self._api.masked(rest)
 
     def cancel(self, *, grace_seconds: float) -> bool:
         """As ``Launcher.cancel``: the supervisor on the cluster saves first."""

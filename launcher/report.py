@@ -23,6 +23,8 @@ from rotescale.run_dir import Outcome, RunDir
 _LOUD = ("damaged", "hang", "preemption", "superseded", "skipped", "node-excluded")
 """Events that a person who looks wants to see."""
 _NUM_LOUD = 3
+PLACE_AWAY = ("place", "does not answer")
+"""The layer of a report whose place could not be reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +117,10 @@ def look(name: str, place: str, launcher: Looks, run_dir: RunDir) -> RunReport:
     """Ask the place and the folder. What does not answer is said, and is no guess."""
     try:
         situation = launcher.look()
-    except RotescaleError as error:
-        answers = "does not answer" if isinstance(error, PlaceUnavailableError) else "refuses"
-        situation = Situation("unknown", str(error), (("place", answers),))
+    except (RotescaleError, OSError) as error:
+        is_away = isinstance(error, PlaceUnavailableError)
+        layer = PLACE_AWAY if is_away else ("place", "refuses")
+        situation = Situation("unknown", str(error), (layer,))
     report = RunReport(
         name=name,
         run_folder=str(run_dir.root),
@@ -144,7 +147,7 @@ def look(name: str, place: str, launcher: Looks, run_dir: RunDir) -> RunReport:
             memory=max(peaks(records), key=lambda peak: peak.most, default=None),
             events=tuple(one for one in records.events if one.name in _LOUD)[-_NUM_LOUD:],
         )
-    except (RotescaleError, FileNotFoundError) as error:
+    except (RotescaleError, OSError) as error:
         return replace(report, layers=(*report.layers, ("run folder", f"cannot be read: {error}")))
 
 

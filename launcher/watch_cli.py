@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +18,11 @@ from launcher import runs
 from launcher.job import PlaceUnavailableError, Situation
 from launcher.listing import runs_at
 from launcher.patience import LOOK_SECONDS
-from launcher.report import RunReport, look
+from launcher.report import PLACE_AWAY, RunReport, look
 from launcher.status_page import page, short
 from launcher.target import Target, find_target, load_launch
 from rotescale.errors import RotescaleError, SpecError
+from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import RunDir
 from rotescale.storage import entries
 
@@ -75,7 +76,7 @@ def list_runs(
     else:
         known = [(Target(one.experiment, one.launch), one.time) for one in runs.submissions()]
         nothing, last = "nothing was submitted from this machine", "submitted"
-    reports = [_look(target) for target, _ in known]
+    reports = _look_at_all([target for target, _ in known])
     if as_json:
         print(json.dumps([report.as_dict() for report in reports], indent=2))
         return
@@ -85,7 +86,7 @@ def list_runs(
     table = Table("run", "place", "state", "progress", last, box=None, pad_edge=False)
     for (target, words), report in zip(known, reports, strict=True):
         table.add_row(target.name, report.place, report.state, short(report), words)
-    wide = Console(width=max(console.width, _LIST_WIDTH), highlight=False)
+    wide = Console(width=max(console.width, _LIST_WIDTH), highlight=False, markup=False)
     wide.print(table)
 
 
@@ -131,8 +132,28 @@ def cancel(
     console.print(f"{target.name}: {'stopped' if stopped else 'nothing of it is at work'}")
 
 
-def _look(target: Target) -> RunReport:
+def _look_at_all(targets: Sequence[Target]) -> list[RunReport]:
+    """Each of them; a place that does not answer is asked once, and not for every run of its."""
+    away: list[tuple[LaunchSpec, str]] = []
+    reports = []
+    for target in targets:
+        silent = next((why for place, why in away if _same_place(place, target.launch)), None)
+        report = _look(target, silent=silent)
+        if silent is None and PLACE_AWAY in report.layers:
+            away.append((target.launch, report.reason))
+        reports.append(report)
+    return reports
+
+
+def _same_place(one: LaunchSpec, other: LaunchSpec) -> bool:
+    return (one.place, one.ray, one.kuberay) == (other.place, other.ray, other.kuberay)
+
+
+def _look(target: Target, *, silent: str | None = None) -> RunReport:
+    """What is known of it. ``silent``: why its place is not asked."""
     place = f"{target.launch.name} ({target.launch.place})"
+    if silent is not None:
+        return look(target.name, place, _Silent(silent), target.run_dir)
     try:
         launcher = target.launcher(patience_seconds=LOOK_SECONDS)
     except SpecError as error:

@@ -29,7 +29,8 @@ _NAMES = re.compile(
     r"SECRET|PASSW|(^|_)(TOKEN|CREDENTIALS?|(API|ACCESS|AUTH|ACCOUNT|PRIVATE)_?KEY)(_|$)"
 )
 _HIDDEN = "(hidden: looks like {})"
-_KNOWN = "(hidden: the credential itself)"
+HIDDEN = "(hidden: the credential itself)"
+"""In place of a credential that is known as one."""
 
 
 def found_in(text: str) -> str | None:
@@ -45,7 +46,7 @@ def hidden(text: str, *known: str) -> str:
     """
     for secret in known:
         if secret:
-            text = text.replace(secret, _KNOWN)
+            text = text.replace(secret, HIDDEN)
     return _ANY.sub(lambda match: _HIDDEN.format(_kind(match)), text)
 
 

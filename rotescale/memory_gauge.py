@@ -32,7 +32,8 @@ class MemoryPeak(BaseModel):
     stage: str
     """``base`` or the name of a phase."""
     moment: Moment
-    """``training`` includes what is loaded before it and copies for checkpoints on the way."""
+    """``training`` includes copies for checkpoints on the way, and at its start what is loaded; it
+    is told in parts where a phase is measured on the way."""
     ranks: tuple[int, ...]
 
     @property
@@ -43,8 +44,7 @@ class MemoryPeak(BaseModel):
     def describe(self) -> str:
         """One line."""
         ranks = "the worker" if len(self.ranks) == 1 else f"each of {len(self.ranks)} workers"
-        doing = "training" if self.moment == "training" else "measuring"
-        return f"{self.stage}: {doing}, {ranks} held {self.most / 1e9:.2f} GB at most"
+        return f"{self.stage}: {self.moment}, {ranks} held {self.most / 1e9:.2f} GB at most"
 
 
 class MemoryGauge:

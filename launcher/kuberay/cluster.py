@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.job import PlaceUnavailableError
-from launcher.patience import PATIENCE_SECONDS, patiently
+from launcher.patience import PATIENCE_SECONDS, capped, patiently
 from rotescale.credentials import hidden
 from rotescale.errors import SpecError
 
@@ -84,6 +84,8 @@ class KubernetesCluster:
         self.namespace = namespace
         self._client = client or _client(context)
         self._patience_seconds = patience_seconds
+        # A server that takes a request and says nothing is away, too.
+        self._timeout = capped(_TIMEOUT, patience_seconds)
         self._sleep = sleep
 
     def get(self, kind: Kind, name: str) -> Object | None:
@@ -119,7 +121,7 @@ class KubernetesCluster:
         kind = KINDS[manifest["kind"]]
         query = [("fieldValidation", "Strict")] + ([("dryRun", "All")] if dry_run else [])
         try:
-            self._send("POST", kind.path(self.namespace), query=query, body=manifest)
+            _answer(self._send("POST", kind.path(self.namespace), query=query, body=manifest))
         except RefusedError as error:
             if error.status == _CONFLICT:
                 return False
@@ -129,10 +131,12 @@ class KubernetesCluster:
     def delete(self, kind: Kind, name: str) -> bool:
         """Have the object removed once all that it owns is; False where there was none."""
         try:
-            self._ask(
-                "DELETE",
-                kind.path(self.namespace, name),
-                query=[("propagationPolicy", "Foreground")],
+            _answer(
+                self._ask(
+                    "DELETE",
+                    kind.path(self.namespace, name),
+                    query=[("propagationPolicy", "Foreground")],
+                )
             )
         except RefusedError as error:
             if error.status == _NOT_FOUND:
@@ -256,7 +260,7 @@ class KubernetesCluster:
         *,
         query: list[tuple[str, str]],
         body: Object | None = None,
-        timeout: tuple[float, float] = _TIMEOUT,
+        timeout: tuple[float, float] | None = None,
     ) -> Any:
         """The response, not read yet, of a request that was answered without an error."""
         import urllib3
@@ -271,7 +275,9 @@ class KubernetesCluster:
             auth_settings=["BearerToken"],
         )
         try:
-            answer = self._client.call_api(*request, _request_timeout=timeout).response
+            answer = self._client.call_api(
+                *request, _request_timeout=timeout or self._timeout
+            ).response
             if answer.status in _FINE:
                 return answer
             _, _, sent, *_ = request

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
 from rotescale.activity import activity_of
-from rotescale.errors import CheckpointError, StorageUnavailableError
+from rotescale.errors import RotescaleError
 from rotescale.records import RecordReader
 from rotescale.study.runner import StudyRunner
 
@@ -63,7 +63,10 @@ class _Screen:
         self._all = self.progress.add_task(
             runner.study.name, total=len(runner.plan.nodes), completed=self._finished(), note=""
         )
+        # Of the runs that are going on: a reader keeps the rows that it has read.
         self._readers: dict[str, RecordReader] = {}
+        # The pace is measured from here on; of itself it would begin with the first run's end.
+        self.progress.advance(self._all, 0)
 
     def show(self) -> None:
         """Bring it up to date."""
@@ -74,6 +77,7 @@ class _Screen:
 
     def _doing(self) -> str:
         running = [name for name, status in self._runner.status.items() if status == "running"]
+        self._readers = {name: one for name, one in self._readers.items() if name in running}
         start = f"{self._runner.study.name}-"
         return "; ".join(f"{name.removeprefix(start)}: {self._words(name)}" for name in running)
 
@@ -82,7 +86,7 @@ class _Screen:
             self._readers[name] = RecordReader(self._runner.folder.run(name))
         try:
             activity = activity_of(self._readers[name].read())
-        except (CheckpointError, FileNotFoundError, StorageUnavailableError):
-            # A segment that is being written is whole at the next look.
+        except (RotescaleError, OSError):
+            # Only what is shown: a run says by itself what is wrong with its folder.
             activity = None
         return "starting" if activity is None else str(activity)

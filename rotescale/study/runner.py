@@ -83,13 +83,13 @@ class StudyRunner:
         """Run everything that is left; whether all has finished.
 
         When this is stopped, by SIGINT or SIGTERM, the runs that are going end too, and
-        KeyboardInterrupt is raised.
+        KeyboardInterrupt is raised. A second signal ends them at once.
         """
-        try:
-            with _stoppable():
+        with _stoppable():
+            try:
                 self._run_all()
-        finally:
-            self._stop()
+            finally:
+                self._stop()
         return all(status == "finished" for status in self.status.values())
 
     def _run_all(self) -> None:
@@ -166,12 +166,16 @@ class StudyRunner:
         """End the runs that are still going; another time they go on from what is on storage."""
         for process in self._running.values():
             process.send_signal(signal.SIGINT)
-        for process in self._running.values():
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for name, process in self._running.items():
             try:
-                process.wait(timeout=_GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
+                process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                deadline = 0.0
                 process.kill()
                 process.wait()
+            self.status[name] = "waiting"
+        self._running.clear()
 
 
 @contextmanager

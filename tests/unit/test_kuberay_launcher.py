@@ -485,13 +485,18 @@ def test_status_that_is_watched_through_a_minute_without_a_server(
             assert watching.poll() is None
             time.sleep(0.1)
 
-    comes("running")
-    with server.down():
-        began = time.monotonic()
-        comes("does not answer", seconds=30.0)
-        time.sleep(max(0.0, 60.0 - (time.monotonic() - began)))
-        comes("unknown")
-    comes("running")
-    say(server, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
-    assert watching.wait(timeout=60) == 0
+    try:
+        comes("running")
+        with server.down():
+            began = time.monotonic()
+            comes("does not answer", seconds=30.0)
+            time.sleep(max(0.0, 60.0 - (time.monotonic() - began)))
+            comes("unknown")
+        comes("running")
+        say(server, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+        assert watching.wait(timeout=60) == 0
+    finally:
+        watching.kill()
+        watching.wait()
+        os.close(screen)
     assert [job["metadata"]["name"] for job in jobs(server)] == [NAME]

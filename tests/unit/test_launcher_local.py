@@ -367,6 +367,16 @@ def test_a_place_lists_its_runs_whoever_has_submitted_them(
     printed = capsys.readouterr().out
     assert str(run_dir.root) in printed
     assert len(printed.splitlines()) == 2
+    # Another user's.
+    monkeypatch.setattr(RunDir, "spec_json", property(_not_yours))
+    assert launcher("list", "--on", str(place), "--json", monkeypatch=monkeypatch) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {str(run_dir.root)} <= {one["run_folder"] for one in found}
+    assert all("cannot be read" in one["layers"]["run folder"] for one in found)
+
+
+def _not_yours(_: RunDir) -> None:
+    raise PermissionError(13, "Permission denied")
 
 
 def test_a_run_is_found_by_its_name_and_listed(

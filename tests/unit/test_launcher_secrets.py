@@ -16,6 +16,9 @@ from kuberay_helpers import FULL, MICRO
 
 from launcher import cli, jobs_api
 from launcher.kuberay import cluster
+from launcher.kuberay.names import job_name
+from launcher.ray_jobs import FOLDER_KEY, RUN_KEY
+from rotescale.credentials import HIDDEN
 
 TOKEN = "c29tZXRoaW5nIG5vYm9keSBndWVzc2Vz"
 """Of no known shape: it is hidden because it is the one that was sent."""
@@ -28,6 +31,7 @@ STATUSES = (200, 401, 403, 404, 409, 422, 500)
 COMMANDS = [
     ("submit", str(MICRO)),
     ("submit", str(MICRO), "--dry-run"),
+    ("submit", str(MICRO), "--server-dry-run"),
     ("render", str(MICRO)),
     ("diff", str(MICRO)),
     ("status", "micro"),
@@ -48,11 +52,17 @@ class Echo(BaseHTTPRequestHandler):
     status = 200
     asked = 0
 
+    said: Callable[[str, str], object] | None = None
+    """What it answers to a path, and to what was sent, where that is no error."""
+
     def answer(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         type(self).asked += 1
         heard = " ".join(self.headers.values())
-        body = json.dumps({"message": f"you said: {heard}", "logs": "", "items": []}).encode()
+        said: object = {"message": f"you said: {heard}", "logs": "", "items": []}
+        if type(self).said is not None:
+            said = type(self).said(self.path, heard)
+        body = json.dumps(said).encode()
         self.send_response(self.status, f"because of {self.headers.get('Authorization')}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -99,7 +109,10 @@ def look_for_secrets(text: str, where: str) -> None:
 
 def ask_everything(run: Run, profile: Path, folder: Path) -> None:
     for command in COMMANDS:
-        look_for_secrets(run(*command, "--on", str(profile)), " ".join(command))
+        printed = run(*command, "--on", str(profile))
+        look_for_secrets(printed, " ".join(command))
+        # But for 409: what is there already was taken once.
+        assert Echo.status == 409 or "would take it" not in printed
     for path in folder.rglob("*"):
         if path.is_file() and path.name not in ("token", "kubeconfig"):
             look_for_secrets(path.read_bytes().decode(errors="replace"), str(path))
@@ -122,6 +135,38 @@ def test_a_ray_cluster_that_repeats_the_token(
     before = Echo.asked
     ask_everything(run, profile, tmp_path)
     assert Echo.asked > before + len(COMMANDS) // 2
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FAILED"])
+def test_a_ray_cluster_whose_jobs_print_the_token(
+    state: str, url: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = job_name("micro", storage=str(tmp_path / "runs"))
+
+    def said(path: str, heard: str) -> object:
+        job = {
+            **{"submission_id": f"{name}-1", "status": state, "message": f"it had {heard}"},
+            "metadata": {RUN_KEY: name, FOLDER_KEY: str(tmp_path / "runs" / "micro")},
+        }
+        if path.endswith("/logs"):
+            return {"logs": f"line 1\nthe driver prints {heard}\n"}
+        return [job] if path == "/api/jobs/" else job
+
+    monkeypatch.setattr(Echo, "said", staticmethod(said))
+    monkeypatch.setenv("CLUSTER_TOKEN", TOKEN)
+    fields = {
+        **{"name": "cluster", "place": "ray", "address": "auto", "storage": str(tmp_path / "runs")},
+        "ray": {"jobs_url": url, "token_variable": "CLUSTER_TOKEN"},
+    }
+    profile = tmp_path / "place.yaml"
+    profile.write_text(yaml.safe_dump(fields))
+    printed = run("logs", "micro", "--on", str(profile))
+    assert "the driver prints" in printed
+    for command in (("status", "micro", "--json"), ("status", "micro"), ("list", "--json")):
+        printed += run(*command, "--on", str(profile))
+    assert state in printed
+    assert HIDDEN in printed
+    look_for_secrets(printed, "all of it")
 
 
 @pytest.mark.parametrize("status", STATUSES)

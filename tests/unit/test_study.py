@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet
 import pytest
 import yaml
@@ -188,11 +191,13 @@ def test_a_study_that_makes_no_sense_is_refused(
     assert told in str(refusal.value)
 
 
-def quick(tmp_path: Path, model_cache: Path) -> tuple[StudySpec, Plan, LaunchSpec, Path]:
+def quick(
+    tmp_path: Path, model_cache: Path, *, engine: str = "eager"
+) -> tuple[StudySpec, Plan, LaunchSpec, Path]:
     """A study of three runs of seconds each: one shared phase, two that branch from it."""
     overrides = dict(override.split("=", 1) for override in QUICK)
     values = {field: yaml.safe_load(text) for field, text in overrides.items()}
-    values |= {"engine.kind": "eager", "evaluation.base": True, "evaluation.trained_facts": 1}
+    values |= {"engine.kind": engine, "evaluation.base": True, "evaluation.trained_facts": 1}
     study, cells = load(
         tmp_path,
         overrides=values,
@@ -243,10 +248,11 @@ def test_a_study_runs_goes_on_and_is_collected(tmp_path: Path, model_cache: Path
     assert pyarrow.parquet.read_table(folder.table).num_rows == len(rows)
 
 
+@pytest.mark.slow
 def test_a_study_that_is_told_to_end_leaves_nothing_running(
     tmp_path: Path, model_cache: Path
 ) -> None:
-    _, plan, launch, launch_file = quick(tmp_path, model_cache)
+    _, plan, launch, launch_file = quick(tmp_path, model_cache, engine="zero3")
     command = [sys.executable, "-m", "rotescale.cli", "study", str(tmp_path / "study.yaml")]
     study = subprocess.Popen(
         [*command, "--on", str(launch_file)],
@@ -255,20 +261,57 @@ def test_a_study_that_is_told_to_end_leaves_nothing_running(
         # As a shell starts what goes on in the background.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
-    first = RunDir.of(launch.storage, plan.nodes[0].name)
-    deadline = time.monotonic() + 120
-    while not first.spec_json.exists():
-        assert time.monotonic() < deadline
-        assert study.poll() is None
-        time.sleep(0.1)
-    assert drivers(plan.nodes[0].name)
-    study.send_signal(signal.SIGTERM)
-    printed, _ = study.communicate(timeout=60)
+    try:
+        first = RunDir.of(launch.storage, plan.nodes[0].name)
+        deadline = time.monotonic() + 120
+        while first.newest_attempt() is None:
+            assert time.monotonic() < deadline
+            assert study.poll() is None
+            time.sleep(0.1)
+        started = psutil.Process(study.pid).children(recursive=True)
+        # The driver, Ray, and what Ray has started: in a session of its own, but its children.
+        assert len(started) > 3
+        study.send_signal(signal.SIGTERM)
+        printed, _ = study.communicate(timeout=60)
+    finally:
+        study.kill()
+        study.wait()
     assert study.returncode == 130
     assert f"stopped, with 0 of {len(plan.nodes)} runs finished; the same command goes on" in (
         " ".join(printed.split())
     )
     assert drivers(plan.nodes[0].name) == []
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert [process.cmdline() for process in alive] == []
+
+
+def test_runs_that_will_not_end_are_ended_by_a_second_signal(
+    tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, plan, launch, launch_file = quick(tmp_path, model_cache)
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True)"
+    monkeypatch.setattr(
+        StudyRunner, "command", lambda *_: [sys.executable, "-c", f"{deaf}; time.sleep(60)"]
+    )
+    runner = StudyRunner(study, plan, launch, launch_file, 1, lambda *_: None)
+    name = plan.nodes[0].name
+
+    def signals() -> None:
+        log = runner.folder.log(name)
+        while not (log.exists() and log.read_text()):
+            time.sleep(0.05)
+        for pause in (0.0, 1.0):
+            time.sleep(pause)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=signals, daemon=True).start()
+    before = signal.getsignal(signal.SIGTERM)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run()
+    assert time.monotonic() - began < 20
+    assert runner.status[name] == "waiting"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_terminal_shows_how_many_runs_are_done_and_what_goes_on(
@@ -281,6 +324,7 @@ def test_a_terminal_shows_how_many_runs_are_done_and_what_goes_on(
     text = io.StringIO()
     with study_progress(runner, console=Console(file=text, force_terminal=True, width=160)):
         pass
+    assert "eta" in text.getvalue()
     assert "1/3 runs" in text.getvalue()
     assert f"{second.removeprefix('grid-')}: starting" in text.getvalue()
     quiet = io.StringIO()
