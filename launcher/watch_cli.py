@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 
 from launcher import runs
@@ -37,7 +38,7 @@ On = Annotated[
 _WORKER_LOG = re.compile(r"attempt-(\d{4,})-rank-(\d{5,})\.log")
 _DRIVER_LOG = re.compile(r"driver-(\d{4,})\.log")
 _WATCH_SECONDS = 2.0
-_LIST_WIDTH = 120
+_ANY_WIDTH = 10_000
 
 
 def status(
@@ -86,8 +87,11 @@ def list_runs(
     table = Table("run", "place", "state", "progress", last, box=None, pad_edge=False)
     for (target, words), report in zip(known, reports, strict=True):
         table.add_row(target.name, report.place, report.state, short(report), words)
-    wide = Console(width=max(console.width, _LIST_WIDTH), highlight=False, markup=False)
-    wide.print(table)
+    plain = Console(highlight=False, markup=False)
+    # As wide as it is: a name or a folder that is cut short is of no use.
+    unbounded = plain.options.update_width(_ANY_WIDTH)
+    plain.width = max(plain.width, Measurement.get(plain, unbounded, table).maximum)
+    plain.print(table)
 
 
 def logs(
