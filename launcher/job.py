@@ -15,8 +15,22 @@ JobState = Literal["pending", "running", "finished", "failed", "stopped", "unkno
 ``failed``: for good, as the run's outcome says. ``stopped``: nothing runs and there is no outcome,
 so the run can go on. ``unknown``: nothing here tells."""
 
+RAY_JOB_STATES: dict[str, JobState] = {
+    "PENDING": "pending",
+    "RUNNING": "running",
+    "SUCCEEDED": "finished",
+    "FAILED": "failed",
+    "STOPPED": "stopped",
+}
+"""What Ray calls the states of a job, and what they are of a run."""
 ALIVE: tuple[JobState, ...] = ("pending", "running")
 """The states in which something of the run is there that could still train."""
+
+
+def last_line(text: str) -> str:
+    """The last line that is not empty, which of a traceback or a log says most; or nothing."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
 
 
 def entrypoint(command: str, retry_before: str | None) -> str:

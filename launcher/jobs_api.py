@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import requests
 import websocket
 
-from launcher.job import PlaceUnavailableError
+from launcher.job import PlaceUnavailableError, last_line
 from launcher.patience import FIRST_WAIT, LONGEST_WAIT, PATIENCE_SECONDS, capped, patiently
 from rotescale.credentials import HIDDEN, hidden
 from rotescale.errors import SpecError
@@ -256,10 +256,8 @@ class JobsApi:
 
     def _words(self, answer: requests.Response) -> str:
         """The last line of an error's text: Ray answers with a traceback."""
-        lines = [line.strip() for line in answer.text.splitlines() if line.strip()]
-        if not lines:
-            return f"HTTP {answer.status_code}"
-        return hidden(lines[-1], self._token)[:300]
+        words = hidden(last_line(answer.text), self._token)[:300]
+        return words or f"HTTP {answer.status_code}"
 
     def _reason(self, error: Exception) -> str:
         inner = error.args[0] if error.args else error

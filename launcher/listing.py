@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from launcher.jobs_api import JobsApi
 from launcher.kuberay.cluster import RAY_JOBS, KubernetesCluster
-from launcher.kuberay.render import FOLDER_ANNOTATION, MANAGED_BY
+from launcher.kuberay.names import FOLDER_ANNOTATION, MANAGER, MANAGER_LABEL
 from launcher.patience import LOOK_SECONDS
 from launcher.ray_jobs import FOLDER_KEY
 from launcher.target import Target
@@ -36,7 +36,7 @@ def _folders(launch: LaunchSpec, patience_seconds: float) -> Iterator[str]:
     if launch.kuberay is not None:
         context, namespace = launch.kuberay.context, launch.kuberay.namespace
         cluster = KubernetesCluster(context, namespace, patience_seconds=patience_seconds)
-        for job in cluster.find(RAY_JOBS, labels=MANAGED_BY):
+        for job in cluster.find(RAY_JOBS, labels=f"{MANAGER_LABEL}={MANAGER}"):
             yield from _told(job["metadata"].get("annotations") or {}, FOLDER_ANNOTATION)
     elif launch.ray is not None:
         for one in JobsApi(launch.ray, patience_seconds=patience_seconds).jobs():

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from launcher import history, process
-from launcher.job import ALIVE, JobState, Situation
+from launcher.job import ALIVE, JobState, Situation, last_line
 from rotescale.errors import CheckpointError, StorageError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
@@ -98,10 +98,8 @@ class LocalLauncher:
             return Situation(found, "", (("process", "none was started on this machine"),))
         alive = "at work" if driver.is_alive else "ended"
         where = alive if driver.is_here else f"on {driver.host}, which cannot be seen from here"
-        reason = ""
-        if found == "stopped":
-            printed = [line for line in logs(self._run_dir, num_lines=20) if line.strip()]
-            reason = printed[-1] if printed else ""
+        printed = logs(self._run_dir, num_lines=20) if found == "stopped" else []
+        reason = last_line("\n".join(printed))
         return Situation(found, reason, (("process", f"{driver.pid}, {where}"),))
 
     def logs(self, *, num_lines: int) -> list[str]:

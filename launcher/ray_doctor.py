@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 from launcher.doctor import Check, answer_of, inside_checks
+from launcher.job import last_line
 from launcher.jobs_api import TERMINAL, JobsApi
 from launcher.ray_jobs import RayJobRequest
 from rotescale.kuberay_spec import RAY_VERSION
@@ -76,11 +77,11 @@ def _probe(launch: LaunchSpec, api: JobsApi, sleep: Callable[[float], None]) -> 
     found = answer_of(api.logs(request.submission_id).splitlines())
     if found is None:
         status = "nothing" if job is None else job.status
-        words = [] if job is None else [line for line in job.message.splitlines() if line.strip()]
+        words = "" if job is None else last_line(job.message)
         yield Check(
             "inside",
             "fail",
-            f"the probe gave no answer ({status}{': ' + words[-1].strip() if words else ''})",
+            f"the probe gave no answer ({status}{': ' if words else ''}{words})",
             "is rotescale installed on the cluster, in the Python of its nodes?",
         )
         api.stop(request.submission_id)

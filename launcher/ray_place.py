@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from launcher import history
-from launcher.job import JobState, Situation
+from launcher.job import RAY_JOB_STATES, Situation, last_line
 from launcher.jobs_api import TERMINAL, Job, JobsApi
 from launcher.ray_jobs import RUN_KEY, render
 from rotescale.launch_spec import LaunchSpec
@@ -14,13 +14,6 @@ from rotescale.spec import ExperimentSpec
 
 _POLL_SECONDS = 1.0
 _SLOW_STOP_SECONDS = 30.0
-_STATES: dict[str, JobState] = {
-    "PENDING": "pending",
-    "RUNNING": "running",
-    "SUCCEEDED": "finished",
-    "FAILED": "failed",
-    "STOPPED": "stopped",
-}
 
 
 class RayLauncher:
@@ -64,7 +57,7 @@ class RayLauncher:
             )
         words = job.status if job.exit_code is None else f"{job.status}, exit code {job.exit_code}"
         return Situation(
-            _STATES.get(job.status, "unknown"),
+            RAY_JOB_STATES.get(job.status, "unknown"),
             _why(job),
             (("Ray job", f"{job.submission_id}: {words}"),),
         )
@@ -117,5 +110,4 @@ def _number(job: Job) -> int:
 def _why(job: Job) -> str:
     if job.status == "PENDING":
         return job.message
-    lines = [line.strip() for line in job.message.splitlines() if line.strip()]
-    return lines[-1] if job.status == "FAILED" and lines else ""
+    return last_line(job.message) if job.status == "FAILED" else ""

@@ -6,13 +6,13 @@ folder says at which step the run is, and not whether anybody is still at work.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from launcher import history
 from launcher.history import Ending
 from launcher.job import JobState, PlaceUnavailableError, Situation
-from rotescale.activity import activity_of
+from rotescale.activity import Activity, activity_of
 from rotescale.checkpoint.attempts import newest_manifest
 from rotescale.errors import RotescaleError
 from rotescale.memory_gauge import MemoryPeak, peaks
@@ -23,6 +23,8 @@ from rotescale.run_dir import Outcome, RunDir
 _LOUD = ("damaged", "hang", "preemption", "superseded", "skipped", "node-excluded")
 """Events that a person who looks wants to see."""
 _NUM_LOUD = 3
+PREPARING = Activity("preparing", 0, None)
+"""Before there is a step or an evaluation."""
 PLACE_AWAY = ("place", "does not answer")
 """The layer of a report whose place could not be reached."""
 
@@ -32,24 +34,14 @@ class Progress:
     """How far the run is, by its records."""
 
     attempt: int
-    stage: str = "preparing"
-    """What it does: ``memorize``, ``evaluate base``, ``preparing``."""
-    done: int = 0
-    total: int | None = None
-    """Steps of the phase, or items of the evaluation; None: not known."""
-    epoch: int | None = None
-    loss: float | None = None
-    seconds_per_step: float | None = None
-    """Median of the last steps."""
+    activity: Activity = PREPARING
     checkpoint: str | None = None
     """Folder of the newest complete checkpoint from which it can go on, below the run's."""
 
-    @property
-    def seconds_left(self) -> float | None:
-        """Until the end of this phase, at the pace of the last steps; None: not known."""
-        if self.total is None or self.seconds_per_step is None:
-            return None
-        return (self.total - self.done) * self.seconds_per_step
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        activity = {**asdict(self.activity), "seconds_left": self.activity.seconds_left}
+        return {"attempt": self.attempt, **activity, "checkpoint": self.checkpoint}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +68,6 @@ class RunReport:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON values."""
-        progress = self.progress
         return {
             "name": self.name,
             "run_folder": self.run_folder,
@@ -84,19 +75,7 @@ class RunReport:
             "state": self.state,
             "reason": self.reason,
             "layers": dict(self.layers),
-            "progress": None
-            if progress is None
-            else {
-                "attempt": progress.attempt,
-                "stage": progress.stage,
-                "done": progress.done,
-                "total": progress.total,
-                "epoch": progress.epoch,
-                "loss": progress.loss,
-                "seconds_per_step": progress.seconds_per_step,
-                "seconds_left": progress.seconds_left,
-                "checkpoint": progress.checkpoint,
-            },
+            "progress": None if self.progress is None else self.progress.as_dict(),
             "outcome": self.outcome,
             "restarts": [ending.model_dump() for ending in self.restarts],
             "stragglers": [one._asdict() for one in self.stragglers],
@@ -181,18 +160,8 @@ def _progress(run_dir: RunDir, records: Records) -> Progress | None:
     if attempt is None:
         return None
     manifest = newest_manifest(run_dir, attempt)
-    progress = Progress(
-        attempt, checkpoint=None if manifest is None else manifest.rpartition("/")[0]
-    )
-    activity = activity_of(records)
-    if activity is None:
-        return progress
-    return replace(
-        progress,
-        stage=activity.stage,
-        done=activity.done,
-        total=activity.total,
-        epoch=activity.epoch,
-        loss=activity.loss,
-        seconds_per_step=activity.seconds_per_step,
+    return Progress(
+        attempt,
+        activity=activity_of(records) or PREPARING,
+        checkpoint=None if manifest is None else manifest.rpartition("/")[0],
     )

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.report import Progress, RunReport
+from rotescale.activity import Activity
 
 _COLORS = {
     "pending": "yellow",
@@ -57,8 +58,8 @@ def short(report: RunReport) -> str:
     progress = report.progress
     if progress is None:
         return ""
-    words = f"{progress.stage} {_share(progress)}".strip()
-    left = progress.seconds_left
+    words = f"{progress.activity.stage} {_share(progress.activity)}".strip()
+    left = progress.activity.seconds_left
     return words if left is None or report.state != "running" else f"{words}, {span(left)} left"
 
 
@@ -71,23 +72,24 @@ def span(seconds: float) -> str:
 
 
 def _add_progress(table: Table, progress: Progress, *, is_over: bool) -> None:
+    activity = progress.activity
     table.add_row("attempt", str(progress.attempt))
-    stage = Text(f"{progress.stage}  {_share(progress)}")
+    stage = Text(f"{activity.stage}  {_share(activity)}")
     table.add_row("stage", stage)
-    if progress.total is not None and not is_over:
-        bar = ProgressBar(total=progress.total, completed=progress.done, width=_BAR)
+    if activity.total is not None and not is_over:
+        bar = ProgressBar(total=activity.total, completed=activity.done, width=_BAR)
         table.add_row("", bar)
-    if progress.loss is not None:
-        table.add_row("loss", f"{progress.loss:.4f}")
-    if progress.seconds_per_step is not None:
-        table.add_row("step", f"{progress.seconds_per_step:.2f} s")
-    if progress.seconds_left is not None and not is_over:
-        table.add_row("left", f"{span(progress.seconds_left)} of this phase")
+    if activity.loss is not None:
+        table.add_row("loss", f"{activity.loss:.4f}")
+    if activity.seconds_per_step is not None:
+        table.add_row("step", f"{activity.seconds_per_step:.2f} s")
+    if activity.seconds_left is not None and not is_over:
+        table.add_row("left", f"{span(activity.seconds_left)} of this phase")
     table.add_row("checkpoint", progress.checkpoint or "none yet")
 
 
-def _share(progress: Progress) -> str:
-    if progress.total is None:
-        return f"step {progress.done}" if progress.done else ""
-    epoch = "" if progress.epoch is None else f", epoch {progress.epoch}"
-    return f"{progress.done}/{progress.total}{epoch}"
+def _share(activity: Activity) -> str:
+    if activity.total is None:
+        return f"step {activity.done}" if activity.done else ""
+    epoch = "" if activity.epoch is None else f", epoch {activity.epoch}"
+    return f"{activity.done}/{activity.total}{epoch}"

@@ -28,10 +28,15 @@ class Activity:
     def __str__(self) -> str:
         """In a few words, such as ``memorize 7/50, loss 1.234``."""
         total = "" if self.total is None else f"/{self.total}"
-        loss = (
-            "" if self.loss is None or self.seconds_per_step is None else f", loss {self.loss:.3f}"
-        )
-        return f"{self.stage} {self.done}{total}{loss}"
+        trains = self.loss is not None and self.seconds_per_step is not None
+        return f"{self.stage} {self.done}{total}" + (f", loss {self.loss:.3f}" if trains else "")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the end of this phase, at the pace of the last steps; None: not known."""
+        if self.total is None or self.seconds_per_step is None:
+            return None
+        return (self.total - self.done) * self.seconds_per_step
 
 
 def activity_of(records: Records) -> Activity | None:

@@ -101,7 +101,11 @@ def guess_columns(columns: Sequence[str], *, where: str) -> dict[str, str]:
 
 
 def _words(column: str) -> str:
-    return " ".join(re.findall(r"\w+", column.replace("_", " ").casefold()))
+    """The same for all ways to write a name: its letters, their marks, and digits, in words."""
+    folded = unicodedata.normalize("NFC", column).casefold()
+    return " ".join(
+        "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split()
+    )
 
 
 def read_injection(
@@ -176,11 +180,8 @@ def _relation_names(told: Iterable[str], known: Iterable[str]) -> dict[str, str]
 
 
 def _key(name: str) -> str:
-    """The same for all ways to write a relation's name: letters, their marks, and digits."""
-    folded = unicodedata.normalize("NFC", name).casefold()
-    parts = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split()
-    # A name of symbols alone is known by them.
-    return "_".join(parts) or folded.strip()
+    """What relations are compared by; a name of symbols alone is known by them."""
+    return _words(name).replace(" ", "_") or name.strip()
 
 
 def worded_relation(name: str, *, words: str | None = None) -> Relation:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 """An object of Kubernetes, with the field names of its JSON."""
 
-RUN_LABEL = "rotescale/run"
 _TIMEOUT = (10.0, 60.0)
 _FOLLOW_TIMEOUT = (10.0, 90.0)
 _RETRIED = (429, 500, 502, 503, 504)

@@ -13,12 +13,12 @@ from launcher.kuberay.cluster import (
     EVENTS,
     PODS,
     RAY_JOBS,
-    RUN_LABEL,
     WORKLOADS,
     KubernetesCluster,
     Object,
 )
 from launcher.kuberay.difference import difference
+from launcher.kuberay.names import RUN_LABEL
 from launcher.kuberay.pods import HEAD_GRACE_SECONDS
 from launcher.kuberay.render import render
 from launcher.kuberay.situation import is_over, situation

@@ -7,6 +7,14 @@ import re
 
 from rotescale.run_dir import RunDir
 
+RUN_LABEL = "rotescale/run"
+"""On everything of a run: its name."""
+FOLDER_ANNOTATION = "rotescale/run-folder"
+"""On a run's RayJob: its folder, as the pods see it."""
+MANAGER_LABEL, MANAGER = "app.kubernetes.io/managed-by", "rotescale-launch"
+"""On everything that is created here."""
+QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
+"""By which Kueue knows where a RayJob waits."""
 MAX_JOB_NAME = 47
 """KubeRay adds up to 16 characters for what it makes, and 63 are allowed."""
 _DIGEST_CHARACTERS = 8

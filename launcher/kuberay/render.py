@@ -18,12 +18,6 @@ from rotescale.spec_file import dump_json
 
 Manifest = dict[str, Any]
 
-FOLDER_ANNOTATION = "rotescale/run-folder"
-"""The run's folder, as the pods see it."""
-_MANAGER = ("app.kubernetes.io/managed-by", "rotescale-launch")
-MANAGED_BY = "=".join(_MANAGER)
-"""A selector of everything that is created here."""
-
 ENTRYPOINT = (
     f"rotescale-launch supervise {SPEC_FOLDER}/experiment.json "
     f"--on {SPEC_FOLDER}/launch.json --once"
@@ -45,8 +39,8 @@ def render(
     name = names.job_name(spec.name, storage=launch.storage)
     labels = {
         "app.kubernetes.io/name": "rotescale",
-        _MANAGER[0]: _MANAGER[1],
-        "rotescale/run": name,
+        names.MANAGER_LABEL: names.MANAGER,
+        names.RUN_LABEL: name,
     }
     spec_map = _spec_map(spec, launch, name=name, labels=labels)
     job = _ray_job(
@@ -54,7 +48,7 @@ def render(
     )
     job["metadata"]["annotations"] |= {
         "rotescale/experiment": spec.name,
-        FOLDER_ANNOTATION: str(RunDir.of(launch.storage, spec.name).root),
+        names.FOLDER_ANNOTATION: str(RunDir.of(launch.storage, spec.name).root),
         "rotescale/spec-digest": spec.digest(),
     }
     manifests = [spec_map, job]
@@ -154,8 +148,8 @@ def _ray_cluster(
 
 def _queue_labels(kuberay: KubeRaySpec) -> dict[str, str]:
     labels = {
-        "kueue.x-k8s.io/queue-name": kuberay.queue,
-        "kueue.x-k8s.io/priority-class": kuberay.priority,
+        names.QUEUE_LABEL: kuberay.queue,
+        names.PRIORITY_LABEL: kuberay.priority,
     }
     return {key: value for key, value in labels.items() if value is not None}
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.kuberay.names import MAX_JOB_NAME
+from launcher.kuberay.names import MAX_JOB_NAME, PRIORITY_LABEL, QUEUE_LABEL
 from launcher.kuberay.pod_rules import POD_RULES, Manifest, Rule
 from rotescale.credentials import found_in, hidden
 from rotescale.errors import SpecError
@@ -23,8 +23,6 @@ MAX_WORKER_GROUPS = 17
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _FIRST_VERSION_WITH_TOKENS = (2, 52)
 _GATED = ("networkPolicy", "tlsOptions")
-_QUEUE = "kueue.x-k8s.io/queue-name"
-_PRIORITY = "kueue.x-k8s.io/priority-class"
 _MAX_MAP_BYTES = 1 << 20
 _RESOURCE_PARAMETERS = ("num-cpus", "num-gpus", "memory", "resources")
 _ENTRYPOINT = re.compile(
@@ -96,7 +94,7 @@ def _deletion_rules(job: Manifest) -> Iterator[str]:
         return
     if spec.get("shutdownAfterJobFinishes") or spec.get("ttlSecondsAfterFinished", 0) > 0:
         yield "deletionRules go with neither shutdownAfterJobFinishes nor ttlSecondsAfterFinished"
-    if _QUEUE in job["metadata"].get("labels", {}):
+    if QUEUE_LABEL in job["metadata"].get("labels", {}):
         yield "deletionRules do not go with Kueue, which needs shutdownAfterJobFinishes"
 
 
@@ -179,9 +177,9 @@ def _feature_gates(job: Manifest) -> Iterator[str]:
 
 def _kueue(job: Manifest) -> Iterator[str]:
     labels, spec = job["metadata"].get("labels", {}), job["spec"]
-    if _QUEUE not in labels:
-        if _PRIORITY in labels:
-            yield f"{_PRIORITY} without {_QUEUE}; name the queue"
+    if QUEUE_LABEL not in labels:
+        if PRIORITY_LABEL in labels:
+            yield f"{PRIORITY_LABEL} without {QUEUE_LABEL}; name the queue"
         return
     if "clusterSelector" in spec:
         yield "Kueue takes no RayJob with clusterSelector; leave it out"

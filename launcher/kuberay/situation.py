@@ -5,22 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launcher.job import JobState, Situation
+from launcher.job import RAY_JOB_STATES, JobState, Situation
+from launcher.kuberay.names import QUEUE_LABEL
 
 Object = dict[str, Any]
 
-QUEUE = "kueue.x-k8s.io/queue-name"
 _FINAL: dict[str, JobState] = {
     "Complete": "finished",
     "Failed": "failed",
     "ValidationFailed": "failed",
-}
-_JOB_STATES: dict[str, JobState] = {
-    "PENDING": "pending",
-    "RUNNING": "running",
-    "SUCCEEDED": "finished",
-    "FAILED": "failed",
-    "STOPPED": "stopped",
 }
 _TROUBLE = (
     *("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "CrashLoopBackOff"),
@@ -64,7 +57,7 @@ def _state(job: Object) -> JobState:
         return _FINAL[deployed]
     if deployed == "Running":
         # The operator asks Ray now and then: a job that has ended is over once the RayJob is.
-        found = _JOB_STATES.get(status.get("jobStatus", ""), "pending")
+        found = RAY_JOB_STATES.get(status.get("jobStatus", ""), "pending")
         return found if found in ("pending", "running") else "running"
     return "pending"
 
@@ -97,7 +90,7 @@ def _why(
 
 
 def _queue(job: Object, workloads: Sequence[Object]) -> Iterator[tuple[str, str]]:
-    name = job["metadata"].get("labels", {}).get(QUEUE)
+    name = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
     if name is None:
         return
     if not workloads:
@@ -124,7 +117,7 @@ def _waits_for_quota(job: Object, workloads: Sequence[Object]) -> Iterator[str]:
         if quota is not None and quota.get("status") != "True":
             yield f"waits for quota: {quota.get('message') or quota.get('reason', '')}"
     if not workloads:
-        name = job["metadata"].get("labels", {}).get(QUEUE)
+        name = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
         yield (
             "suspended, and in no queue"
             if name is None

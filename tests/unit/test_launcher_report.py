@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from launcher.job import JobState, PlaceUnavailableError, Situation
-from launcher.report import Progress, RunReport, judge, look
+from launcher.report import RunReport, judge, look
 from launcher.status_page import page, short, span
+from rotescale.activity import Activity
 from rotescale.records import EventRow
 from rotescale.run_dir import Outcome, RunDir, SegmentName
 
@@ -83,9 +84,9 @@ def test_a_damaged_folder_is_said_beside_what_the_place_says(tmp_path: Path) -> 
 
 
 def test_what_is_left_of_a_phase() -> None:
-    progress = Progress(attempt=1, stage="memorize", done=70, total=100, seconds_per_step=4.0)
-    assert progress.seconds_left == 120
-    assert Progress(attempt=1, stage="memorize", done=70).seconds_left is None
+    assert Activity("memorize", 70, 100, seconds_per_step=4.0).seconds_left == 120
+    assert Activity("memorize", 70, None, seconds_per_step=4.0).seconds_left is None
+    assert Activity("evaluate memorize", 70, 100).seconds_left is None
     assert [span(s) for s in (5.0, 150.0, 4000.0)] == ["5 s", "2 min", "1 h 7 min"]
     report = look("run", "ray", Place(Situation("running")), RunDir.at("/nowhere/run"))
     assert short(report) == ""
