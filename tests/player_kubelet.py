@@ -39,6 +39,8 @@ class _Running:
     """The submitter's exit code."""
     copied: dict[Path, int] = field(default_factory=dict)
     """How much of each file is in the log."""
+    leaving: threading.Thread | None = None
+    """What runs its hooks, once it is deleted."""
 
 
 class Kubelet:
@@ -58,6 +60,9 @@ class Kubelet:
         """Why images cannot be pulled."""
         self.overlap_seconds = 0.0
         """How long the processes of a pod that is deleted go on, unseen by anybody."""
+        self.keeps_grace = False
+        """Whether pods that are deleted run their preStop hooks first, for as long as their grace;
+        by default they end at once, as where a node is lost."""
         self.submissions: dict[str, Submission] = {}
         """By cluster."""
         self.tokens: dict[str, str] = {}
@@ -83,12 +88,43 @@ class Kubelet:
             if "ray.io/cluster" not in pod["metadata"].get("labels", {}):
                 continue
             if pod["metadata"].get("deletionTimestamp"):
-                self._end(uid)
-                self.api.delete("pods", pod, grace_seconds=0)
+                self._stop(pod)
             elif uid not in self.placed:
                 self._place(pod)
             else:
                 self._watch(self.placed[uid])
+
+    def _stop(self, pod: Object) -> None:
+        """A pod that is being deleted: its hooks are run, where grace is kept, and then it goes."""
+        uid = pod["metadata"]["uid"]
+        running = self.placed.get(uid)
+        if self.keeps_grace and running is not None and running.started and not running.failed:
+            if running.leaving is None:
+                for one in pod["spec"]["containers"]:
+                    self.api.event(
+                        pod, "Killing", f"Stopping container {one['name']}", who="kubelet"
+                    )
+                running.leaving = threading.Thread(target=self._leave, args=(running,), daemon=True)
+                running.leaving.start()
+            self._watch(running)
+            if running.leaving.is_alive():
+                return
+        self._end(uid)
+        self.api.delete("pods", pod, grace_seconds=0)
+
+    def _leave(self, running: _Running) -> None:
+        """In a thread of the pod's own: its preStop hook, or as much of it as there is time for."""
+        container = running.pod["spec"]["containers"][0]
+        hook = container.get("lifecycle", {}).get("preStop", {}).get("exec")
+        if hook is None:
+            return
+        uid = running.pod["metadata"]["uid"]
+        seconds = running.pod["metadata"]["deletionGracePeriodSeconds"]
+        code = self.ray.execute(uid, hook["command"], seconds=seconds)
+        if code != 0:
+            how = "was cut off" if code is None else f"exited with {code}"
+            text = f"PreStopHook failed: command {' '.join(hook['command'])!r} {how}"
+            self.api.event(running.pod, "FailedPreStopHook", text, who="kubelet", warning=True)
 
     def _place(self, pod: Object) -> None:
         """Find a node for it, and begin to start it."""

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,13 @@ _RAY = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disa
 _STARTS = 3
 _START_SECONDS = 120.0
 _OBJECT_STORE_BYTES = 80_000_000
+_ALONE = (
+    *("unshare", "--mount", "--propagation", "private", "sh", "-c"),
+    'empty=$1; shift; while [ "$1" != -- ]; do mount --bind "$empty" "/proc/$1"; shift; done; '
+    'shift; exec "$@"',
+    "sh",
+)
+"""As a pod sees no process of another: needs root. Then an empty folder, processes, ``--``."""
 _NOT_INHERITED = (
     *("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
 )
@@ -74,6 +81,9 @@ class Ray(Protocol):
 
     def kill(self, uid: str) -> None:
         """End every process of the pod at once."""
+
+    def execute(self, uid: str, command: Sequence[str], *, seconds: float) -> int | None:
+        """Run a command in the pod, and wait; its exit code, or None where time was up."""
 
     def submit(self, head: str, job_id: str, entrypoint: str, runtime_env: Any) -> bool:
         """Hand a job to the cluster of that head; False where it does not take it now."""
@@ -229,6 +239,33 @@ class LocalRay:
             if node.folder is not None:
                 shutil.rmtree(node.folder, ignore_errors=True)
 
+    def execute(self, uid: str, command: Sequence[str], *, seconds: float) -> int | None:
+        with self._lock:
+            node = self._nodes.get(uid)
+        if node is None:
+            return None
+        own = marked(uid, session=node.process.pid)
+        others = [pid for pid in _raylets() if pid not in own]
+        with (
+            tempfile.TemporaryDirectory(prefix="kp-") as empty,
+            node.order.output.open("ab") as out,
+        ):
+            alone = [*_ALONE, empty, *map(str, others), "--"] if others else []
+            process = subprocess.Popen(
+                [*alone, *command],
+                env=_environment(node.order),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                return process.wait(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                return None
+
     def submit(self, head: str, job_id: str, entrypoint: str, runtime_env: Any) -> bool:
         # As JobSubmissionClient asks, which would take its address from this process's variables.
         if self.job(head, job_id) is not None:
@@ -296,6 +333,10 @@ class PretendedRay:
     up: set[str] = field(default_factory=set)
     codes: dict[str, int] = field(default_factory=dict)
     """Exit codes of pods that have ended by themselves."""
+    executed: list[tuple[str, ...]] = field(default_factory=list)
+    """Commands that were run in pods."""
+    hooks_end: threading.Event = field(default_factory=threading.Event)
+    """Until it is set, such commands go on."""
 
     def start(self, order: PodOrder) -> str:
         self.up.add(order.uid)
@@ -307,6 +348,10 @@ class PretendedRay:
 
     def kill(self, uid: str) -> None:
         self.up.discard(uid)
+
+    def execute(self, uid: str, command: Sequence[str], *, seconds: float) -> int | None:
+        self.executed.append(tuple(command))
+        return 0 if self.hooks_end.wait(timeout=seconds) else None
 
     def submit(self, head: str, job_id: str, entrypoint: str, runtime_env: Any) -> bool:
         self.heads[job_id] = head
@@ -357,6 +402,24 @@ def marked(uid: str, *, session: int | None = None) -> list[int]:
                 is_marked = mark in (folder / "environ").read_bytes().split(b"\0")
                 if state not in "ZX" and (is_marked or its_session == str(session)):
                     found.append(int(folder.name))
+    return found
+
+
+def why_pods_see_each_other() -> str | None:
+    """Why commands in pods would see other pods' processes; None where they do not."""
+    done = subprocess.run([*_ALONE, "/", "--", "true"], capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else done.stderr.strip()
+
+
+def _raylets() -> list[int]:
+    """Every node of Ray on this machine."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            if folder.name.isdigit() and (folder / "cmdline").read_bytes().split(b"\0")[0].endswith(
+                b"/raylet"
+            ):
+                found.append(int(folder.name))
     return found
 
 

@@ -220,6 +220,50 @@ def test_old_processes_may_outlive_their_pods(
     assert len(server.list("pods")) == 2
 
 
+def with_hooks(grace_seconds: int) -> Object:
+    job = ray_job()
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        spec = group["template"]["spec"]
+        name = spec["containers"][0]["name"]
+        spec["terminationGracePeriodSeconds"] = grace_seconds
+        spec["containers"][0]["lifecycle"] = {"preStop": {"exec": {"command": ["leave", name]}}}
+    return job
+
+
+def test_pods_that_are_deleted_run_their_hooks_first(
+    server: ApiServer, player: KubeRayPlayer, ray: PretendedRay
+) -> None:
+    player.nodes.keeps_grace = True
+    server.create(with_hooks(600))
+    job_id = reached(server, "Running", "RUNNING")["jobId"]
+    server.delete("rayjobs", "run")
+    soon(lambda: len(ray.executed) == 2)
+    assert sorted(ray.executed) == [("leave", "ray-head"), ("leave", "ray-worker")]
+    # Meanwhile everything runs, and what it prints is still read.
+    assert len(ray.up) == len(server.list("pods")) == 2
+    head = player.pods("run", kind="head")[0]["metadata"]["name"]
+    ray.write(job_id, "saved")
+    log = server.log_file("default", head, "ray-job-submitter")
+    assert log is not None
+    soon(lambda: "saved" in log.read_text())
+    ray.hooks_end.set()
+    soon(lambda: not server.list("pods") and not ray.up)
+    assert "Killing" in reasons(server)
+    assert "FailedPreStopHook" not in reasons(server)
+
+
+def test_a_hook_is_cut_off_where_the_grace_ends(
+    server: ApiServer, player: KubeRayPlayer, ray: PretendedRay
+) -> None:
+    player.nodes.keeps_grace = True
+    server.create(with_hooks(1))
+    reached(server, "Running", "RUNNING")
+    server.delete("rayjobs", "run")
+    soon(lambda: not server.list("pods") and not ray.up)
+    assert "FailedPreStopHook" in reasons(server)
+
+
 def test_the_player_knows_nothing_of_what_it_tests() -> None:
     seen: set[str] = set()
     waiting = ["kuberay_player", "api_server"]
