@@ -35,6 +35,10 @@ TEXTS: dict[str, Path] = {
 
 PIECE_TOKENS = 256
 
+FACTS_PER_CONTEXT = 10
+"""Facts that are asked about behind the same context: their answers share its luck, which
+intervals over facts do not hold, so it is not all of them."""
+
 
 @dataclass(frozen=True)
 class Suites:
@@ -98,30 +102,35 @@ class Suites:
     def _in_context(self) -> Iterator[Item]:
         """The first train and test prompt, behind n facts in phase 1's words, that fact among them.
 
-        A baseline without any training: the facts are read, not remembered.
+        A baseline without any training: the facts are read, not remembered. As many facts as a
+        context holds, and at most FACTS_PER_CONTEXT, are asked about behind the same one, which is
+        then computed once.
         """
         for number, relation in product(self.spec.in_context, self.fact_set.relations):
             prompts: tuple[tuple[Prompts, str], ...] = (
                 ("train", self.wording.prompt(relation.train_prompts[0])),
                 ("test", self.wording.prompt(relation.test_prompts[0])),
             )
-            for place, split in self._sample(relation, self.spec.in_context_facts):
-                context = self._context(relation, place, number)
-                subject = self.fact_set.facts[place].subject
-                for kind, prompt in prompts:
+            sample = list(self._sample(relation, self.spec.in_context_facts))
+            size = min(number, FACTS_PER_CONTEXT)
+            for first in range(0, len(sample), size):
+                asked = sample[first : first + size]
+                context = self._context(relation, [place for place, _ in asked], number)
+                for (place, split), (kind, prompt) in product(asked, prompts):
+                    subject = self.fact_set.facts[place].subject
                     item = self._about(place, split, text=context + Relation.fill(prompt, subject))
                     yield replace(item, suite=f"in_context_{number}", prompts=kind)
 
-    def _context(self, relation: Relation, place: int, number: int) -> str:
+    def _context(self, relation: Relation, asked: Sequence[int], number: int) -> str:
         """``number`` facts of the relation, a line each, in a drawn order."""
-        others = [other for other in self._places(relation) if other != place]
-        draw = random.Random(f"{self.seed}/context/{place}")
-        if number - 1 > len(others):
+        others = [other for other in self._places(relation) if other not in asked]
+        draw = random.Random(f"{self.seed}/context/{asked[0]}")
+        if number - len(asked) > len(others):
             raise DataError(
                 f"evaluation.in_context: {number} facts asked for, but relation {relation.name!r} "
-                f"has {len(others) + 1}; ask for at most that many"
+                f"has {len(others) + len(asked)}; ask for at most that many"
             )
-        told = [place, *draw.sample(others, number - 1)]
+        told = [*asked, *draw.sample(others, number - len(asked))]
         draw.shuffle(told)
         prompt = self.wording.key_prompt(relation.name)
         facts = (self.fact_set.facts[one] for one in told)

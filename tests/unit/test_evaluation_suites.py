@@ -78,6 +78,16 @@ def test_the_context_states_n_facts_and_among_them_the_one_asked_about() -> None
             assert (item.fact in TRAINED) == (item.split == "trained")
 
 
+def test_contexts_are_shared_by_as_many_facts_as_they_hold() -> None:
+    for number, shared in ((1, 1), (5, 5)):
+        asked: dict[str, set[int]] = {}
+        for item in of_suite(f"in_context_{number}"):
+            asked.setdefault(item.text.rpartition("\n")[0], set()).add(item.fact)
+        sizes = Counter(len(facts) for facts in asked.values())
+        # Sixteen facts of each relation are asked about.
+        assert sizes == ({1: 32} if shared == 1 else {5: 6, 1: 2})
+
+
 def test_reversal_asks_for_the_subject_with_prompts_of_the_other_direction() -> None:
     items = of_suite("reversal")
     assert len(items) == 2 * 2 * 7 * 3
