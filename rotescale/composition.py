@@ -170,6 +170,7 @@ def _evaluators(
     questions = RunEvaluator(
         items=all_items(fact_set, phases=spec.phases, tokenizer=tokenizer, **sample),
         num_tokens=prepared.num_tokens,
+        row_tokens=spec.engine.row_tokens,
         progress=_progress(team, "questions"),
         benchmarks=_benchmarks(spec, resolved, team=team),
         **shared,

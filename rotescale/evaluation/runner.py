@@ -1,4 +1,4 @@
-"""Asks a model every item, each rank its share, in as many passes on every rank."""
+"""Asks a model every item, each rank its share; where passes are collective, as many on each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from rotescale.evaluation.generation import generate
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import Outcome, outcome_of
-from rotescale.evaluation.scoring import Forward, OptionScores, score_tree
+from rotescale.evaluation.passes import Prefill, plan_passes
+from rotescale.evaluation.scoring import Forward, OptionScores, score_trees
 from rotescale.evaluation.tree import TokenTree, attention_window, build_tree, text_tree
 
 _Question = TypeVar("_Question")
@@ -30,19 +31,23 @@ def evaluate(
     all_done: Callable[[bool], bool],
     progress: Callable[[int], None],
     max_new_tokens: int,
+    token_budget: int = 1,
     generation_batch: int = 32,
 ) -> list[Outcome]:
     """The outcomes of all items, in order, on every rank; rank r asks ``items[r::world_size]``.
 
     Collective: every rank calls this, with the same items. Where ``collective`` is true the
-    forward passes are collective too, and their number is equal on all ranks by construction: a
-    rank with fewer items repeats one, or generates from none. Else ``all_done`` is not called.
+    forward passes are collective too, and as many on all ranks: before each they agree whether
+    one has anything left, and a rank that has nothing makes an empty one. Else ``all_done`` is not
+    called.
 
-    ``gather`` brings every rank's list to every rank, in rank order; ``all_done`` is true on all
-    ranks once it was told true on all. ``progress`` is called after each pass with the number of
-    questions and generations done so far, over all ranks.
+    ``token_budget`` is as ``score_shares`` has it. ``gather`` brings every rank's list to every
+    rank, in rank order; ``all_done`` is true on all ranks once it was told true on all.
+    ``progress`` is called after each pass with the number of questions and generations done so
+    far, over all ranks, as far as this one knows.
     """
     share = Share(rank, world_size, collective)
+    agree = all_done if collective else bool
     was_training = model.training
     model.eval()
     try:
@@ -52,6 +57,8 @@ def evaluate(
             share=share,
             build=partial(_tree, tokenizer=tokenizer, window=attention_window(model.config)),
             num_tokens=num_tokens,
+            token_budget=token_budget,
+            all_done=agree,
             progress=progress,
         )
         texts = continue_shares(
@@ -64,7 +71,7 @@ def evaluate(
                 tokenizer=tokenizer,
                 num_tokens=num_tokens,
                 max_new_tokens=max_new_tokens,
-                all_done=all_done if collective else bool,
+                all_done=agree,
             ),
             progress=lambda done: progress(len(items) + done),
         )
@@ -105,21 +112,39 @@ def score_shares(
     share: Share,
     build: Callable[[_Question], TokenTree],
     num_tokens: int,
+    token_budget: int,
+    all_done: Callable[[bool], bool],
     progress: Callable[[int], None],
 ) -> dict[int, OptionScores]:
     """Place of the question to its scores, for this rank's questions.
 
-    Collective, where the share says so: every rank calls this, with the same questions.
+    Collective, where the share says so: every rank calls this, with the same questions, and
+    ``all_done`` tells whether all ranks are done, given whether this one is. One pass takes
+    questions up to ``token_budget`` nodes of their trees, or one question.
     """
     scores: dict[int, OptionScores] = {}
-    for number in range(share.num_passes(len(questions))):
-        place = share.rank + number * share.world_size
-        # A rank whose questions are used up asks the last one again, so that the pass takes place.
-        question = questions[min(place, len(questions) - 1)]
-        scored = score_tree(forward, build(question), num_tokens=num_tokens)
-        if place < len(questions):
-            scores[place] = scored
-        progress(min((number + 1) * share.world_size, len(questions)))
+    passes = plan_passes(
+        ((place, build(questions[place])) for place in share.mine(len(questions))),
+        token_budget=token_budget,
+        share_beginnings=forward.shares_beginnings,
+    )
+    beginning = None
+    while not all_done((one := next(passes, None)) is None):
+        if one is None:
+            # The others have more: the pass takes place, for nothing.
+            score_trees(forward, [text_tree([0, 0])], num_tokens=num_tokens)
+        elif isinstance(one, Prefill):
+            beginning = forward.prefill(one.tokens)
+        else:
+            scored = score_trees(
+                forward,
+                [tree for _, tree in one.placed],
+                num_tokens=num_tokens,
+                num_shared=one.num_shared,
+                beginning=beginning if one.num_shared else None,
+            )
+            scores.update(zip((place for place, _ in one.placed), scored, strict=True))
+            progress(min(len(scores) * share.world_size, len(questions)))
     return scores
 
 

@@ -37,6 +37,8 @@ class RunEvaluator:
     run_dir: RunDir
     attempt: int
     records: RecordWriter
+    row_tokens: int
+    """The budget of one pass, in nodes of token trees, where it pays to fill passes."""
     progress: Callable[[str, int, int], None]
     """Told the stage, and how many of how many answers there are, over all ranks."""
     benchmarks: Benchmarks | None = None
@@ -76,6 +78,7 @@ class RunEvaluator:
                 all_done=self._all_done,
                 progress=lambda done: self.progress(stage, done, self._total),
                 max_new_tokens=self.spec.max_new_tokens,
+                token_budget=self._token_budget,
             )
             found = (
                 None
@@ -97,6 +100,7 @@ class RunEvaluator:
             share=Share(rank, world_size, self._is_collective),
             gather=self.engine.all_gather,
             all_done=self._all_done,
+            token_budget=self._token_budget,
         )
 
     def _write(
@@ -151,6 +155,12 @@ class RunEvaluator:
     def _total(self) -> int:
         """Questions that are scored, and those among them that are also answered freely."""
         return sum(self._numbers().values())
+
+    @property
+    def _token_budget(self) -> int:
+        """A pass of one question keeps a CPU busy; others wait for a gathering, or run a GPU."""
+        alone = self.engine.device.type == "cpu" and not self._is_collective
+        return 1 if alone else self.row_tokens
 
     @property
     def _is_collective(self) -> bool:

@@ -32,8 +32,15 @@ class TokenTree:
     owners: torch.Tensor
     """(num_targets,) int64: the option that it belongs to"""
     num_options: int
+    num_trunk: int
+    """Nodes in front that all options share, each the child of the one before"""
     window: int | None = None
     """The model's sliding attention window, in tokens."""
+
+    @property
+    def stem(self) -> torch.Tensor:
+        """(num_trunk - 1,) int64: the tokens in front that predict nothing of an option"""
+        return self.tokens[: self.num_trunk - 1]
 
 
 def build_tree(
@@ -92,26 +99,44 @@ def grow(sequences: Sequence[Sequence[int]], *, start: int, window: int | None) 
         targets=torch.tensor(targets),
         owners=torch.tensor(owners),
         num_options=len(sequences),
+        num_trunk=start,
         window=window,
     )
 
 
-def tree_mask(tree: TokenTree) -> torch.Tensor:
-    """(1, 1, N, N) float32: 0 where a node sees an ancestor or itself, else the dtype's minimum.
+def tree_mask(trees: Sequence[TokenTree], *, num_shared: int = 0) -> torch.Tensor:
+    """(1, 1, N, S + N) float32: 0 where a node sees another, else the dtype's minimum.
+
+    N counts the nodes of all trees, but for the S = ``num_shared`` in front of each that all of
+    them share: those come first, once. A node sees its ancestors and itself.
 
     A mask that is given to a model replaces its own, its sliding window too, so the window is
     drawn here, by depth.
     """
-    num_nodes = len(tree.tokens)
-    sees = torch.eye(num_nodes, dtype=torch.bool)
-    for node, parent in enumerate(tree.parents.tolist()):
-        if parent >= 0:
-            sees[node] |= sees[parent]
-    if tree.window is not None:
-        sees &= tree.depths[:, None] - tree.depths[None, :] < tree.window
-    mask = torch.full((1, 1, num_nodes, num_nodes), torch.finfo(torch.float32).min)
+    num_nodes = sum(len(tree.tokens) - num_shared for tree in trees)
+    sees = torch.zeros(num_nodes, num_shared + num_nodes, dtype=torch.bool)
+    first = 0
+    for tree in trees:
+        own = _sees(tree)[num_shared:]
+        last = first + len(own)
+        sees[first:last, :num_shared] = own[:, :num_shared]
+        sees[first:last, num_shared + first : num_shared + last] = own[:, num_shared:]
+        first = last
+    mask = torch.full((1, 1, *sees.shape), torch.finfo(torch.float32).min)
     mask.masked_fill_(sees, 0.0)
     return mask
+
+
+def _sees(tree: TokenTree) -> torch.Tensor:
+    """(num_nodes, num_nodes) bool: whether the one sees the other."""
+    sees = torch.eye(len(tree.tokens), dtype=torch.bool)
+    trunk = tree.num_trunk
+    sees[:trunk, :trunk] = torch.ones(trunk, trunk, dtype=torch.bool).tril()
+    for node, parent in enumerate(tree.parents[trunk:].tolist(), start=trunk):
+        sees[node] |= sees[parent]
+    if tree.window is not None:
+        sees &= tree.depths[:, None] - tree.depths[None, :] < tree.window
+    return sees
 
 
 def attention_window(config: Any) -> int | None:

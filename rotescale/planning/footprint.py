@@ -117,6 +117,19 @@ class Placement:
         )
 
     @property
+    def evaluates_together(self) -> bool:
+        """Whether all workers make an evaluation's passes together, gathering layer by layer."""
+        return self.evaluation_mode == "sharded" and self.num_workers > 1
+
+    @property
+    def questions_per_pass(self) -> int:
+        """About how many questions share a pass, where they fill it."""
+        if not (self.on_gpu or self.evaluates_together):
+            return 1
+        asked = self.work.evaluation.question_tokens
+        return max(1, int(self.spec.engine.row_tokens / max(1.0, asked)))
+
+    @property
     def state_bytes_per_parameter(self) -> int:
         """Weights, gradients, masters and moments of a trained parameter: 16 with bf16 gradients.
 
@@ -262,8 +275,10 @@ class Placement:
             gathered = precision * (self.count.total + max(self.count.sizes))
         cached = GENERATED_AT_ONCE * (asked.prompt_tokens + asked.max_new_tokens)
         cache = 2 * precision * shape.num_layers * shape.key_size * cached
-        wide = 4 * precision * shape.intermediate_size * round(asked.question_tokens)
-        logits = precision * asked.option_tokens + 8 * min(asked.option_tokens, _LOGITS_AT_ONCE)
+        number = self.questions_per_pass
+        wide = 4 * precision * shape.intermediate_size * round(number * asked.question_tokens)
+        predicted = number * asked.option_tokens
+        logits = precision * predicted + 8 * min(predicted, _LOGITS_AT_ONCE)
         return replace(
             state,
             gathered=gathered,

@@ -130,12 +130,13 @@ class Timing:
     def one_evaluation(self) -> Range:
         """All questions of one stage, and the generated answers."""
         place, asked = self.place, self.place.work.evaluation
-        collective = place.evaluation_mode == "sharded" and place.num_workers > 1
+        collective = place.evaluates_together
         gather = self._gathering() if collective else NONE
         questions = math.ceil(asked.num_questions / place.num_workers)
         predicted = min(asked.option_tokens, asked.question_tokens)
-        one = self._forward(asked.question_tokens, logits=predicted) + gather
-        total = (one + QUESTION_SECONDS) * questions
+        number = min(place.questions_per_pass, max(1, questions))
+        one = self._forward(number * asked.question_tokens, logits=number * predicted) + gather
+        total = one * math.ceil(questions / number) + QUESTION_SECONDS * questions
         generated = math.ceil(asked.num_generated / place.num_workers)
         batches, at_once = math.ceil(generated / GENERATED_AT_ONCE), GENERATED_AT_ONCE
         token = self._forward(min(at_once, generated), logits=min(at_once, generated)) + gather

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -91,10 +91,13 @@ class Oracle:
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         logits_to_keep: torch.Tensor,
+        beginning: Sequence[int] = (),
     ) -> torch.Tensor:
         assert not self.training
         self.num_passes += 1
-        tokens, depths = input_ids[0].tolist(), position_ids[0].tolist()
+        num_shared = attention_mask.shape[-1] - input_ids.shape[-1]
+        tokens = [*beginning[:num_shared], *input_ids[0].tolist()]
+        depths = [*range(num_shared), *position_ids[0].tolist()]
         visible = (attention_mask[0, 0] == 0).tolist()
         seen = []
         for node in logits_to_keep.tolist():
@@ -115,6 +118,23 @@ class Oracle:
         else:
             rows = [(*a, *b) for a, b in zip(inputs["past_key_values"], rows, strict=True)]
         return SimpleNamespace(logits=self.logits(rows).transpose(0, 1), past_key_values=rows)
+
+
+class Passes:
+    """An oracle's passes over token trees."""
+
+    shares_beginnings = True
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+
+    def __call__(self, *inputs: Any, **named: Any) -> torch.Tensor:
+        return self.oracle.forward(*inputs, **named)
+
+    def prefill(self, tokens: torch.Tensor) -> list[int]:
+        self.oracle.num_passes += 1
+        found: list[int] = tokens.tolist()
+        return found
 
 
 class Flat(Oracle):
@@ -141,7 +161,7 @@ def run(model: Oracle, items: tuple[Item, ...], tokenizer: Any, **changes: Any) 
         **changes,
     }
     return evaluate(
-        model.forward,
+        Passes(model),
         model,
         items,
         tokenizer=tokenizer,
@@ -217,7 +237,12 @@ class Ranks:
 
 
 def run_ranks(
-    items: tuple[Item, ...], tokenizer: Any, *, world_size: int, collective: bool
+    items: tuple[Item, ...],
+    tokenizer: Any,
+    *,
+    world_size: int,
+    collective: bool,
+    **changes: Any,
 ) -> tuple[list[list[Outcome]], list[int]]:
     """Every rank's outcomes, and how many passes it made."""
     ranks = Ranks(world_size)
@@ -235,6 +260,7 @@ def run_ranks(
             collective=collective,
             gather=gather,
             all_done=(lambda done: all(gather(done))) if collective else refuse,
+            **changes,
         )
 
     threads = [threading.Thread(target=of_rank, args=(rank,)) for rank in range(world_size)]
@@ -258,6 +284,28 @@ def test_collective_ranks_make_equal_passes_and_agree(
     results, passes = run_ranks(asked, tokenizer, world_size=world_size, collective=True)
     assert all(result == expected for result in results)
     assert len(set(passes)) == 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("token_budget", [1, 100, 2000])
+def test_packs_and_shared_beginnings_change_no_outcome(
+    world_size: int, token_budget: int, items: Any, tokenizer: Any
+) -> None:
+    # Behind a text of 100 words, every third behind one that ends differently.
+    [*words] = sorted(set(tokenizer.get_vocab()) - {"<end>"})[:100]
+    contexts = [" ".join(words), " ".join(words), " ".join([*words[:80], *words[:20]])]
+    asked = tuple(
+        replace(item, text=f"{contexts[place % 3]} {item.text}", generate=place < 2)
+        for place, item in enumerate(items[:30])
+    )
+    expected = run(Oracle(asked, tokenizer), asked, tokenizer)
+    assert all(outcome.values["multiple_choice"] == 1.0 for outcome in expected)
+    results, passes = run_ranks(
+        asked, tokenizer, world_size=world_size, collective=True, token_budget=token_budget
+    )
+    assert all(result == expected for result in results)
+    assert len(set(passes)) == 1
+    assert (passes[0] < len(asked) // world_size) == (token_budget == 2000)
 
 
 def test_more_ranks_than_items(items: Any, tokenizer: Any) -> None:

@@ -25,6 +25,7 @@ from rotescale.evaluation.scoring import (
     encode,
     forward_of,
     score_tree,
+    score_trees,
 )
 from rotescale.evaluation.tree import grow
 
@@ -163,6 +164,49 @@ def test_tree_equals_one_by_one(name: str, architecture: str, attention: str) ->
     assert ours.log_probabilities.argmax() == reference.log_probabilities.argmax()
     assert torch.equal(ours.num_option_tokens, reference.num_option_tokens)
     assert torch.equal(ours.is_greedy, reference.is_greedy)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
+def test_several_trees_in_a_pass_equal_each_by_itself(architecture: str, attention: str) -> None:
+    tokenizer = TOKENIZERS["byte_level"]
+    model = micro_model(architecture, attention=attention)
+    forward, num_tokens = forward_of(model), len(tokenizer)
+    prompts = (PROMPT, "mother", "Who is Ann's mother? Cody, I think; and what do you think?")
+    trees = [build_tree(prompt, OPTIONS, tokenizer=tokenizer) for prompt in prompts]
+    together = score_trees(forward, trees, num_tokens=num_tokens)
+    for tree, ours in zip(trees, together, strict=True):
+        assert_equal_scores(ours, score_tree(forward, tree, num_tokens=num_tokens))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
+def test_a_beginning_is_computed_once(architecture: str, attention: str) -> None:
+    tokenizer = TOKENIZERS["byte_level"]
+    model = micro_model(architecture, attention=attention)
+    forward, num_tokens = forward_of(model), len(tokenizer)
+    context = "Ann Lee is Cody's mother. Zoë is Eve's mother."
+    prompts = [f"{context} {prompt}" for prompt in (PROMPT, "mother", "Who is Zoë?")]
+    trees = [build_tree(prompt, OPTIONS, tokenizer=tokenizer) for prompt in prompts]
+    beginning = forward.prefill(trees[0].tokens[:15])
+    # Then with less of it, since a text may share no more.
+    for num_shared, some in ((15, trees[:2]), (15, trees[2:]), (11, trees)):
+        ours = score_trees(
+            forward, some, num_tokens=num_tokens, num_shared=num_shared, beginning=beginning
+        )
+        for tree, scores in zip(some, ours, strict=True):
+            assert_equal_scores(scores, score_tree(forward, tree, num_tokens=num_tokens))
+
+
+def test_a_model_with_a_window_shares_no_beginning() -> None:
+    assert forward_of(micro_model("phi3")).shares_beginnings
+    assert not forward_of(micro_model("phi3", sliding_window=4)).shares_beginnings
+
+
+def assert_equal_scores(ours: OptionScores, theirs: OptionScores) -> None:
+    torch.testing.assert_close(ours.log_probabilities, theirs.log_probabilities, rtol=1e-5, atol=0)
+    assert torch.equal(ours.num_option_tokens, theirs.num_option_tokens)
+    assert torch.equal(ours.is_greedy, theirs.is_greedy)
 
 
 @torch.no_grad()

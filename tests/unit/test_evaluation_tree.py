@@ -33,7 +33,7 @@ def test_tree_shares_prefixes_and_leaves_out_last_tokens() -> None:
 
 def test_mask_shows_ancestors_only() -> None:
     tree = build_tree("ab", ("cd", "ef"), tokenizer=SlowTokenizer())
-    sees = tree_mask(tree)[0, 0] == 0
+    sees = tree_mask([tree])[0, 0] == 0
     assert sees.tolist() == [
         [True, False, False, False, False],
         [True, True, False, False, False],
@@ -51,7 +51,7 @@ def test_slow_tokenizers_are_compared_with_the_prompts_tokens() -> None:
 
 def test_window_is_drawn_by_depth() -> None:
     tree = build_tree("ab", ("cd", "ef"), tokenizer=SlowTokenizer(), window=2)
-    sees = tree_mask(tree)[0, 0] == 0
+    sees = tree_mask([tree])[0, 0] == 0
     assert sees.tolist() == [
         [True, False, False, False, False],
         [True, True, False, False, False],

@@ -34,6 +34,8 @@ class Asker:
     """Brings every rank's value to every rank, in rank order."""
     all_done: Callable[[bool], bool]
     """True on all ranks once it was told true on all."""
+    token_budget: int = 1
+    """Nodes of token trees that one pass takes, or one tree."""
 
     def log_likelihoods(
         self, pairs: Sequence[Pair], *, progress: Callable[[int, int], None]
@@ -54,6 +56,8 @@ class Asker:
             share=self.share,
             build=self._tree,
             num_tokens=self.num_tokens,
+            token_budget=self.token_budget,
+            all_done=self._agree,
             progress=lambda done: progress(answered[done], len(pairs)),
         )
         found: dict[int, tuple[float, bool]] = {}
@@ -84,7 +88,7 @@ class Asker:
                 into=into,
                 num_tokens=self.num_tokens,
                 max_new_tokens=max_new_tokens,
-                all_done=self.all_done if self.share.collective else bool,
+                all_done=self._agree,
             )
             return into.texts()
 
@@ -101,6 +105,10 @@ class Asker:
         for of_rank in self.gather(made):
             found.update({order[number]: text for number, text in of_rank.items()})
         return [found[place] for place in range(len(prompts))]
+
+    def _agree(self, done: bool) -> bool:
+        """Whether all ranks are done; alone, a rank decides for itself."""
+        return self.all_done(done) if self.share.collective else done
 
     def _tree(self, batch: _Batch) -> TokenTree:
         sequences = [[*batch.context, *continuation] for continuation in batch.continuations]
