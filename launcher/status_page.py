@@ -82,10 +82,16 @@ def _add_progress(table: Table, progress: Progress, *, is_over: bool) -> None:
     if activity.loss is not None:
         table.add_row("loss", f"{activity.loss:.4f}")
     if activity.seconds_per_step is not None:
-        table.add_row("step", f"{activity.seconds_per_step:.2f} s")
+        table.add_row("step", f"{activity.seconds_per_step:.2f} s{_parts(activity)}")
     if activity.seconds_left is not None and not is_over:
         table.add_row("left", f"{span(activity.seconds_left)} of this phase")
     table.add_row("checkpoint", progress.checkpoint or "none yet")
+
+
+def _parts(activity: Activity) -> str:
+    """What takes a hundredth of a step or more, such as ``: backward 48%, forward 31%``."""
+    told = [f"{name} {share:.0%}" for name, share in activity.parts.items() if share >= 0.01]
+    return f": {', '.join(told)}" if told else ""
 
 
 def _share(activity: Activity) -> str:

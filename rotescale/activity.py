@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
 from rotescale.records import EventRow, Records, StepRow
+from rotescale.step_clock import shares
 
 _RECENT_STEPS = 20
 
@@ -24,6 +25,8 @@ class Activity:
     loss: float | None = None
     seconds_per_step: float | None = None
     """Median of the last steps; None in an evaluation."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Part of a step -> its share of the last steps' time, the largest first."""
 
     def __str__(self) -> str:
         """In a few words, such as ``memorize 7/50, loss 1.234``."""
@@ -52,14 +55,15 @@ def activity_of(records: Records) -> Activity | None:
         )
     if step is None:
         return None
-    recent = [row.seconds for row in records.steps if row.phase == step.phase][-_RECENT_STEPS:]
+    recent = [row for row in records.steps if row.phase == step.phase][-_RECENT_STEPS:]
     return Activity(
         stage=step.phase,
         done=step.step,
         total=_total_steps(records.events, step.phase),
         epoch=step.epoch,
         loss=step.loss,
-        seconds_per_step=median(recent),
+        seconds_per_step=median(row.seconds for row in recent),
+        parts=shares(row.parts for row in recent),
     )
 
 

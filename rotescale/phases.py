@@ -124,20 +124,25 @@ class Training:
         """
         self.notices.rest(False)
         engine, started = self.team.engine, time.perf_counter()
-        with self.watchdog.alone():
+        clock = engine.clock
+        clock.start()
+        with self.watchdog.alone(), clock.part("data"):
             data = plan.stream.step(step, rank=engine.rank, world_size=engine.world_size)
             fault_point("step", phase=plan.spec.name, step=step, **self.team.where)
         self.pace.enter()
         loss_sum = self._backward(data)
         # Agreed before the update, so that all ranks stop alike and the weights stay sound.
-        total, noticed = engine.all_sum([loss_sum, float(self.notices.due)])
+        with clock.part("communication"):
+            total, noticed = engine.all_sum([loss_sum, float(self.notices.due)])
         self.pace.leave()
         loss = total / data.target_tokens
         self._check_finite(loss, "loss", plan=plan, step=step, data=data)
         learning_rate = plan.learning_rate.at(step)
-        self.persistence.saver.before_update()
+        with clock.part("checkpoint"):
+            self.persistence.saver.before_update()
         grad_norm = engine.step(learning_rate=learning_rate)
         self._check_finite(grad_norm, "gradient norm", plan=plan, step=step, data=data)
+        parts = clock.take()
         if engine.rank == 0:
             self.team.records.append(
                 StepRow(
@@ -154,6 +159,7 @@ class Training:
                     num_tokens=data.num_tokens,
                     target_tokens=data.target_tokens,
                     seconds=time.perf_counter() - started,
+                    parts={name: round(seconds, 6) for name, seconds in parts.items()},
                     example_ids=data.example_ids,
                 )
             )

@@ -42,6 +42,8 @@ class StepRow(_Row):
     num_tokens: int
     target_tokens: int
     seconds: float
+    parts: dict[str, float] = Field(default_factory=dict)
+    """Seconds of each of ``step_clock.PARTS`` on rank 0, rounded to microseconds."""
     example_ids: tuple[int, ...] = ()
     """The examples of the step, in order."""
 

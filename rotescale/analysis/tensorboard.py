@@ -41,6 +41,7 @@ class TensorBoardWriter:
             "learning_rate": step.learning_rate,
             "grad_norm": step.grad_norm,
             "tokens_per_second": step.num_tokens / step.seconds if step.seconds else None,
+            **{f"seconds/{name}": seconds for name, seconds in step.parts.items()},
         }
         for name, value in values.items():
             if value is not None:

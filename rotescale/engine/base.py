@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rotescale.spec import EvaluationMode
+from rotescale.step_clock import StepClock
 from rotescale.tensors import Part, TensorSlice
 
 
@@ -55,6 +56,8 @@ class Engine(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    clock: StepClock
+    """Told in which part of a step the engine is."""
 
     def configure(self, settings: OptimizerSettings) -> None:
         """Set AdamW, clipping and frozen rows for the phase that follows.

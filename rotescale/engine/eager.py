@@ -20,6 +20,7 @@ from rotescale.engine.base import (
 )
 from rotescale.engine.frozen_rows import FrozenRows
 from rotescale.spec import EngineSpec, EvaluationMode
+from rotescale.step_clock import StepClock
 from rotescale.tensors import Part, TensorSlice
 
 
@@ -34,6 +35,7 @@ class EagerEngine:
     ) -> None:
         """``build`` makes the model, with any weights, in the spec's precision."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.clock = StepClock.of(self.device)
         self._gradient_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[spec.gradient_dtype]
         self._model = build().to(self.device).train()
         named = dict(self._model.named_parameters())
@@ -102,19 +104,25 @@ class EagerEngine:
 
     def backward(self, row: Row, *, scale: float, last: bool) -> float:
         """Add the gradients of one row to those of the masters."""
-        loss = row_loss(self._model, row)
-        (loss * scale).backward()  # type: ignore[no-untyped-call]
-        for name, parameter in self._parameters.items():
-            if parameter.grad is None:
-                continue
-            gradient = parameter.grad.to(self._gradient_dtype).float()
-            master = self._masters[name]
-            master.grad = gradient if master.grad is None else master.grad + gradient
-            parameter.grad = None
+        with self.clock.part("forward"):
+            loss = row_loss(self._model, row)
+        with self.clock.part("backward"):
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            for name, parameter in self._parameters.items():
+                if parameter.grad is None:
+                    continue
+                gradient = parameter.grad.to(self._gradient_dtype).float()
+                master = self._masters[name]
+                master.grad = gradient if master.grad is None else master.grad + gradient
+                parameter.grad = None
         return loss.item()
 
     def step(self, *, learning_rate: float) -> float:
         """Clip, update, and return the gradient norm; no update where it is not finite."""
+        with self.clock.part("optimizer"):
+            return self._update(learning_rate)
+
+    def _update(self, learning_rate: float) -> float:
         limit = self._settings.max_grad_norm
         norm = nn.utils.clip_grad_norm_(
             self._masters.values(), float("inf") if limit is None else limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
@@ -23,6 +24,7 @@ from rotescale.engine.base import (
 )
 from rotescale.engine.frozen_rows import FrozenRows
 from rotescale.spec import EngineSpec, EvaluationMode
+from rotescale.step_clock import StepClock
 from rotescale.tensors import PARTS, Part, TensorSlice, partition
 
 if "DS_ACCELERATOR" not in os.environ:
@@ -34,6 +36,10 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 with suppress(ImportError):
     # What DeepSpeed imports in its first ``initialize`` takes seconds: a fork server has it then.
     import deepspeed.runtime.zero.muon.muon_optimizer
+
+
+_COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_fn")
+"""Of deepspeed.comm, what ZeRO-3's optimizer calls beside the gathers before a layer."""
 
 
 def deepspeed_config(
@@ -124,6 +130,7 @@ class Zero3Engine:
         self.device = torch.device(f"cuda:{local_rank}" if on_gpu else "cpu")
         if on_gpu:
             torch.cuda.set_device(self.device)
+        self.clock = StepClock.of(self.device)
         self._build = build
         config = deepspeed_config(spec, settings, world_size=self.world_size, pin_memory=on_gpu)
         with _values_do_not_matter(), deepspeed.zero.Init(config_dict_or_path=config):
@@ -135,6 +142,7 @@ class Zero3Engine:
             model=model, config=config, model_parameters=parameter_groups(model)
         )
         self._optimizer = self._engine.optimizer
+        self._untimed = self._time_communication()
         self._parameters = dict(self._engine.module.named_parameters())
         self._frozen_loaded = False
         self._frozen_rows = FrozenRows()
@@ -147,6 +155,23 @@ class Zero3Engine:
         configure_groups(self._optimizer.param_groups, settings)
         self._frozen_rows.choose(settings.frozen_rows, self._parameters)
         self._optimizer.clip_grad = settings.max_grad_norm or 0.0
+
+    def _time_communication(self) -> dict[str, Callable[..., Any]]:
+        """Have the clock see what is waited for; returns what ``close`` puts back, by name."""
+        coordinator = self._optimizer.parameter_offload.get_param_coordinator()
+        coordinator.fetch_sub_module = self._timed(coordinator.fetch_sub_module)
+        originals = {name: getattr(deepspeed.comm, name) for name in _COLLECTIVES}
+        for name, original in originals.items():
+            setattr(deepspeed.comm, name, self._timed(original))
+        return originals
+
+    def _timed(self, collective: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(collective)
+        def timed(*arguments: Any, **options: Any) -> Any:
+            with self.clock.part("communication"):
+                return collective(*arguments, **options)
+
+        return timed
 
     def slices(self) -> tuple[TensorSlice, ...]:
         """What this rank owns of every trainable tensor: DeepSpeed's partition, unpadded."""
@@ -225,8 +250,10 @@ class Zero3Engine:
         """Collective: every rank calls this. Add the gradients of one row."""
         # The flag stays as it was set, so it is set before every row.
         self._engine.set_gradient_accumulation_boundary(last)
-        loss = row_loss(self._engine, row)
-        self._engine.backward(loss * scale)
+        with self.clock.part("forward"):
+            loss = row_loss(self._engine, row)
+        with self.clock.part("backward"):
+            self._engine.backward(loss * scale)
         return float(loss.item())
 
     def step(self, *, learning_rate: float) -> float:
@@ -235,8 +262,9 @@ class Zero3Engine:
             group["lr"] = learning_rate
         for name in self._frozen_rows.names:
             self._frozen_rows.keep(self._slice(name), self._partition(name, "master"))
-        self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        with self.clock.part("optimizer"):
+            self._engine.step()
+            return float(self._engine.get_global_grad_norm())
 
     @contextmanager
     def evaluation_model(self, mode: EvaluationMode) -> Iterator[nn.Module]:
@@ -294,6 +322,8 @@ class Zero3Engine:
 
     def close(self) -> None:
         """Free the model; the process group belongs to whoever started the process."""
+        for name, original in self._untimed.items():
+            setattr(deepspeed.comm, name, original)
         self._engine.destroy()
         del self._engine, self._optimizer, self._parameters
         gc.collect()

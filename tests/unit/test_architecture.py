@@ -17,7 +17,7 @@ LAYERS = [
     {"errors", "direct", "fork_server", "node_drain", "texts"},
     {"object_client"},
     {"object_store"},
-    {"tensors", "storage", "schedule", "faults"},
+    {"tensors", "storage", "schedule", "faults", "step_clock"},
     {"spec", "ranges", "local_copy"},
     {"hardware"},
     {"kuberay_spec", "spec_file", "facts"},

@@ -1,4 +1,4 @@
-"""Every part of a run records what each of its workers held at most."""
+"""Every part of a run records what each of its workers held at most, and where time went."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from recovery_helpers import events
 from rotescale.memory_gauge import EVENT, peaks
 from rotescale.records import read_records
 from rotescale.run_dir import RunDir
+from rotescale.step_clock import PARTS
 
 
 def test_training_and_measuring_record_their_peaks(undisturbed: RunDir) -> None:
@@ -22,3 +23,12 @@ def test_training_and_measuring_record_their_peaks(undisturbed: RunDir) -> None:
     for peak in found:
         assert len(peak.ranks) == 2
         assert min(peak.ranks) > 0
+
+
+def test_steps_record_where_their_time_went(undisturbed: RunDir) -> None:
+    for step in read_records(undisturbed).steps:
+        assert tuple(step.parts) == PARTS
+        # Each is rounded.
+        assert sum(step.parts.values()) <= step.seconds + 1e-5
+        computed = ("data", "forward", "backward", "communication", "optimizer")
+        assert all(step.parts[name] > 0 for name in computed)
