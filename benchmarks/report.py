@@ -16,21 +16,32 @@ CONSOLE = Console(width=160, highlight=False)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison on one model; ``ours`` and ``peer`` in seconds, unless the name says else."""
+    """One comparison on one model."""
 
     name: str
     model: str
     ours: float
     peer: float
     agree: bool
-    """Whether both sides held, or restored, the same bits."""
+    """Whether both sides held, or restored, the same bits, or gave the same answers."""
     floor: float | None = None
-    """The ratio that must not be exceeded."""
+    """The ratio that must not be exceeded, or of rates must be reached."""
+    unit: str = "s"
+    """Of ``ours`` and ``peer``: seconds, or a rate."""
 
     @property
     def ratio(self) -> float | None:
         """Ours ÷ peer; None where the peer's is zero or, by noise, less."""
         return self.ours / self.peer if self.peer > 0 else None
+
+    @property
+    def misses_its_floor(self) -> bool:
+        """Whether there is a floor and the ratio is on its wrong side, or unknown."""
+        if self.floor is None:
+            return False
+        if self.ratio is None:
+            return True
+        return self.ratio > self.floor if self.unit == "s" else self.ratio < self.floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +93,18 @@ def print_rows(rows: Iterable[Row]) -> None:
     table = Table(title="ours against the peers", title_justify="left")
     table.add_column("row")
     table.add_column("model")
-    for heading in ("ours", "peer", "ratio", "floor", "agree"):
+    for heading in ("unit", "ours", "peer", "ratio", "floor", "agree"):
         table.add_column(heading, justify="right")
     for row in rows:
         ratio = math.nan if row.ratio is None else row.ratio
         floor = "" if row.floor is None else f"{row.floor:g}"
-        missed = row.floor is not None and not ratio <= row.floor
         table.add_row(
             row.name,
             row.model,
+            row.unit,
             f"{row.ours:.3f}",
             f"{row.peer:.3f}",
-            f"[red]{ratio:.3f}[/red]" if missed else f"{ratio:.3f}",
+            f"[red]{ratio:.3f}[/red]" if row.misses_its_floor else f"{ratio:.3f}",
             floor,
             "yes" if row.agree else "[red]no[/red]",
         )

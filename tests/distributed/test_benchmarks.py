@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -38,6 +39,16 @@ def rows_of(benchmark: str, folder: Path, *options: str) -> set[str]:
 @pytest.mark.slow
 def test_recovery_on_the_micro_model(tmp_path: Path) -> None:
     assert rows_of("recovery.py", tmp_path, "--kills", "1") == {"recovery_vs_ray_default"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None,
+    reason="lm-eval is not installed: `make test-harness` fetches it",
+)
+def test_scoring_on_the_micro_model(tmp_path: Path) -> None:
+    named = rows_of("scoring.py", tmp_path, "--prompts", "3", "--repeats", "1")
+    assert named == {"short_prompts_vs_lm_eval", "in_context_vs_lm_eval"}
 
 
 @pytest.mark.slow
