@@ -231,21 +231,13 @@ class Placement:
         return min(self.count.total, bound + kept)
 
     def _training(self) -> Moment:
-        """The backward pass, where the gradient of the largest parameter is reduced.
-
-        Read in DeepSpeed 0.19.8's ZeRO-3: the gradient itself, a copy in the dtype in which it is
-        reduced, and one that is padded where the workers do not divide it.
-        """
-        largest = max(self.count.trained_sizes)
-        copies = self.precision_bytes
-        if self.gradient_bytes != self.precision_bytes:
-            copies += self.gradient_bytes
-        if largest % self.num_workers:
-            copies += self.gradient_bytes
-        reduced = copies * largest
+        """The backward pass, where gradients are reduced."""
         if self._is_eager:
             # Plain torch has all gradients twice: of the weights, and added to the masters'.
+            largest = max(self.count.trained_sizes)
             reduced = self.precision_bytes * self.count.trainable + 2 * 4 * largest
+        else:
+            reduced = self._reducing()
         state = self._state()
         return replace(
             state,
@@ -253,6 +245,22 @@ class Placement:
             logits=self._logits(),
             buffers=state.buffers + reduced,
         )
+
+    def _reducing(self) -> int:
+        """Bytes beside the bucket in which gradients are collected until it is full.
+
+        Read in DeepSpeed 0.19.8's ZeRO-3: a gradient as autograd makes it, which stays where it is
+        if the bucket cannot hold it; of what is reduced together a copy in the dtype of the
+        reduction, and one that is joined and padded. Gloo, on CPUs, reduces a copy of its own.
+        """
+        largest = max(self.count.trained_sizes)
+        together = max(largest, min(self.spec.engine.bucket_size, self.count.trainable))
+        copies = (
+            self.gradient_bytes != self.precision_bytes,
+            together > largest or largest % self.num_workers != 0,
+            not self.on_gpu,
+        )
+        return self.precision_bytes * largest + sum(copies) * self.gradient_bytes * together
 
     def _update(self) -> Moment:
         """The optimizer's step: an fp32 copy of the gradients of one sub-group at a time."""
