@@ -30,7 +30,14 @@ from rotescale.model.key_tokens import key_prompt, key_token_texts
 from rotescale.model.prepare import EXPORT_FILE, exported_wording
 from rotescale.records import EvaluationRow
 from rotescale.run_dir import RunDir
-from rotescale.spec import EvaluationSpec, ExperimentSpec, KeyTokenSpec, PhaseSpec, full_sample
+from rotescale.spec import (
+    EngineSpec,
+    EvaluationSpec,
+    ExperimentSpec,
+    KeyTokenSpec,
+    PhaseSpec,
+    full_sample,
+)
 from rotescale.spec_file import load_spec, parse_spec
 from rotescale.storage import StoragePath
 
@@ -202,6 +209,8 @@ def evaluate_folder(
         "num_tokens": max(tokenizer.get_vocab().values()) + 1,
         "gather": lambda answers: [answers],
         "all_done": bool,
+        # As in a run: a GPU's passes are filled, and a CPU is busy with one question.
+        "token_budget": EngineSpec().row_tokens if device.type == "cuda" else 1,
     }
     with torch.inference_mode():
         forward = forward_of(model)
