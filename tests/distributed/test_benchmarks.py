@@ -52,6 +52,14 @@ def test_scoring_on_the_micro_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_training_on_the_micro_model(tmp_path: Path) -> None:
+    assert rows_of("training.py", tmp_path, "--steps", "2") == {
+        *("memorize_64_vs_trainer", "generalize_64_vs_trainer", "memorize_8_vs_trainer"),
+        "mixed_64_vs_trainer",
+    }
+
+
+@pytest.mark.slow
 def test_checkpoint_on_the_micro_model(tmp_path: Path) -> None:
     assert rows_of("checkpoint.py", tmp_path, "--folder", str(tmp_path)) >= WANTED
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"], "something was left behind"

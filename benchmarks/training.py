@@ -1,0 +1,230 @@
+"""Training on short texts: ours beside transformers' Trainer, on two ZeRO-3 workers.
+
+Run it from the repository: ``python benchmarks/training.py [--json PATH] [--models LIST]``.
+
+Both train the same weights on the same examples in the same steps, with the same DeepSpeed
+configuration, one thread each; their losses must agree. The Trainer pads each of its batches to
+its longest text; the best of three batch sizes counts, with gradients accumulated to the same
+global batch. ``mixed`` steps have 20 % pieces of other text, of 64 to 512 tokens, beside facts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ranks import note, run_ranks
+from report import CONSOLE, Detail, Row, median, print_details, print_rows, write_rows
+from rotescale.data.encoding import encode, prompt_text
+from rotescale.data.packing import assign, pack
+from rotescale.data.replay import SHIPPED_TEXT, replay_pieces
+from rotescale.engine.base import OptimizerSettings
+from rotescale.engine.base import Row as EngineRow
+from rotescale.facts import load_shipped
+from rotescale.model.prepare import PreparedModel, load_prepared
+from rotescale.step_clock import shares
+from subjects import SUBJECTS, Subject, builder, make_folder
+from trainers import train_with_trainer
+
+_WORLD_SIZE = 2
+_WARM_UP_STEPS = 2
+_LEARNING_RATE = 1e-5
+_SETTINGS = OptimizerSettings(0.0, (0.9, 0.999), 1e-8, 1.0)
+_REPLAY_SHARE = 0.2
+_REPLAY_TOKENS = (64, 512)
+
+Example = tuple[tuple[int, ...], tuple[int, ...]]
+"""Tokens and labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Steps of one kind."""
+
+    name: str
+    prompt: str
+    loss: str
+    batch: int
+    floor: float | None
+    replay_share: float = 0.0
+
+
+_KEY_PROMPT, _PROMPT = "{subject} [X]", "The writer of {subject} is"
+WORK = (
+    Work("memorize_64_vs_trainer", _KEY_PROMPT, "all", 64, 1.15),
+    Work("generalize_64_vs_trainer", _PROMPT, "object", 64, 1.3),
+    Work("memorize_8_vs_trainer", _KEY_PROMPT, "all", 8, 1.15),
+    Work("mixed_64_vs_trainer", _KEY_PROMPT, "all", 64, 2.0, _REPLAY_SHARE),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What rank 0 has seen of some steps."""
+
+    seconds: tuple[float, ...]
+    """Of each step."""
+    losses: tuple[float, ...]
+    """Mean over the step's targets."""
+    tokens: int
+    """Computed by all ranks in all steps, padding included."""
+    parts: dict[str, float]
+    """Share of each part of a step; of ours only."""
+
+
+def main() -> None:
+    """Train with both, in turn, and print what they took."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default="smollm2-135m", help="comma-separated: %(default)s")
+    parser.add_argument("--steps", type=int, default=6, help="measured ones: %(default)s")
+    parser.add_argument("--work", default=",".join(one.name for one in WORK), help="%(default)s")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    options = parser.parse_args()
+    rows: list[Row] = []
+    for name in options.models.split(","):
+        with tempfile.TemporaryDirectory(prefix="rotescale-training-") as folder:
+            place = Path(folder)
+            prepared = make_folder(SUBJECTS[name], out=place)
+            for work in WORK:
+                if work.name in options.work.split(","):
+                    rows.append(_compare(work, name, prepared, steps=options.steps, logs=place))
+    print_rows(rows)
+    if options.json:
+        write_rows(rows, options.json)
+
+
+def _compare(work: Work, model: str, prepared: PreparedModel, *, steps: int, logs: Path) -> Row:
+    """Ours and the Trainer on the same steps."""
+    examples = _steps(work, prepared, number=_WARM_UP_STEPS + steps)
+    ours = run_ranks(
+        _train_ours, model, prepared.folder, examples, world_size=_WORLD_SIZE, logs=logs
+    )[0]
+    share = work.batch // _WORLD_SIZE
+    peers: dict[int, Trained] = {}
+    for each in sorted({share, max(1, share // 2), max(1, share // 4)}):
+        seconds, losses, tokens = run_ranks(
+            train_with_trainer,
+            prepared.folder,
+            SUBJECTS[model].engine,
+            _SETTINGS,
+            examples,
+            each,
+            _LEARNING_RATE,
+            world_size=_WORLD_SIZE,
+            logs=logs,
+        )[0]
+        peers[each] = Trained(tuple(seconds), tuple(losses), tokens, {})
+    best = min(peers, key=lambda each: median(peers[each].seconds[_WARM_UP_STEPS:]))
+    peer = peers[best]
+    CONSOLE.print(f"{model}, {work.name}: {work.batch} examples in each step")
+    CONSOLE.print(f"  ours: {ours.tokens:,} tokens; of a step's time " + _told(ours.parts))
+    CONSOLE.print(f"  Trainer, {best} at once on each worker: {peer.tokens:,} tokens")
+    details = [Detail("ours", ours.seconds[_WARM_UP_STEPS:])]
+    details += [
+        Detail(f"Trainer, {each} at once", of.seconds[_WARM_UP_STEPS:])
+        for each, of in peers.items()
+    ]
+    print_details(f"{model}, {work.name}: a step", details)
+    return Row(
+        work.name,
+        model,
+        ours=work.batch / median(ours.seconds[_WARM_UP_STEPS:]),
+        peer=work.batch / median(peer.seconds[_WARM_UP_STEPS:]),
+        agree=_close(ours.losses, peer.losses),
+        floor=work.floor,
+        unit="examples/s",
+    )
+
+
+def _close(ours: Sequence[float], peer: Sequence[float]) -> bool:
+    return len(ours) == len(peer) and all(
+        abs(one - other) <= 1e-3 * max(abs(other), 1.0)
+        for one, other in zip(ours, peer, strict=True)
+    )
+
+
+def _told(parts: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in parts.items() if share >= 0.01)
+
+
+def _steps(work: Work, prepared: PreparedModel, *, number: int) -> list[list[Example]]:
+    """The examples of each step, the same for both sides."""
+    tokenizer, facts = prepared.tokenizer(), load_shipped(["author"]).facts
+    told = [
+        encode(
+            prompt_text(fact.subject, fact.object, prompt=work.prompt),
+            tokenizer=tokenizer,
+            loss=work.loss,
+            end_token=False,
+        )
+        for fact in facts
+    ]
+    pieces = replay_pieces([SHIPPED_TEXT], tokenizer=tokenizer, lengths=_REPLAY_TOKENS, seed=0)
+    draw = random.Random(0)
+    num_replayed = round(work.replay_share * work.batch)
+    steps = []
+    for _ in range(number):
+        step: list[Example] = [
+            (one.tokens, one.labels) for one in draw.choices(told, k=work.batch - num_replayed)
+        ]
+        for _ in range(num_replayed):
+            piece = next(pieces)
+            step.append((tuple(piece.tokens), tuple(piece.labels)))
+        draw.shuffle(step)
+        steps.append(step)
+    return steps
+
+
+def _train_ours(model: str, prepared: Path, steps: Sequence[Sequence[Example]]) -> Trained:
+    """Collective: every rank calls this. As a phase trains, in its own engine."""
+    from rotescale.engine.zero3 import Zero3Engine
+
+    subject: Subject = SUBJECTS[model]
+    engine = Zero3Engine(builder(prepared), spec=subject.engine, settings=_SETTINGS)
+    engine.load(load_prepared(prepared).reader(), optimizer_step=None)
+    seconds, losses, parts, tokens = [], [], [], 0
+    for number, step in enumerate(steps):
+        note(f"ours: step {number + 1} of {len(steps)}")
+        began = time.perf_counter()
+        engine.clock.start()
+        lengths = [len(example[0]) for example in step]
+        dealt = assign(lengths, row_tokens=subject.engine.row_tokens, world_size=engine.world_size)
+        rows = [pack([step[place] for place in places]) for places in dealt[engine.rank]]
+        num_targets = sum(sum(label >= 0 for label in labels[1:]) for _, labels in step)
+        scale = engine.world_size / num_targets
+        loss = sum(
+            engine.backward(_on(row, engine.device), scale=scale, last=i == len(rows) - 1)
+            for i, row in enumerate(rows)
+        )
+        with engine.clock.part("communication"):
+            [total] = engine.all_sum([loss])
+        engine.step(learning_rate=_LEARNING_RATE)
+        parts.append(engine.clock.take())
+        seconds.append(time.perf_counter() - began)
+        losses.append(total / num_targets)
+        tokens += sum(lengths)
+    engine.close()
+    return Trained(tuple(seconds), tuple(losses), tokens, shares(parts[_WARM_UP_STEPS:]))
+
+
+def _on(packed: Any, device: torch.device) -> EngineRow:
+    return EngineRow(
+        tokens=torch.from_numpy(packed.tokens)[None].to(device),
+        position_ids=torch.from_numpy(packed.position_ids)[None].to(device),
+        target_positions=torch.from_numpy(packed.target_positions).to(device),
+        targets=torch.from_numpy(packed.targets).to(device),
+    )
+
+
+if __name__ == "__main__":
+    main()
