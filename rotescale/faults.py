@@ -1,9 +1,9 @@
 """Fault injection: kills, hangs or slows this very process at a named point, where asked for.
 
 ``ROTESCALE_FAULT`` holds JSON such as ``{"point": "step", "phase": "memorize", "step": 3,
-"rank": 1, "attempt": 1, "marker": "/tmp/fired"}``: every key but ``marker``, ``action``, ``while``
-and ``victim`` must match. Recovery is proven by tests that kill real processes; unset, which is
-always but in tests, nothing happens.
+"rank": 1, "attempt": 1, "marker": "/tmp/fired"}``: every key but ``marker``, ``action``, ``while``,
+``seconds`` and ``victim`` must match. Recovery is proven by tests that kill real processes; unset,
+which is always but in tests, nothing happens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FOREVER_SECONDS = 1e6
 
 def fault_point(point: str, **where: Any) -> None:
     """Where this is the point: die by SIGKILL, or what ``action`` says: ``stop`` until SIGCONT,
-    ``hang`` or ``delay``.
+    ``hang`` or ``delay``, by ``seconds``.
 
     ``marker`` is written first, as evidence. With ``while``, a path, nothing happens unless that
     file is there. With ``victim``, a process's id, that process is
@@ -35,6 +35,7 @@ def fault_point(point: str, **where: Any) -> None:
     marker, action = wanted.pop("marker", None), wanted.pop("action", "kill")
     victim = wanted.pop("victim", os.getpid())
     condition = wanted.pop("while", None)
+    delay = wanted.pop("seconds", _DELAY_SECONDS)
     here = {"point": point, **where}
     if condition and not Path(condition).exists():
         return
@@ -51,4 +52,4 @@ def fault_point(point: str, **where: Any) -> None:
         case "hang":
             time.sleep(_FOREVER_SECONDS)
         case "delay":
-            time.sleep(_DELAY_SECONDS)
+            time.sleep(delay)

@@ -39,7 +39,8 @@ class Laptop:
     def __init__(self, server: ApiServer, player: KubeRayPlayer, shared: Path) -> None:
         self.server, self.player, self.shared = server, player, shared
         self.slow = shared / "slow"
-        """While this file is there, a step takes a moment."""
+        """While this file is there, a step takes ``slow_seconds``."""
+        self.slow_seconds = 0.2
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
             "KUBECONFIG": str(server.kubeconfig(shared / "kubeconfig", namespace=NAMESPACE)),
@@ -61,7 +62,10 @@ class Laptop:
             **more,
         }
         if place == "kuberay":
-            fault = {"point": "step", "action": "delay", "while": str(self.slow)}
+            fault = {
+                **{"point": "step", "action": "delay", "while": str(self.slow)},
+                "seconds": self.slow_seconds,
+            }
             fields["kuberay"] = {
                 **{"namespace": NAMESPACE, "image": "rotescale:0.1.0", "queue": "research"},
                 "head": {"cpus": 1, "memory": "2Gi"},
@@ -76,10 +80,11 @@ class Laptop:
         path.write_text(yaml.safe_dump(fields))
         return str(path)
 
-    def submit(self) -> str:
-        """Submit to Kubernetes; the RayJob's name."""
+    def submit(self, *more: str) -> str:
+        """Submit to Kubernetes, with more arguments; the RayJob's name."""
         self.slow.touch()
-        assert "micro started" in self("submit", str(MICRO), *SET, "--on", self.profile("kuberay"))
+        command = ("submit", str(MICRO), *SET, *more, "--on", self.profile("kuberay"))
+        assert "micro started" in self(*command)
         assert json.loads(self("status", "micro", "--json"))["name"] == self.target.name
         return self.target.name
 

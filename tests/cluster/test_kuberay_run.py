@@ -10,14 +10,16 @@ import json
 import shutil
 import signal
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import MICRO, prepare, run_workers
-from kuberay_laptop import OVERRIDES, SET, Laptop
+from helpers import MICRO, prepare, run_workers, wait_until
+from kuberay_laptop import NAMESPACE, OVERRIDES, SET, WAIT_SECONDS, Laptop
+from player_ray import why_pods_see_each_other
 from ray_cluster import ray_cluster
-from recovery_helpers import assert_equal_runs
+from recovery_helpers import assert_equal_runs, events
 
 from launcher.target import Target
 from rotescale.launch_spec import LaunchSpec
@@ -121,6 +123,45 @@ def test_preempted_by_the_queue_and_finished_here(
     assert_equal_runs(laptop.run_dir, undisturbed(tmp_path, model_cache))
 
 
+@pytest.mark.privileged
+def test_pods_that_are_taken_away_save_first(
+    laptop: Laptop, tmp_path: Path, model_cache: Path
+) -> None:
+    why_not = why_pods_see_each_other()
+    if why_not is not None:
+        warnings.warn(f"NOT RUN, preStop hooks: {why_not}", stacklevel=1)
+        pytest.skip(why_not)
+    laptop.player.nodes.keeps_grace = True
+    # So slow that it does not end while its pods go, and nothing is saved but on their account.
+    laptop.slow_seconds = 3.0
+    name = laptop.submit("--set", "checkpoints.every_steps=1000")
+    laptop.player.kueue.admit(name)
+    seen = laptop.wait("it trains", lambda s: (s["progress"] or {}).get("done", 0) >= 2)
+    assert not has_checkpoint(seen)
+    first = seen["progress"]["done"]
+    laptop.player.kueue.preempt(name)
+    laptop.wait("it is out", lambda s: s["layers"]["RayJob"].endswith("Suspended"))
+    wait_until(lambda: not laptop.player.pods(name), timeout_seconds=WAIT_SECONDS)
+    assert [event.attempt for event in events(laptop.run_dir, "preemption")] == [1]
+
+    laptop.player.kueue.admit(name)
+    laptop.wait("it trains again", lambda s: trained(laptop.run_dir, attempt=2))
+    second = trained(laptop.run_dir, attempt=2)[0]
+    assert "stopped" in laptop("cancel", "micro", "--grace", "60")
+    wait_until(lambda: not laptop.player.pods(name), timeout_seconds=WAIT_SECONDS)
+
+    laptop.slow.unlink()
+    assert "micro started" in laptop("resume", "micro", "--on", laptop.profile("local"))
+    laptop.wait("the end", lambda s: s["state"] == "finished")
+    went_on = [event.message.split() for event in events(laptop.run_dir, "resumed")]
+    assert [words[:-1] for words in went_on] == [["memorize:", "going", "on", "after", "step"]] * 2
+    assert first <= int(went_on[0][-1]) < second <= int(went_on[1][-1])
+    told = {one["reason"] for one in laptop.server.list("events", namespace=NAMESPACE)}
+    assert "Killing" in told
+    assert "FailedPreStopHook" not in told
+    assert_equal_runs(laptop.run_dir, undisturbed(tmp_path, model_cache))
+
+
 def test_the_same_on_all_three_places(laptop: Laptop, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     runs: dict[str, RunDir] = {}
@@ -166,6 +207,11 @@ def test_begun_here_and_finished_on_kubernetes(
     done = laptop.wait("the end", lambda s: s["state"] == "finished")
     assert done["outcome"] == "finished in attempt 2"
     assert_equal_runs(laptop.run_dir, undisturbed(tmp_path, model_cache))
+
+
+def trained(run_dir: RunDir, *, attempt: int) -> list[int]:
+    """The steps that the attempt has done, as far as no later one has done them again."""
+    return [row.step for row in read_records(run_dir).steps if row.attempt == attempt]
 
 
 def measured(run_dir: RunDir) -> dict[Any, float]:
