@@ -17,9 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from ranks import note, run_ranks
 from report import CONSOLE, Detail, Row, median, print_details, print_rows, write_rows
@@ -27,9 +24,9 @@ from rotescale.data.encoding import encode, prompt_text
 from rotescale.data.packing import assign, pack
 from rotescale.data.replay import SHIPPED_TEXT, replay_pieces
 from rotescale.engine.base import OptimizerSettings
-from rotescale.engine.base import Row as EngineRow
 from rotescale.facts import load_shipped
 from rotescale.model.prepare import PreparedModel, load_prepared
+from rotescale.phases import to_row
 from rotescale.step_clock import shares
 from subjects import SUBJECTS, Subject, builder, make_folder
 from trainers import train_with_trainer
@@ -203,7 +200,7 @@ def _train_ours(model: str, prepared: Path, steps: Sequence[Sequence[Example]]) 
         num_targets = sum(sum(label >= 0 for label in labels[1:]) for _, labels in step)
         scale = engine.world_size / num_targets
         loss = sum(
-            engine.backward(_on(row, engine.device), scale=scale, last=i == len(rows) - 1)
+            engine.backward(to_row(row, engine.device), scale=scale, last=i == len(rows) - 1)
             for i, row in enumerate(rows)
         )
         with engine.clock.part("communication"):
@@ -215,15 +212,6 @@ def _train_ours(model: str, prepared: Path, steps: Sequence[Sequence[Example]]) 
         tokens += sum(lengths)
     engine.close()
     return Trained(tuple(seconds), tuple(losses), tokens, shares(parts[_WARM_UP_STEPS:]))
-
-
-def _on(packed: Any, device: torch.device) -> EngineRow:
-    return EngineRow(
-        tokens=torch.from_numpy(packed.tokens)[None].to(device),
-        position_ids=torch.from_numpy(packed.position_ids)[None].to(device),
-        target_positions=torch.from_numpy(packed.target_positions).to(device),
-        targets=torch.from_numpy(packed.targets).to(device),
-    )
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ class Training:
         engine, last = self.team.engine, len(data.rows) - 1
         scale = engine.world_size / data.target_tokens
         return sum(
-            engine.backward(_to_row(packed, engine.device), scale=scale, last=i == last)
+            engine.backward(to_row(packed, engine.device), scale=scale, last=i == last)
             for i, packed in enumerate(data.rows)
         )
 
@@ -278,7 +278,8 @@ class Training:
         )
 
 
-def _to_row(packed: PackedRow, device: torch.device) -> Row:
+def to_row(packed: PackedRow, device: torch.device) -> Row:
+    """The row as the engine takes it, on its device."""
     return Row(
         tokens=torch.from_numpy(packed.tokens)[None].to(device),
         position_ids=torch.from_numpy(packed.position_ids)[None].to(device),
