@@ -19,6 +19,7 @@ from rotescale.evaluation.harness.results import rows_of
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import summarise
 from rotescale.evaluation.outcome_file import read_outcomes
+from rotescale.evaluation.passes import pass_budget
 from rotescale.evaluation.runner import Share, evaluate
 from rotescale.evaluation.scoring import forward_of
 from rotescale.evaluation.suites import all_items
@@ -209,8 +210,9 @@ def evaluate_folder(
         "num_tokens": max(tokenizer.get_vocab().values()) + 1,
         "gather": lambda answers: [answers],
         "all_done": bool,
-        # As in a run: a GPU's passes are filled, and a CPU is busy with one question.
-        "token_budget": EngineSpec().row_tokens if device.type == "cuda" else 1,
+        "token_budget": pass_budget(
+            EngineSpec().row_tokens, on_gpu=device.type == "cuda", collective=False
+        ),
     }
     with torch.inference_mode():
         forward = forward_of(model)

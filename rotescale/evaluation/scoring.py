@@ -191,7 +191,7 @@ def score_trees(
         torch.cat([tree.depths[num_shared:] for tree in trees])[None],
         attention_mask=tree_mask(trees, num_shared=num_shared),
         logits_to_keep=kept,
-        **({} if beginning is None else {"beginning": beginning}),
+        beginning=beginning,
     )[0, :, :num_tokens]
     normalisers = torch.cat(
         [some.float().logsumexp(dim=-1) for some in torch.split(logits, _ROWS_AT_ONCE)]

@@ -16,6 +16,7 @@ from rotescale.evaluation.harness.results import Measured, rows_of
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import Outcome, summarise
 from rotescale.evaluation.outcome_file import read_head, read_outcomes, write_outcomes
+from rotescale.evaluation.passes import pass_budget
 from rotescale.evaluation.runner import Share, evaluate
 from rotescale.evaluation.scoring import forward_of
 from rotescale.records import EvaluationRow, RecordWriter
@@ -158,9 +159,8 @@ class RunEvaluator:
 
     @property
     def _token_budget(self) -> int:
-        """A pass of one question keeps a CPU busy; others wait for a gathering, or run a GPU."""
-        alone = self.engine.device.type == "cpu" and not self._is_collective
-        return 1 if alone else self.row_tokens
+        on_gpu = self.engine.device.type == "cuda"
+        return pass_budget(self.row_tokens, on_gpu=on_gpu, collective=self._is_collective)
 
     @property
     def _is_collective(self) -> bool:

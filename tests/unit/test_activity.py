@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
+from rich.console import Console
+
+from launcher.report import Progress, RunReport
+from launcher.status_page import page
 from rotescale.activity import activity_of
 from rotescale.records import EventRow, Records, StepRow
 
@@ -49,3 +54,17 @@ def test_an_open_evaluation_is_what_goes_on_and_one_of_a_dead_attempt_is_not() -
     over = event("evaluation", stage="memorize", done=8, total=8)
     assert words([step(9)], [BEGINS, asked, over]) == "memorize 9/9, loss 1.500"
     assert words([step(4, attempt=2)], [BEGINS, asked]) == "memorize 4/9, loss 1.500"
+
+
+def test_the_last_steps_say_where_their_time_went() -> None:
+    timed = step(1).model_copy(update={"parts": {"forward": 1.0, "backward": 2.98, "rest": 0.02}})
+    found = activity_of(Records((timed,), (), (BEGINS,)))
+    assert found is not None
+    assert list(found.parts) == ["backward", "forward", "rest"]
+    assert found.parts["forward"] == 0.25
+    report = RunReport("run", "/runs/run", "here", "running", "", progress=Progress(1, found))
+    console = Console(width=100, file=io.StringIO())
+    console.print(page(report))
+    told = console.file.getvalue()
+    assert "1.00 s: backward 74%, forward 25%" in told
+    assert "rest" not in told

@@ -91,12 +91,12 @@ class Oracle:
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         logits_to_keep: torch.Tensor,
-        beginning: Sequence[int] = (),
+        beginning: Sequence[int] | None = None,
     ) -> torch.Tensor:
         assert not self.training
         self.num_passes += 1
         num_shared = attention_mask.shape[-1] - input_ids.shape[-1]
-        tokens = [*beginning[:num_shared], *input_ids[0].tolist()]
+        tokens = [*(beginning or ())[:num_shared], *input_ids[0].tolist()]
         depths = [*range(num_shared), *position_ids[0].tolist()]
         visible = (attention_mask[0, 0] == 0).tolist()
         seen = []
