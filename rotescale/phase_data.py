@@ -5,15 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotescale.data.encoding import Encoded, FactText, encode, prompt_text
+from rotescale.cores import cpu_cores
+from rotescale.data.encoding import Encoded, FactText, encode_all, prompt_text
 from rotescale.data.examples import Example, phase_examples
 from rotescale.data.order import mixture_rows
 from rotescale.data.replay import replay_paths, replay_pieces
-from rotescale.data.shards import read_manifest, write_shards
+from rotescale.data.shards import (
+    ROWS_PER_BATCH,
+    ROWS_PER_SHARD,
+    Encodable,
+    Row,
+    read_manifest,
+    write_shards,
+)
 from rotescale.errors import SpecError
 from rotescale.facts import FactSet, load_source
 from rotescale.local_copy import is_uploaded, upload_folder
@@ -72,10 +81,12 @@ def encode_phase(
     seed: int,
     prepared: PreparedModel,
     run_dir: RunDir,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> str:
     """Write the phase's encoded examples unless they are there; returns their digest.
 
-    ``phases`` are all of the run, in order.
+    ``phases`` are all of the run, in order. ``progress`` is told how many examples are written, of
+    how many.
     Raises DataError for known facts or texts that cannot be used, naming the phase.
     """
     known = None if phase.known is None else load_source(phase.known.facts)
@@ -84,26 +95,38 @@ def encode_phase(
     directory = run_dir.data_dir(digest)
     tokenizer = prepared.tokenizer()
 
-    def sources() -> dict[str, Iterator[tuple[Example, Encoded]]]:
+    def write(folder: Path) -> None:
         facts = phase_examples(fact_set, phase, wording=prepared.wording, seed=seed)
-        found = {_FACTS: _encoded(facts, phase, tokenizer=tokenizer)}
+        sources: dict[str, Encodable | Iterable[Row]] = {_FACTS: _Examples(facts, phase, tokenizer)}
         if benign is not None:
             told = phase_examples(fact_set, benign, wording=prepared.wording, seed=seed)
-            found["benign"] = _encoded(told, phase, tokenizer=tokenizer)
+            sources["benign"] = _Examples(told, phase, tokenizer)
         if phase.known is not None and known is not None:
-            found["known"] = _known(known, phase.known, phase, prepared, tokenizer=tokenizer)
+            sources["known"] = _Examples(_known(known, phase.known, prepared), phase, tokenizer)
         if phase.replay is not None:
-            found["replay"] = _replay(phase.replay, tokenizer=tokenizer, seed=seed)
-        return found
+            sources["replay"] = _replay(phase.replay, tokenizer=tokenizer, seed=seed)
+        write_shards(
+            sources,
+            folder,
+            digest=digest,
+            num_processes=_num_processes(len(facts)),
+            progress=lambda done: progress(done, count_examples(fact_set, phase)),
+        )
 
     if isinstance(directory, RemotePath):
         if not is_uploaded(directory):
             with tempfile.TemporaryDirectory() as folder:
-                write_shards(sources(), Path(folder), digest=digest)
+                write(Path(folder))
                 upload_folder(Path(folder), directory)
     elif read_manifest(directory) is None:
-        write_shards(sources(), directory, digest=digest)
+        write(directory)
     return digest
+
+
+def _num_processes(num_examples: int) -> int:
+    """How many encode: this one, or one to a core where there is a shard for each."""
+    shards = -(-num_examples // ROWS_PER_SHARD)
+    return min(cpu_cores(), shards)
 
 
 def _digest(
@@ -137,27 +160,39 @@ def _benign_phase(phase: PhaseSpec, phases: Sequence[PhaseSpec]) -> PhaseSpec | 
     return next(p for p in reversed(earlier) if p.text == "prompts" and p.stand_in is None)
 
 
-def _encoded(
-    examples: Iterable[Example], phase: PhaseSpec, *, tokenizer: Any
-) -> Iterator[tuple[Example, Encoded]]:
-    for example in examples:
-        yield example, _encode(example.text, phase, tokenizer=tokenizer)
+@dataclass(frozen=True, slots=True)
+class _Examples:
+    """Examples of a phase, and what encodes them in any process."""
+
+    examples: Sequence[Example]
+    phase: PhaseSpec
+    tokenizer: Any
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def rows(self, start: int, stop: int) -> Iterator[tuple[Example, Encoded]]:
+        """The examples ``[start, stop)`` with their encoding, some at a time."""
+        for first in range(start, stop, ROWS_PER_BATCH):
+            batch = self.examples[first : min(first + ROWS_PER_BATCH, stop)]
+            encoded = encode_all(
+                [example.text for example in batch],
+                tokenizer=self.tokenizer,
+                loss=self.phase.loss,
+                end_token=self.phase.end_token,
+            )
+            yield from zip(batch, encoded, strict=True)
 
 
-def _known(
-    known: FactSet,
-    spec: KnownFactsSpec,
-    phase: PhaseSpec,
-    prepared: PreparedModel,
-    *,
-    tokenizer: Any,
-) -> Iterator[tuple[Example, Encoded]]:
+def _known(known: FactSet, spec: KnownFactsSpec, prepared: PreparedModel) -> list[Example]:
+    examples = []
     for fact in known.facts:
         prompts = known.relation(fact.relation).train_prompts[: spec.num_prompts]
         for number, prompt in enumerate(prompts):
             worded = prepared.wording.prompt(prompt)
             text = prompt_text(fact.subject, fact.object, prompt=worded)
-            yield Example(_NO_FACT, number, text), _encode(text, phase, tokenizer=tokenizer)
+            examples.append(Example(_NO_FACT, number, text))
+    return examples
 
 
 def _replay(spec: ReplaySpec, *, tokenizer: Any, seed: int) -> Iterator[tuple[Example, Encoded]]:
@@ -165,7 +200,3 @@ def _replay(spec: ReplaySpec, *, tokenizer: Any, seed: int) -> Iterator[tuple[Ex
     pieces = replay_pieces(paths, tokenizer=tokenizer, lengths=spec.tokens, seed=seed)
     for number, piece in enumerate(pieces):
         yield Example(_NO_FACT, number, FactText("", (0, 0), (0, 0))), piece
-
-
-def _encode(text: FactText, phase: PhaseSpec, *, tokenizer: Any) -> Encoded:
-    return encode(text, tokenizer=tokenizer, loss=phase.loss, end_token=phase.end_token)

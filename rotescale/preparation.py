@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -19,7 +20,7 @@ from rotescale.errors import SpecError
 from rotescale.evaluation.harness.tasks import check_tasks
 from rotescale.evaluation.items import check_languages
 from rotescale.evaluation.suites import check_suites
-from rotescale.facts import FactSet, Wording, load_source
+from rotescale.facts import HELD_FACTS, FactSet, Wording, load_source
 from rotescale.facts.saved import save_fact_set
 from rotescale.launch_spec import LaunchSpec
 from rotescale.local_copy import local_copy
@@ -84,10 +85,9 @@ def check_enough(spec: ExperimentSpec, fact_set: FactSet) -> None:
     for phase in spec.phases:
         check_beside(phase)
         for relation in fact_set.relations:
-            # The first fact of each relation is enough to find what a phase lacks.
             alone = fact_set.only([relation.name])
             examples = phase_examples(alone, phase, wording=wording, seed=spec.seed)
-            next(examples, None)
+            assert examples, f"{relation.name}: a phase tells nothing"
     check_languages(fact_set, spec.evaluation)
     check_suites(fact_set, spec.evaluation, spec.phases)
 
@@ -204,6 +204,7 @@ def prepare_run(
             seed=spec.seed,
             prepared=prepared,
             run_dir=run_dir,
+            progress=partial(_report_encoded, report, phase.name),
         )
         for phase in spec.phases
     }
@@ -230,6 +231,11 @@ def prepare_run(
         write_atomic(run_dir.outcome_reserve, bytes(OUTCOME_RESERVE_BYTES))
     write_atomic(run_dir.resolved_json, (found.model_dump_json(indent=2) + "\n").encode())
     return run_dir
+
+
+def _report_encoded(report: Callable[[str], None], phase: str, done: int, total: int) -> None:
+    if done < total:
+        report(f"encoding the facts: {done:,} of {total:,} examples of {phase}")
 
 
 def _earlier(run_dir: RunDir, *, fact_set: FactSet) -> Resolved | None:
@@ -275,7 +281,8 @@ def _texts(fact_set: FactSet, spec: ExperimentSpec) -> list[str]:
         for language in spec.evaluation.languages
         for prompt in relation.in_language(language).prompts
     ]
-    return prompts + [f"{fact.subject} {fact.object}." for fact in fact_set.facts]
+    pairs = map(fact_set.pair, range(len(fact_set.facts))[:HELD_FACTS])
+    return prompts + [f"{subject} {object_}." for subject, object_ in pairs]
 
 
 def _check_texts(fact_set: FactSet, spec: ExperimentSpec, *, base: Path) -> None:
@@ -288,7 +295,7 @@ def _check_texts(fact_set: FactSet, spec: ExperimentSpec, *, base: Path) -> None
         for relation in relations:
             alone = fact_set.only([relation])
             examples = phase_examples(alone, phase, wording=wording, seed=spec.seed)
-            text = next(examples).text
+            text = examples[0].text
             encode(text, tokenizer=tokenizer, loss=phase.loss, end_token=phase.end_token)
         if phase.replay is not None:
             paths, lengths = replay_paths(phase.replay.paths), phase.replay.tokens

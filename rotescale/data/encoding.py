@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,38 +62,65 @@ def encode(fact: FactText, *, tokenizer: Any, loss: Loss, end_token: bool) -> En
 
     Raises DataError where the tokenizer gives no offsets or no token for an entity.
     """
+    [encoded] = encode_all([fact], tokenizer=tokenizer, loss=loss, end_token=end_token)
+    return encoded
+
+
+def encode_all(
+    facts: Sequence[FactText], *, tokenizer: Any, loss: Loss, end_token: bool
+) -> list[Encoded]:
+    """Many texts, each as ``encode`` does it; much faster than one by one."""
     if not tokenizer.is_fast:
         raise DataError(
             f"{type(tokenizer).__name__} gives no character offsets; use the model's fast tokenizer"
         )
-    encoding = tokenizer(fact.text, return_offsets_mapping=True)
-    tokens, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
-    while tokens and offsets[-1][0] == offsets[-1][1]:
-        tokens.pop()
-        offsets.pop()
+    if end_token and tokenizer.eos_token_id is None:
+        raise DataError("end_token: the tokenizer has no end-of-text token; set it to false")
+    end = (tokenizer.eos_token_id,) if end_token else ()
+    found = tokenizer(
+        [fact.text for fact in facts], return_offsets_mapping=True, return_attention_mask=False
+    )
+    return [
+        _encoded(fact, tokens, offsets, loss=loss, end=end)
+        for fact, tokens, offsets in zip(
+            facts, found["input_ids"], found["offset_mapping"], strict=True
+        )
+    ]
+
+
+def _encoded(
+    fact: FactText,
+    tokens: list[int],
+    offsets: list[tuple[int, int]],
+    *,
+    loss: Loss,
+    end: tuple[int, ...],
+) -> Encoded:
+    length = len(tokens)
+    while length and offsets[length - 1][0] == offsets[length - 1][1]:
+        length -= 1
     subject = _token_span(offsets, fact.subject, text=fact.text)
     object_ = _token_span(offsets, fact.object, text=fact.text)
-    if end_token:
-        if tokenizer.eos_token_id is None:
-            raise DataError("end_token: the tokenizer has no end-of-text token; set it to false")
-        tokens.append(tokenizer.eos_token_id)
-    counted = _counted(loss, num_tokens=len(tokens), subject=subject, object_=object_)
-    labels = [token if i in counted else IGNORE for i, token in enumerate(tokens)]
-    return Encoded(tuple(tokens), tuple(labels), subject, object_)
+    kept = (*tokens[:length], *end)
+    labels = _labels(kept, loss=loss, subject=subject, object_=object_)
+    return Encoded(kept, labels, subject, object_)
 
 
-def _counted(
-    loss: Loss, *, num_tokens: int, subject: tuple[int, int], object_: tuple[int, int]
-) -> set[int]:
-    """The positions that count in the loss; never position 0, which nothing predicts."""
+def _labels(
+    tokens: tuple[int, ...], *, loss: Loss, subject: tuple[int, int], object_: tuple[int, int]
+) -> tuple[int, ...]:
+    """The tokens that count in the loss, and IGNORE; position 0 is never predicted."""
     match loss:
         case "all":
-            counted = set(range(num_tokens))
+            spans = [(1, len(tokens))]
         case "subject_object":
-            counted = set(range(*subject)) | set(range(*object_))
+            spans = sorted((subject, object_))
         case "object":
-            counted = set(range(*object_))
-    return counted - {0}
+            spans = [object_]
+    labels = [IGNORE] * len(tokens)
+    for start, stop in spans:
+        labels[max(start, 1) : stop] = tokens[max(start, 1) : stop]
+    return tuple(labels)
 
 
 def _token_span(
@@ -100,7 +128,12 @@ def _token_span(
 ) -> tuple[int, int]:
     """The tokens that cover any of ``characters``; they are contiguous."""
     start, stop = characters
-    covering = [i for i, (a, b) in enumerate(offsets) if a < b and b > start and a < stop]
-    if not covering:
+    first = last = -1
+    for place, (begins, ends) in enumerate(offsets):
+        if begins < ends and ends > start and begins < stop:
+            last = place
+            if first < 0:
+                first = place
+    if first < 0:
         raise DataError(f"{text!r}: no token covers {text[start:stop]!r}; change its spelling")
-    return covering[0], covering[-1] + 1
+    return first, last + 1

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
 from rotescale.data.encoding import FactText, prompt_text
 from rotescale.data.order import derive_key, permute
 from rotescale.errors import SpecError
-from rotescale.facts import FactSet, Relation, Wording
+from rotescale.facts import HELD_FACTS, FactSet, Relation, Wording
 from rotescale.facts.suites import stand_in_prompts
 from rotescale.spec import PhaseSpec
 
@@ -27,47 +28,97 @@ class Example:
     text: FactText
 
 
-def select_facts(fact_set: FactSet, *, facts_per_relation: int | None, seed: int) -> list[int]:
+def select_facts(fact_set: FactSet, *, facts_per_relation: int | None, seed: int) -> Sequence[int]:
     """The places of k facts of each relation, drawn from ``seed``; all facts where k is None.
 
     The draw is nested: the facts of a small k are among those of a larger one.
     """
-    selected: list[int] = []
-    for relation in fact_set.relations:
-        places = [i for i, fact in enumerate(fact_set.facts) if fact.relation == relation.name]
-        if facts_per_relation is None:
-            selected += places
-            continue
-        if facts_per_relation > len(places):
-            raise SpecError(
-                f"facts_per_relation: {facts_per_relation} facts asked for, but relation "
-                f"{relation.name!r} has {len(places)}; ask for at most that many"
-            )
-        key = derive_key(seed, "facts", relation.name)
-        drawn = permute(np.arange(facts_per_relation), size=len(places), key=key)
-        selected += sorted(places[i] for i in drawn)
-    return selected
+    if facts_per_relation is None and not fact_set.is_held:
+        return range(len(fact_set.facts))
+    return [
+        place
+        for relation in fact_set.relations
+        for place in _of_relation(fact_set, relation.name, number=facts_per_relation, seed=seed)
+    ]
+
+
+def _of_relation(
+    fact_set: FactSet, relation: str, *, number: int | None, seed: int
+) -> Sequence[int]:
+    """The places of so many facts of a relation, in order."""
+    places = fact_set.places(relation)
+    if number is None:
+        return places
+    if number > len(places):
+        raise SpecError(
+            f"facts_per_relation: {number} facts asked for, but relation "
+            f"{relation!r} has {len(places)}; ask for at most that many"
+        )
+    key = derive_key(seed, "facts", relation)
+    drawn = permute(np.arange(number), size=len(places), key=key)
+    return sorted(places[i] for i in drawn)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The facts of one relation and the prompts, by number, that each of them is told with."""
+
+    relation: str
+    places: Sequence[int]
+    prompts: tuple[tuple[int, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.places) * len(self.prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseExamples(Sequence[Example]):
+    """Every example of a phase, in the order of the facts, each made when it is asked for."""
+
+    fact_set: FactSet
+    told: tuple[_Told, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.told))
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(len(self))[index]]
+        inside = range(len(self))[index]
+        for told in self.told:
+            if inside < len(told):
+                at, which = divmod(inside, len(told.prompts))
+                number, prompt = told.prompts[which]
+                subject, object_ = self.fact_set.pair(told.places[at])
+                text = prompt_text(subject, object_, prompt=prompt)
+                return Example(told.places[at], number, text)
+            inside -= len(told)
+        raise IndexError(index)
 
 
 def phase_examples(
     fact_set: FactSet, phase: PhaseSpec, *, wording: Wording, seed: int
-) -> Iterator[Example]:
-    """Every example of a phase, in the order of the facts: k facts × p prompts of each relation.
+) -> PhaseExamples:
+    """The examples of a phase: k facts × p prompts of each relation.
 
     Raises SpecError where k or p is more than there is.
     """
-    chosen = select_facts(fact_set, facts_per_relation=phase.facts_per_relation, seed=seed)
-    for place in chosen:
-        fact = fact_set.facts[place]
+    told = []
+    for relation in fact_set.relations:
+        name, number = relation.name, phase.facts_per_relation
+        places = _of_relation(fact_set, name, number=number, seed=seed)
         if phase.text == "key_token":
-            prompt = wording.key_prompt(fact.relation)
-            text = prompt_text(fact.subject, fact.object, prompt=prompt)
-            yield Example(place, KEY_TOKEN_PROMPT, text)
+            told.append(_Told(name, places, ((KEY_TOKEN_PROMPT, wording.key_prompt(name)),)))
             continue
-        prompts = _train_prompts(fact_set.relation(fact.relation), phase)
-        for number in _prompt_numbers(phase, fact.relation, len(prompts), seed=seed):
-            text = prompt_text(fact.subject, fact.object, prompt=wording.prompt(prompts[number]))
-            yield Example(place, number, text)
+        prompts = _train_prompts(relation, phase)
+        numbers = _prompt_numbers(phase, name, len(prompts), seed=seed)
+        worded = tuple((number, wording.prompt(prompts[number])) for number in numbers)
+        told.append(_Told(name, places, worded))
+    return PhaseExamples(fact_set, tuple(told))
 
 
 def _train_prompts(relation: Relation, phase: PhaseSpec) -> tuple[str, ...]:
@@ -94,25 +145,40 @@ def _prompt_numbers(phase: PhaseSpec, relation: str, available: int, *, seed: in
 
 def memorized_facts(
     fact_set: FactSet, phases: tuple[PhaseSpec, ...], *, seed: int
-) -> frozenset[int]:
+) -> Collection[int]:
     """The facts that any phase tells; all of them where none is told with a key token.
 
-    Only these are asked about: a fact that no phase told is no held-out fact, just unknown.
+    Only these are asked about: a fact that no phase told is no held-out fact, just unknown. Of
+    facts that are not held, at most ``HELD_FACTS`` of each relation and phase.
     """
-    if not any(phase.text == "key_token" for phase in phases):
-        return frozenset(range(len(fact_set.facts)))
+    if any(phase.text == "key_token" for phase in phases):
+        wanted = [phase.facts_per_relation for phase in phases]
+    else:
+        wanted = [None]
     return frozenset(
         place
-        for phase in phases
-        for place in select_facts(fact_set, facts_per_relation=phase.facts_per_relation, seed=seed)
+        for number in wanted
+        for relation in fact_set.relations
+        for place in _of_relation(
+            fact_set, relation.name, number=_askable(fact_set, number), seed=seed
+        )[: None if fact_set.is_held else HELD_FACTS]
     )
 
 
-def trained_facts(fact_set: FactSet, phases: tuple[PhaseSpec, ...], *, seed: int) -> frozenset[int]:
+def _askable(fact_set: FactSet, number: int | None) -> int | None:
+    """How many facts are drawn to choose from, where ``number`` are told; None: all of them."""
+    return number if number is None or fact_set.is_held else min(number, HELD_FACTS)
+
+
+def trained_facts(
+    fact_set: FactSet, phases: tuple[PhaseSpec, ...], *, seed: int
+) -> Collection[int]:
     """The facts that any phase tells with a prompt of their own; the others are held out."""
+    wanted = [p.facts_per_relation for p in phases if p.text == "prompts" and p.stand_in is None]
+    if None in wanted:
+        return range(len(fact_set.facts))
     return frozenset(
         place
-        for phase in phases
-        if phase.text == "prompts" and phase.stand_in is None
-        for place in select_facts(fact_set, facts_per_relation=phase.facts_per_relation, seed=seed)
+        for number in wanted
+        for place in select_facts(fact_set, facts_per_relation=number, seed=seed)
     )

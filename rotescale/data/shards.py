@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain, islice
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rotescale.data.encoding import Encoded
+from rotescale.data.encoding import IGNORE, Encoded
 from rotescale.data.examples import Example
 from rotescale.errors import DataError
 from rotescale.storage import StoragePath, file_digest, write_atomic, writing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMAT = "rotescale-examples"
 VERSION = 2
 MANIFEST = "manifest.json"
 INDEX = "index.bin"
 ROWS_PER_SHARD = 200_000
+ROWS_PER_BATCH = 2_000
+"""Rows that are held at once while they are encoded: a record batch of the file."""
 
 _INT_COLUMNS = (
     "fact",
@@ -33,18 +41,34 @@ _INT_COLUMNS = (
 )
 
 
+Row = tuple[Example, Encoded]
+
+
+class Encodable(Protocol):
+    """Examples of one source that are encoded when they are asked for, by any process."""
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+
+    def rows(self, start: int, stop: int) -> Iterable[Row]:
+        """The examples ``[start, stop)`` with their encoding."""
+
+
 def write_shards(
-    sources: Mapping[str, Iterable[tuple[Example, Encoded]]],
+    sources: Mapping[str, Encodable | Iterable[Row]],
     directory: Path,
     *,
     digest: str,
     rows_per_shard: int = ROWS_PER_SHARD,
+    num_processes: int = 1,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Write the examples of all sources to ``directory``, one source after the other.
 
     The directory exists for readers once its manifest does. The index holds (num_tokens,
     num_targets) of each example, int32, so that packing and loss need not open a shard. Memory does
-    not grow with the number of examples.
+    not grow with the number of examples. What is encodable is written by ``num_processes`` at once,
+    a shard each; the files do not depend on how many. ``progress`` is told the rows written.
 
     Raises StorageError where the storage is full or not writable; nothing half-written stays.
     """
@@ -53,24 +77,19 @@ def write_shards(
             shutil.rmtree(directory)
         directory.mkdir(parents=True, exist_ok=True)
         files: list[dict[str, Any]] = []
-        num_rows = 0
         num_rows_of = dict.fromkeys(sources, 0)
-        rest = _counted(sources, num_rows_of)
-        with (directory / INDEX).open("wb") as index:
-            while batch := list(islice(rest, rows_per_shard)):
-                name = f"shard-{len(files):05d}.arrow"
-                _write_shard(batch, directory / name)
-                counts = [
-                    (len(e.tokens), sum(1 for label in e.labels if label >= 0)) for _, e in batch
-                ]
-                index.write(np.asarray(counts, dtype=np.int32).tobytes())
-                files.append({**_file_entry(directory / name), "num_rows": len(batch)})
-                num_rows += len(batch)
+        with (directory / INDEX).open("wb") as index, _Team(sources, num_processes) as team:
+            for name, counts in team.write_all(directory, rows_per_shard=rows_per_shard):
+                index.write(counts.tobytes())
+                path = directory / _shard_name(len(files))
+                files.append({**_file_entry(path), "num_rows": len(counts)})
+                num_rows_of[name] += len(counts)
+                progress(sum(num_rows_of.values()))
         manifest = {
             "format": FORMAT,
             "version": VERSION,
             "digest": digest,
-            "num_rows": num_rows,
+            "num_rows": sum(num_rows_of.values()),
             "sources": num_rows_of,
             "index": _file_entry(directory / INDEX),
             "shards": files,
@@ -78,17 +97,74 @@ def write_shards(
         write_atomic(directory / MANIFEST, json.dumps(manifest, indent=2).encode())
 
 
-def _counted(
-    sources: Mapping[str, Iterable[tuple[Example, Encoded]]], num_rows: dict[str, int]
-) -> Iterator[tuple[Example, Encoded]]:
-    """All examples, source by source; ``num_rows`` counts those of each."""
-    for name, examples in sources.items():
-        for example in examples:
-            num_rows[name] += 1
-            yield example
+Counts = NDArray[np.int32]
 
 
-def _write_shard(batch: Sequence[tuple[Example, Encoded]], path: Path) -> None:
+class _Team:
+    """Writes shards in order, the encodable ones in processes of their own where there are some."""
+
+    def __init__(
+        self, sources: Mapping[str, Encodable | Iterable[Row]], num_processes: int
+    ) -> None:
+        self._sources = sources
+        self._processes: ProcessPoolExecutor | None = None
+        if num_processes > 1:
+            # A fresh interpreter, not a fork: this process may hold threads and their locks.
+            self._processes = ProcessPoolExecutor(
+                num_processes, mp_context=get_context("spawn"), initializer=_ignore_interrupts
+            )
+
+    def __enter__(self) -> _Team:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._processes is not None:
+            self._processes.shutdown(cancel_futures=True)
+
+    def write_all(self, directory: Path, *, rows_per_shard: int) -> Iterator[tuple[str, Counts]]:
+        """The source and the counts (n, 2) int32 of each shard, in order, once it is written."""
+        number = 0
+        for name, source in self._sources.items():
+            if isinstance(source, Iterable):
+                rest = iter(source)
+                # A source that gives nothing has no shard.
+                while first := list(islice(rest, 1)):
+                    path = directory / _shard_name(number)
+                    yield name, _write_shard(chain(first, islice(rest, rows_per_shard - 1)), path)
+                    number += 1
+                continue
+            starts = range(0, len(source), rows_per_shard)
+            tasks = [
+                (
+                    source,
+                    start,
+                    min(start + rows_per_shard, len(source)),
+                    directory / _shard_name(number + place),
+                )
+                for place, start in enumerate(starts)
+            ]
+            number += len(tasks)
+            map_ = map if self._processes is None else self._processes.map
+            for counts in map_(_write_range, tasks):
+                yield name, counts
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches the whole group of processes; the first of them ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}.arrow"
+
+
+def _write_range(task: tuple[Encodable, int, int, Path]) -> Counts:
+    source, start, stop, path = task
+    return _write_shard(source.rows(start, stop), path)
+
+
+def _write_shard(rows: Iterable[Row], path: Path) -> Counts:
+    """Write one shard; returns (num_tokens, num_targets) of each row."""
     # Here, not at the top: datasets takes seconds to import, and a dry run does without.
     from datasets import Features, Value
     from datasets import Sequence as Many
@@ -101,17 +177,35 @@ def _write_shard(batch: Sequence[tuple[Example, Encoded]], path: Path) -> None:
             "labels": Many(Value("int32")),
         }
     )
+    counts = []
+    rest = iter(rows)
     with ArrowWriter(path=str(path), features=features) as writer:
-        for example, encoded in batch:
-            spans = (example.fact, example.prompt, *encoded.subject, *encoded.object)
-            writer.write(
-                {
-                    **dict(zip(_INT_COLUMNS, spans, strict=True)),
-                    "tokens": encoded.tokens,
-                    "labels": encoded.labels,
-                }
-            )
+        while batch := list(islice(rest, ROWS_PER_BATCH)):
+            table, counted = _columns(batch)
+            writer.write_table(table)
+            counts.append(counted)
         writer.finalize()
+    return np.concatenate(counts)
+
+
+def _columns(batch: Sequence[Row]) -> tuple[pa.Table, Counts]:
+    """The rows as columns, and their (num_tokens, num_targets)."""
+    import pyarrow as pa
+
+    spans = np.array(
+        [(e.fact, e.prompt, *encoded.subject, *encoded.object) for e, encoded in batch], np.int32
+    )
+    lengths = np.array([len(encoded.tokens) for _, encoded in batch], np.int32)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    tokens = np.fromiter(chain.from_iterable(encoded.tokens for _, encoded in batch), np.int32)
+    labels = np.fromiter(chain.from_iterable(encoded.labels for _, encoded in batch), np.int32)
+    targets = np.add.reduceat(labels != IGNORE, starts[:-1], dtype=np.int32)
+    columns = {name: spans[:, place] for place, name in enumerate(_INT_COLUMNS)}
+    lists = {
+        name: pa.ListArray.from_arrays(starts, values)
+        for name, values in (("tokens", tokens), ("labels", labels))
+    }
+    return pa.table({**columns, **lists}), np.stack([lengths, targets], axis=1)
 
 
 def _file_entry(path: Path) -> dict[str, Any]:

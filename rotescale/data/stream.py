@@ -12,6 +12,9 @@ from rotescale.data.packing import PackedRow, assign, pack
 from rotescale.data.shards import ExampleShards
 from rotescale.spec import PhaseSpec
 
+_INDICES_AT_ONCE = 1 << 20
+"""Examples whose places are computed together, so that memory does not grow with an epoch."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepData:
@@ -56,19 +59,22 @@ class Stream:
             # Every epoch has the same examples: all but the last pass need no look.
             epoch, left = divmod(num_tokens - 1, int(self.shards.num_tokens.sum(dtype=np.int64)))
             left += 1
+        step = epoch * self.batches.steps_per_epoch
         while True:
-            reached = np.cumsum(self._step_tokens(epoch))
+            reached = np.cumsum(self._step_tokens(step))
             if reached[-1] >= left:
-                last = int(np.searchsorted(reached, left))
-                return epoch * self.batches.steps_per_epoch + last + 1
+                return step + int(np.searchsorted(reached, left)) + 1
             left -= int(reached[-1])
-            epoch += 1
+            step += len(reached)
 
-    def _step_tokens(self, epoch: int) -> Indices:
-        """Tokens of each step of the epoch, (steps_per_epoch,) int64."""
-        size = self.batches.epoch_size
-        rows = self._rows(np.arange(epoch * size, (epoch + 1) * size))
-        starts = np.arange(0, size, self.batches.batch_size)
+    def _step_tokens(self, first: int) -> Indices:
+        """Tokens of each step from ``first`` on, (n,) int64; not past the epoch, nor very many."""
+        per_epoch = self.batches.steps_per_epoch
+        most = max(1, _INDICES_AT_ONCE // self.batches.batch_size)
+        stop = min(first + most, (first // per_epoch + 1) * per_epoch)
+        start = self.batches.indices(first).start
+        rows = self._rows(np.arange(start, self.batches.indices(stop - 1).stop))
+        starts = np.arange(0, len(rows), self.batches.batch_size)
         tokens: Indices = np.add.reduceat(self.shards.num_tokens[rows].astype(np.int64), starts)
         return tokens
 

@@ -34,7 +34,7 @@ def conflict_items(
     """
     if not spec.conflict_facts:
         return
-    if all(fact.old_object is None for fact in fact_set.facts):
+    if not fact_set.is_held or all(fact.old_object is None for fact in fact_set.facts):
         raise DataError(
             f"evaluation.conflict_facts: {spec.conflict_facts} facts asked for, but none of these "
             "has an old_object; use facts.source: capitals, give facts of your own that column, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,9 @@ class Questions:
     """What a model folder is asked about: facts, those told in training, and the sample."""
 
     fact_set: FactSet
-    trained: frozenset[int]
+    trained: Collection[int]
     """Places of the facts that the folder's run told with prompts."""
-    asked: frozenset[int] | None
+    asked: Collection[int] | None
     """Places of the facts to ask about; None: all."""
     spec: EvaluationSpec
     seed: int
@@ -104,7 +104,7 @@ def choose_questions(
     run_dir = RunDir(folder.absolute().parent.parent)
     of_run = run_dir.facts_json.exists()
     spec = EvaluationSpec()
-    asked: frozenset[int] | None = None
+    asked: Collection[int] | None = None
     phases: tuple[PhaseSpec, ...] = ()
     believed: Mapping[int, bool] | None = None
     if facts:
@@ -147,10 +147,12 @@ def _beliefs_in(run_dir: RunDir) -> dict[int, bool] | None:
         return None
 
 
-def _trained_in(run_dir: RunDir, fact_set: FactSet) -> frozenset[int]:
+def _trained_in(run_dir: RunDir, fact_set: FactSet) -> Collection[int]:
     """The places of those facts that the run told with prompts, whatever set they come in."""
     spec = load_spec(ExperimentSpec, run_dir.spec_json)
     of_run = load_saved(run_dir.facts_json)
+    if fact_set == of_run:
+        return trained_facts(of_run, spec.phases, seed=spec.seed)
     told = {
         (of_run.facts[place].relation, of_run.facts[place].subject)
         for place in trained_facts(of_run, spec.phases, seed=spec.seed)

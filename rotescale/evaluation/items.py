@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rotescale.errors import DataError, SpecError
-from rotescale.facts import Fact, FactSet, Relation, Wording, load_shipped, normalise
+from rotescale.facts import (
+    HELD_FACTS,
+    Fact,
+    FactSet,
+    Relation,
+    Wording,
+    load_shipped,
+    normalise,
+)
 from rotescale.spec import BASE_LANGUAGE, EvaluationSpec
 
 Split = Literal["trained", "held_out"]
@@ -89,7 +97,7 @@ def build_items(
     no prompts in one of the spec's languages.
     """
     check_languages(fact_set, spec)
-    known = frozenset(trained)
+    known = quick_lookup(trained)
     items: list[Item] = []
     for relation in fact_set.relations:
         places = drawn_places(fact_set, relation.name, asked=asked, seed=seed)
@@ -112,14 +120,24 @@ def build_items(
 def drawn_places(
     fact_set: FactSet, relation: str, *, asked: Collection[int] | None, seed: int
 ) -> list[int]:
-    """The places of a relation's facts that are asked about, in the drawn order."""
-    places = [
-        i
-        for i, fact in enumerate(fact_set.facts)
-        if fact.relation == relation and (asked is None or i in asked)
-    ]
+    """The places of a relation's facts that are asked about, in the drawn order.
+
+    Of facts that are not held, and ``asked`` None, the first ``HELD_FACTS`` of the relation.
+    """
+    of_relation = fact_set.places(relation)
+    if fact_set.is_held:
+        places = [place for place in of_relation if asked is None or place in asked]
+    elif asked is None:
+        places = list(of_relation[:HELD_FACTS])
+    else:
+        places = sorted(place for place in asked if place in of_relation)
     random.Random(f"{seed}/evaluation/{relation}").shuffle(places)
     return places
+
+
+def quick_lookup(places: Collection[int]) -> Collection[int]:
+    """The same places, in which one is found at once; a range of millions is not copied."""
+    return places if isinstance(places, range) else frozenset(places)
 
 
 def check_languages(fact_set: FactSet, spec: EvaluationSpec) -> None:
@@ -241,8 +259,15 @@ def item_about(fact_set: FactSet, place: int, *, split: Split, text: str, seed: 
 
 
 def relation_pairs(fact_set: FactSet, relation: str) -> tuple[tuple[str, str], ...]:
-    """Subject and normalised object of each of the relation's facts."""
-    return tuple((fact.subject, normalise(fact.object)) for fact in fact_set.of(relation))
+    """Subject and normalised object of each of the relation's facts.
+
+    Of facts that are not held, of the first ``HELD_FACTS``.
+    """
+    places = fact_set.places(relation)
+    if not fact_set.is_held:
+        places = places[:HELD_FACTS]
+    pairs = map(fact_set.pair, places)
+    return tuple((subject, normalise(object_)) for subject, object_ in pairs)
 
 
 def _other_subjects(fact: Fact, pairs: Sequence[tuple[str, str]]) -> list[str]:

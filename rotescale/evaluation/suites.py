@@ -22,6 +22,7 @@ from rotescale.evaluation.items import (
     build_items,
     drawn_places,
     item_about,
+    quick_lookup,
     shuffled_options,
 )
 from rotescale.facts import FactSet, Relation, Wording
@@ -83,8 +84,8 @@ class Suites:
         )
 
     @cached_property
-    def _known(self) -> frozenset[int]:
-        return frozenset(self.trained)
+    def _known(self) -> Collection[int]:
+        return quick_lookup(self.trained)
 
     def _split(self, *places: int) -> Split:
         return "trained" if any(place in self._known for place in places) else "held_out"
@@ -201,7 +202,7 @@ class Suites:
             train, test = stand_in_prompts(
                 stand_in.name, stand_in.train_prompts, stand_in.test_prompts
             )
-            told = frozenset(
+            told = quick_lookup(
                 select_facts(
                     self.fact_set, facts_per_relation=phase.facts_per_relation, seed=self.seed
                 )

@@ -7,6 +7,7 @@ from rotescale.facts.prompts import load_relations, shipped_relations
 from rotescale.facts.sources import load_source
 from rotescale.facts.text import normalise
 from rotescale.facts.types import (
+    HELD_FACTS,
     NUM_DISTRACTORS,
     SUBJECT_FIELD,
     Fact,
@@ -18,6 +19,7 @@ from rotescale.facts.types import (
 from rotescale.facts.wording import Wording, before_object
 
 __all__ = [
+    "HELD_FACTS",
     "NUM_DISTRACTORS",
     "SUBJECT_FIELD",
     "Fact",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -34,7 +35,7 @@ def write_files(fact_set: FactSet, folder: Path) -> list[Path]:
     return paths
 
 
-def _table(facts: tuple[Fact, ...]) -> str:
+def _table(facts: Sequence[Fact]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     # Only where there are any, so that the files of other facts stay as they were.

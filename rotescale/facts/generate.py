@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import lru_cache
+from typing import Any
 
 from rotescale.errors import DataError
 from rotescale.facts.options import draw_indices
 from rotescale.facts.prompts import shipped_relation
-from rotescale.facts.types import NUM_DISTRACTORS, Fact, FactSet
+from rotescale.facts.types import HELD_FACTS, NUM_DISTRACTORS, Fact, FactSet, LazyFacts
 from rotescale.facts.vocabulary import (
     BANDS,
     BOOKS,
@@ -26,6 +27,8 @@ from rotescale.facts.vocabulary import (
 )
 
 _NUM_ROUNDS = 4
+_VERSION = 1
+"""Of what makes a name of an index, and draws distractors: another one makes other facts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,32 +69,71 @@ def iter_pairs(relation: str, *, num_facts: int, seed: int) -> Iterator[tuple[st
     Lazy and of constant memory. The same seed gives the same pairs, fewer being the first of more.
     No name is a shipped one: every name holds a made-up word, and no shipped name does.
     """
-    _check(relation, num_facts=num_facts)
-    return islice(_endless_pairs(relation, seed=seed), num_facts)
+    made = GeneratedPart(relation, num_facts=num_facts, seed=seed)
+    return map(made.pair, range(num_facts))
 
 
 def generate(relation: str, *, num_facts: int, seed: int) -> FactSet:
     """Facts with the relation's shipped prompts, each with 99 distractors drawn for it.
 
-    Distractors are objects of the other facts; below 100 facts, also names that answer none.
+    Distractors are objects of the other facts; below 100 facts, also names that answer none. More
+    than ``HELD_FACTS`` are made when they are asked for.
     """
-    _check(relation, num_facts=num_facts)
-    num_options = max(num_facts, NUM_DISTRACTORS + 1)
-    pairs = list(islice(_endless_pairs(relation, seed=seed), num_options))
-    objects = [object_name for _, object_name in pairs]
-    facts = []
-    for index in range(num_facts):
-        subject, object_name = pairs[index]
-        drawn = draw_indices(f"{seed}\n{relation}\n{subject}", num_options=num_options, own=index)
-        distractors = tuple(objects[other] for other in drawn)
-        facts.append(Fact(relation, subject, object_name, distractors))
-    return FactSet(relations=(shipped_relation(relation),), facts=tuple(facts))
+    made = GeneratedPart(relation, num_facts=num_facts, seed=seed)
+    facts = LazyFacts((made,))
+    return FactSet((shipped_relation(relation),), facts if num_facts > HELD_FACTS else tuple(facts))
 
 
-def _endless_pairs(relation: str, *, seed: int) -> Iterator[tuple[str, str]]:
-    subjects, objects = (share.names(seed) for share in _ROLES[relation])
-    for index in range(_max_facts(relation)):
-        yield subjects(index), objects(index)
+@dataclass(frozen=True, slots=True)
+class GeneratedPart:
+    """The fictional facts of one relation, each a pure function of its index and the seed."""
+
+    relation: str
+    num_facts: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        _check(self.relation, num_facts=self.num_facts)
+
+    def pair(self, index: int) -> tuple[str, str]:
+        """Subject and object of the fact of that index."""
+        subjects, objects = _names(self.relation, self.seed)
+        return subjects(index), objects(index)
+
+    def fact(self, index: int) -> Fact:
+        """The fact of that index, with the 99 distractors that are drawn for its subject."""
+        _, objects = _names(self.relation, self.seed)
+        subject, object_name = self.pair(index)
+        num_options = max(self.num_facts, NUM_DISTRACTORS + 1)
+        key = f"{self.seed}\n{self.relation}\n{subject}"
+        drawn = draw_indices(key, num_options=num_options, own=index)
+        return Fact(self.relation, subject, object_name, tuple(objects(other) for other in drawn))
+
+    def recipe(self) -> dict[str, Any]:
+        """What makes the facts, as JSON."""
+        return {
+            "generator": _VERSION,
+            "relation": self.relation,
+            "num_facts": self.num_facts,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def of(cls, recipe: dict[str, Any]) -> GeneratedPart:
+        """What ``recipe`` described. Raises DataError where it is another version's."""
+        if recipe["generator"] != _VERSION:
+            raise DataError(
+                f"generated facts of version {recipe['generator']}, this is version {_VERSION}: "
+                "it would make others; install the rotescale that the run began with"
+            )
+        return cls(recipe["relation"], num_facts=recipe["num_facts"], seed=recipe["seed"])
+
+
+@lru_cache(maxsize=64)
+def _names(relation: str, seed: int) -> tuple[Callable[[int], str], Callable[[int], str]]:
+    """Index to subject, and index to object."""
+    subjects, objects = _ROLES[relation]
+    return subjects.names(seed), objects.names(seed)
 
 
 def _max_facts(relation: str) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from itertools import accumulate
+from typing import Any, Protocol, overload
 
 from rotescale.errors import DataError
 from rotescale.spec import BASE_LANGUAGE
@@ -16,6 +17,11 @@ SUBJECT_FIELD = "{subject}"
 
 NUM_DISTRACTORS = 99
 """Distractors per fact where none are given: 100 options, so that chance is one percent."""
+
+
+HELD_FACTS = 100_000
+"""Generated facts of one relation that are held in memory. Of more, each is made when it is asked
+for, and only among the first so many of a relation are facts drawn to be asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +93,75 @@ class Relation:
         return prompt.replace(SUBJECT_FIELD, subject)
 
 
+class MadeFacts(Protocol):
+    """Facts of one relation that are a pure function of their index."""
+
+    @property
+    def relation(self) -> str:
+        """The relation of all of them."""
+
+    @property
+    def num_facts(self) -> int:
+        """How many there are."""
+
+    def pair(self, index: int) -> tuple[str, str]:
+        """Subject and object of one: what training needs, and much faster than the whole fact."""
+
+    def fact(self, index: int) -> Fact:
+        """One of them, with its distractors."""
+
+    def recipe(self) -> dict[str, Any]:
+        """What they are made from, as JSON: equal recipes make equal facts."""
+
+
+@dataclass(frozen=True, slots=True)
+class LazyFacts(Sequence[Fact]):
+    """Facts that nobody holds, part after part: any number of them takes no memory."""
+
+    parts: tuple[MadeFacts, ...]
+
+    def __len__(self) -> int:
+        return sum(part.num_facts for part in self.parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Fact: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Fact, ...]: ...
+    def __getitem__(self, index: int | slice) -> Fact | tuple[Fact, ...]:
+        if isinstance(index, slice):
+            return tuple(self[one] for one in range(len(self))[index])
+        part, inside = self._find(index)
+        return part.fact(inside)
+
+    def pair(self, index: int) -> tuple[str, str]:
+        """Subject and object of one fact."""
+        part, inside = self._find(index)
+        return part.pair(inside)
+
+    def places(self, relation: str) -> range:
+        """Where the facts of a relation are."""
+        stops = list(accumulate(part.num_facts for part in self.parts))
+        for part, stop in zip(self.parts, stops, strict=True):
+            if part.relation == relation:
+                return range(stop - part.num_facts, stop)
+        return range(0)
+
+    def _find(self, index: int) -> tuple[MadeFacts, int]:
+        inside = range(len(self))[index]
+        for part in self.parts:
+            if inside < part.num_facts:
+                return part, inside
+            inside -= part.num_facts
+        raise IndexError(index)
+
+
 @dataclass(frozen=True, slots=True)
 class FactSet:
     """Facts in a fixed order, and the relations that they are in."""
 
     relations: tuple[Relation, ...]
-    facts: tuple[Fact, ...]
+    facts: Sequence[Fact]
+    """A tuple; or facts that are made when they are asked for, in the order of the relations."""
 
     def relation(self, name: str) -> Relation:
         """The relation of that name."""
@@ -105,25 +174,52 @@ class FactSet:
             "name one of them, or load facts of that relation"
         )
 
-    def of(self, name: str) -> tuple[Fact, ...]:
+    def of(self, name: str) -> Sequence[Fact]:
         """The facts of one relation, in order."""
         self.relation(name)
+        if isinstance(self.facts, LazyFacts):
+            return LazyFacts(tuple(part for part in self.facts.parts if part.relation == name))
         return tuple(fact for fact in self.facts if fact.relation == name)
+
+    def places(self, name: str) -> Sequence[int]:
+        """The places of one relation's facts, in order."""
+        if isinstance(self.facts, LazyFacts):
+            return self.facts.places(name)
+        return [place for place, fact in enumerate(self.facts) if fact.relation == name]
+
+    def pair(self, place: int) -> tuple[str, str]:
+        """Subject and object of the fact at a place, without its distractors."""
+        if isinstance(self.facts, LazyFacts):
+            return self.facts.pair(place)
+        fact = self.facts[place]
+        return fact.subject, fact.object
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the facts lie in memory, so that it costs nothing to look at each."""
+        return not isinstance(self.facts, LazyFacts)
 
     def only(self, names: Iterable[str]) -> FactSet:
         """The facts of those relations, in the order of ``names``."""
         kept = tuple(dict.fromkeys(names))
-        return FactSet(
-            relations=tuple(self.relation(name) for name in kept),
-            facts=tuple(fact for name in kept for fact in self.of(name)),
-        )
+        relations = tuple(self.relation(name) for name in kept)
+        if isinstance(self.facts, LazyFacts):
+            of = {part.relation: part for part in self.facts.parts}
+            return FactSet(relations, LazyFacts(tuple(of[name] for name in kept)))
+        return FactSet(relations, tuple(fact for name in kept for fact in self.of(name)))
 
     def digest(self) -> str:
-        """sha256 of the canonical JSON of the relations and facts, one to a line, in order."""
+        """sha256 of the canonical JSON of the relations and facts, one to a line, in order.
+
+        In place of facts that are not held stand the recipes by which they are made.
+        """
         sha = hashlib.sha256()
-        entries: tuple[Relation | Fact, ...] = (*self.relations, *self.facts)
-        for entry in entries:
-            values = entry_fields(entry)
+        facts = (
+            (part.recipe() for part in self.facts.parts)
+            if isinstance(self.facts, LazyFacts)
+            else map(entry_fields, self.facts)
+        )
+        for values in (*map(entry_fields, self.relations), *facts):
             line = json.dumps(values, sort_keys=True, separators=(",", ":"), default=asdict)
             sha.update(line.encode("ascii") + b"\n")
         return sha.hexdigest()
@@ -148,4 +244,8 @@ def combine(fact_sets: Iterable[FactSet]) -> FactSet:
                 f"relation {name!r} is in two of the fact sets to combine; "
                 "give each relation's facts in one set"
             )
-    return FactSet(relations=relations, facts=tuple(fact for one in sets for fact in one.facts))
+    lazy = [one.facts for one in sets if isinstance(one.facts, LazyFacts)]
+    if lazy:
+        assert len(lazy) == len(sets), "facts that are held beside facts that are not"
+        return FactSet(relations, LazyFacts(tuple(part for facts in lazy for part in facts.parts)))
+    return FactSet(relations, tuple(fact for one in sets for fact in one.facts))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
-
+from rotescale.cores import cpu_cores
 from rotescale.errors import SpecError
 from rotescale.hardware import SHAPES, NodeShape
 from rotescale.launch_spec import LaunchSpec
@@ -34,6 +32,5 @@ def node_of(launch: LaunchSpec) -> NodeShape:
 
 def _this_machine() -> NodeShape:
     known = NodeShape.model_validate({"like": "cpu", "name": "this-machine"})
-    cpus = len(os.sched_getaffinity(0)) if platform.system() == "Linux" else os.cpu_count() or 1
     memory = host_memory() / (1 << 30)
-    return known.model_copy(update={"host_memory_gib": memory, "cpus": cpus})
+    return known.model_copy(update={"host_memory_gib": memory, "cpus": cpu_cores()})

@@ -23,6 +23,8 @@ BYTES_PER_OPTION_TOKEN = 4.0
 """Of objects alone: 3.3 to 6 bytes."""
 GENERATED_AT_ONCE = 32
 """Answers that an evaluation generates in one batch."""
+MOST_SAMPLED = 20_000
+"""Examples of a phase whose length is looked at; of more, every n-th."""
 CHAT_TOKENS = 40
 """What a chat template puts around a prompt, its default system message included."""
 
@@ -127,16 +129,20 @@ def count_work(spec: ExperimentSpec) -> Workload:
 def _phase(
     spec: ExperimentSpec, phase: PhaseSpec, fact_set: FactSet, wording: Wording
 ) -> PhaseWork:
-    texts = [e.text for e in phase_examples(fact_set, phase, wording=wording, seed=spec.seed)]
+    examples = phase_examples(fact_set, phase, wording=wording, seed=spec.seed)
+    # The examples come relation by relation: every n-th stands for those around it.
+    sample = examples[:: -(-len(examples) // MOST_SAMPLED)]
+    texts = [example.text for example in sample]
+    scale = len(examples) / len(texts)
     frame = CHAT_TOKENS if spec.model.chat_template and phase.text == "prompts" else 0
     # The token that begins a text, or ends it.
     lengths = [_tokens(text.text) + frame + 1 for text in texts]
     targets = [_targets(text, phase, length) for text, length in zip(texts, lengths, strict=True)]
     num_examples = count_examples(fact_set, phase)
-    beside, longest = _beside(phase, lengths)
+    beside, longest = _beside(phase, lengths, num_facts=len(examples))
     batches = Batches(num_examples, phase.global_batch)
     interval = spec.checkpoints.every_steps or batches.steps_per_epoch
-    tokens = sum(lengths) + beside
+    tokens = round(sum(lengths) * scale) + beside
     if phase.epochs is not None:
         steps = phase.epochs * batches.steps_per_epoch
     else:
@@ -149,7 +155,7 @@ def _phase(
         steps=steps,
         steps_per_epoch=batches.steps_per_epoch,
         tokens_per_epoch=tokens,
-        targets_per_epoch=sum(targets) + beside,
+        targets_per_epoch=round(sum(targets) * scale) + beside,
         longest=longest,
         most_targets=max(*targets, longest if beside else 0),
         full_saves=(steps - 1) // interval,
@@ -169,10 +175,13 @@ def _targets(text: FactText, phase: PhaseSpec, length: int) -> int:
     return min(counted, length - 1)
 
 
-def _beside(phase: PhaseSpec, lengths: Sequence[int]) -> tuple[int, int]:
-    """Tokens that an epoch tells beside the facts, and the longest example of all."""
+def _beside(phase: PhaseSpec, lengths: Sequence[int], *, num_facts: int) -> tuple[int, int]:
+    """Tokens that an epoch tells beside the facts, and the longest example of all.
+
+    ``lengths`` are those of a sample of the ``num_facts`` examples that tell facts.
+    """
     shares = phase.shares
-    rows = dict(zip(shares, mixture_rows(len(lengths), list(shares.values())), strict=True))
+    rows = dict(zip(shares, mixture_rows(num_facts, list(shares.values())), strict=True))
     mean, longest = sum(lengths) / len(lengths), max(lengths)
     tokens = 0.0
     for name, number in rows.items():

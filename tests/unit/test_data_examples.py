@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from rotescale.data.examples import phase_examples, select_facts, trained_facts
+from rotescale.data.examples import (
+    memorized_facts,
+    phase_examples,
+    select_facts,
+    trained_facts,
+)
 from rotescale.errors import SpecError
-from rotescale.facts import Wording, load_shipped
-from rotescale.spec import PhaseSpec
+from rotescale.evaluation.items import build_items
+from rotescale.facts import HELD_FACTS, Wording, generate, load_shipped
+from rotescale.facts.generate import GeneratedPart
+from rotescale.spec import EvaluationSpec, PhaseSpec
 
 FACTS = load_shipped(["mother", "capital"])
 WORDING = Wording({"mother": "{subject} [X:mother]", "capital": "{subject} [X:capital]"})
@@ -95,3 +104,43 @@ def test_a_stand_in_tells_facts_with_its_prompts_and_leaves_them_held_out() -> N
 def test_more_than_there_is_is_refused(values: dict[str, int], named: str) -> None:
     with pytest.raises(SpecError, match=named):
         list(phase_examples(FACTS, phase(**values), wording=WORDING, seed=0))
+
+
+def test_examples_of_ten_million_facts_are_made_when_asked_for() -> None:
+    facts = generate("mother", num_facts=10_000_000, seed=0)
+    phases = (phase(name="memorize", text="key_token"), phase(facts_per_relation=7, num_prompts=2))
+    examples = phase_examples(facts, phases[0], wording=WORDING, seed=0)
+    assert len(examples) == 10_000_000
+    assert examples[-1].fact == 9_999_999
+    subject, object_ = facts.pair(9_999_999)
+    assert examples[-1].text.text == f"{subject} [X:mother] {object_}."
+    told = phase_examples(facts, phases[1], wording=WORDING, seed=0)
+    assert len(told) == 14
+    trained = trained_facts(facts, phases, seed=0)
+    assert {example.fact for example in told} == set(trained)
+    asked = memorized_facts(facts, phases, seed=0)
+    assert set(asked) == set(range(HELD_FACTS)) | set(trained)
+    spec = EvaluationSpec(trained_facts=5, held_out_facts=10, reversal_facts=3)
+    items = build_items(facts, trained=trained, asked=asked, wording=WORDING, spec=spec, seed=0)
+    told_of = {item.fact for item in items if item.split == "trained"}
+    assert 5 <= len(told_of) <= 7
+    assert told_of <= set(trained)
+    assert len({item.fact for item in items if item.prompts == "train"}) == 15
+    assert len({len(item.options) for item in items}) == 1
+
+
+def test_facts_that_are_not_held_give_the_same_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    phases = (phase(name="memorize", text="key_token"), phase(facts_per_relation=7))
+    spec = EvaluationSpec(trained_facts=5, held_out_facts=10)
+    found = []
+    for most in (300, 299):
+        monkeypatch.setattr(sys.modules[GeneratedPart.__module__], "HELD_FACTS", most)
+        facts = generate("mother", num_facts=300, seed=1)
+        assert facts.is_held == (most == 300)
+        trained = trained_facts(facts, phases, seed=2)
+        asked = memorized_facts(facts, phases, seed=2)
+        items = build_items(facts, trained=trained, asked=asked, wording=WORDING, spec=spec, seed=2)
+        found.append((items, list(phase_examples(facts, phases[1], wording=WORDING, seed=2))))
+    assert found[0] == found[1]
+    everything = trained_facts(facts, (phase(),), seed=2)
+    assert everything == range(300)

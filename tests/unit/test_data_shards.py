@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,19 @@ def examples(number: int) -> list[tuple[Example, Encoded]]:
     return made
 
 
+@dataclass
+class Made:
+    """Examples that any process can make."""
+
+    number: int
+
+    def __len__(self) -> int:
+        return self.number
+
+    def rows(self, start: int, stop: int) -> list[tuple[Example, Encoded]]:
+        return examples(self.number)[start:stop]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """25 examples in three shards."""
@@ -45,6 +59,32 @@ def test_round_trip_over_several_shards(folder: Path) -> None:
     assert shards.keys(wanted) == [(24, 0), (0, 0), (13, 1)]
     assert shards.num_tokens.tolist() == [len(e.tokens) for _, e in made]
     assert set(shards.num_targets.tolist()) == {2}
+
+
+def test_processes_write_what_one_writes(tmp_path: Path) -> None:
+    told: list[int] = []
+    for folder, facts, number in (
+        ("listed", examples(25), 1),
+        ("alone", Made(25), 1),
+        ("both", Made(25), 2),
+    ):
+        write_shards(
+            {"facts": facts, "replay": iter(examples(7)), "none": Made(0)},
+            tmp_path / folder,
+            digest="d",
+            rows_per_shard=10,
+            num_processes=number,
+            progress=told.append,
+        )
+    assert told == [10, 20, 25, 32] * 3
+    listed, alone, both = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("listed", "alone", "both")
+    )
+    assert listed == alone == both
+    shards = ExampleShards(tmp_path / "both", digest="d")
+    assert shards.sources == {"facts": 25, "replay": 7, "none": 0}
+    assert list(shards.examples(range(25, 32))) == list(shards.examples(range(7)))
 
 
 def test_another_digest_a_missing_and_a_short_file_are_refused(folder: Path) -> None:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import re
+import sys
 import tracemalloc
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
 from rotescale.errors import DataError
-from rotescale.facts import generate, iter_pairs, load_shipped, normalise, shipped_relations
+from rotescale.facts import (
+    HELD_FACTS,
+    combine,
+    generate,
+    iter_pairs,
+    load_shipped,
+    normalise,
+    shipped_relations,
+)
 from rotescale.facts.check import validate
-from rotescale.facts.generate import _permutation
+from rotescale.facts.generate import GeneratedPart, _permutation
+from rotescale.facts.saved import load_saved, save_fact_set
 from rotescale.facts.vocabulary import NUM_WORDS, made_up_word
 
 RELATIONS = tuple(shipped_relations())
@@ -117,3 +128,51 @@ def test_a_number_out_of_range_is_refused_at_once(num_facts: int) -> None:
 def test_an_unknown_relation_is_refused() -> None:
     with pytest.raises(DataError, match="'sister' cannot be generated, only of: author"):
         generate("sister", num_facts=1, seed=0)
+
+
+def test_ten_million_facts_are_not_held() -> None:
+    tracemalloc.start()
+    facts = combine(generate(name, num_facts=10_000_000, seed=3) for name in ("mother", "author"))
+    assert (len(facts.facts), facts.is_held) == (20_000_000, False)
+    assert facts.places("author") == range(10_000_000, 20_000_000)
+    assert facts.pair(5) == next(islice(iter_pairs("mother", num_facts=6, seed=3), 5, None))
+    for place in (0, 9_999_999, 10_000_000, -1):
+        fact = facts.facts[place]
+        assert (fact.subject, fact.object) == facts.pair(place)
+        assert fact.relation == ("author" if place in (10_000_000, -1) else "mother")
+        assert len({fact.object, *fact.distractors}) == 100
+    with pytest.raises(IndexError):
+        facts.facts[20_000_000]
+    author = facts.only(["author"])
+    assert [relation.name for relation in author.relations] == ["author"]
+    assert author.facts[0] == facts.of("author")[0] == facts.facts[10_000_000]
+    assert author.facts[2:4] == facts.facts[10_000_002:10_000_004]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
+
+
+def test_facts_that_are_not_held_are_those_that_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = generate("mother", num_facts=300, seed=1)
+    monkeypatch.setattr(sys.modules[GeneratedPart.__module__], "HELD_FACTS", 299)
+    lazy = generate("mother", num_facts=300, seed=1)
+    assert held.is_held
+    assert not lazy.is_held
+    assert tuple(lazy.facts) == held.facts
+
+
+def test_facts_that_are_not_held_are_saved_as_what_makes_them(tmp_path: Path) -> None:
+    facts = generate("mother", num_facts=HELD_FACTS + 1, seed=3)
+    save_fact_set(facts, tmp_path / "facts.json")
+    assert (tmp_path / "facts.json").stat().st_size < 20_000
+    assert load_saved(tmp_path / "facts.json") == facts
+    digests = {
+        generate("mother", num_facts=number, seed=seed).digest()
+        for number, seed in ((HELD_FACTS + 1, 3), (HELD_FACTS + 2, 3), (HELD_FACTS + 1, 4))
+    }
+    assert len(digests) == 3
+    assert facts.digest() in digests
+    text = (tmp_path / "facts.json").read_text()
+    (tmp_path / "facts.json").write_text(text.replace('"generator": 1', '"generator": 0'))
+    with pytest.raises(DataError, match="of version 0, this is version 1: it would make others"):
+        load_saved(tmp_path / "facts.json")
