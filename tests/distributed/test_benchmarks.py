@@ -60,6 +60,20 @@ def test_training_on_the_micro_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_streaming_of_few_facts(tmp_path: Path) -> None:
+    rows_json = tmp_path / "rows.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "streaming.py"), "--model", "micro"]
+    command += ["--facts", "300,3000", "--json", str(rows_json)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    rows = json.loads(rows_json.read_text())
+    assert all(row["agree"] for row in rows)
+    names = [row["name"] for row in rows]
+    each = ["encode_vs_map", "first_batch", "middle_vs_skip", "epoch_vs_iterable"]
+    assert names == [*each, *each, "peak_memory_vs_fewest"]
+
+
+@pytest.mark.slow
 def test_checkpoint_on_the_micro_model(tmp_path: Path) -> None:
     assert rows_of("checkpoint.py", tmp_path, "--folder", str(tmp_path)) >= WANTED
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"], "something was left behind"

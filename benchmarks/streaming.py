@@ -1,0 +1,239 @@
+"""Ten million facts: encoded to shards, gone through in an epoch's order, begun in its middle.
+
+Run it from the repository: ``python benchmarks/streaming.py [--json PATH] [--facts LIST]``.
+
+For each number of facts a fresh process encodes them as ``rotescale run`` does, with SmolLM2's
+tokenizer and one process to a core, opens them, and goes through the epoch's global batches. Memory
+is what all of its processes hold of their own (anonymous, sampled); pages of the mapped shards,
+which the system takes back when it needs them, do not count.
+
+The peer is Hugging Face ``datasets``: ``from_generator`` and ``map`` for the encoding (up to
+``--peer-facts``), and over the same shards ``to_iterable_dataset`` with its shuffle buffer for an
+epoch. It begins in the middle by ``skip``; its ``load_state_dict`` finds the shard again, but not
+what the shuffle buffer held, so it shows other examples: told beside, and not a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from report import CONSOLE, Row, print_rows, write_rows
+from rotescale.cores import cpu_cores
+from rotescale.data.stream import Stream
+from rotescale.facts import Wording, generate
+from rotescale.model.prepare import load_prepared
+from rotescale.phase_data import encode_phase
+from rotescale.run_dir import RunDir
+from rotescale.spec import PhaseSpec
+from streams import Peer, encode_with_datasets, stream_with_datasets
+from subjects import SUBJECTS, make_folder
+
+_BATCH = 64
+_SEED = 0
+_SAMPLE_SECONDS = 0.05
+_PHASE = PhaseSpec.model_validate(
+    {
+        "name": "memorize",
+        "text": "key_token",
+        "epochs": 1,
+        "global_batch": _BATCH,
+        "learning_rate": 1e-4,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """What one process has seen of so many facts."""
+
+    num_facts: int
+    encode_seconds: float
+    first_batch_seconds: float
+    """From the published shards to the first batch."""
+    middle_seconds: float
+    """The same, to the batch in the middle of the epoch."""
+    epoch_seconds: float
+    each_once: bool
+    """Whether the epoch showed every example once, and the middle began where it should."""
+    disk_bytes: int
+
+
+def main() -> None:
+    """Measure each number of facts in a process of its own, and the peer beside it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--facts", default="100000,1000000,10000000", help="%(default)s")
+    parser.add_argument(
+        "--peer-facts", type=int, default=1_000_000, help="that the peer encodes: %(default)s"
+    )
+    parser.add_argument("--model", default="smollm2-135m", help="whose tokenizer: %(default)s")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    options = parser.parse_args()
+    sizes = sorted(int(number) for number in options.facts.split(","))
+    rows: list[Row] = []
+    peaks: dict[int, int] = {}
+    with tempfile.TemporaryDirectory(prefix="rotescale-streaming-") as folder:
+        prepared = make_folder(SUBJECTS[options.model], out=Path(folder)).folder
+        for number in sizes:
+            run = Path(folder) / f"run-{number}"
+            ours, peaks[number] = _alone(_measure, prepared, run, number)
+            _tell(ours, peaks[number])
+            if number <= options.peer_facts:
+                seconds, _ = _alone(
+                    encode_with_datasets, prepared, Path(folder) / "peer", number, _SEED
+                )
+                rows.append(_rate("encode_vs_map", ours, number / seconds))
+            if number in (sizes[0], sizes[-1]):
+                peer, _ = _alone(stream_with_datasets, run, number, _SEED, _BATCH)
+                rows += _streaming_rows(ours, peer)
+    first, last = sizes[0], sizes[-1]
+    rows.append(
+        Row(
+            "peak_memory_vs_fewest",
+            f"{last:,} against {first:,}",
+            ours=peaks[last] / 1e6,
+            peer=peaks[first] / 1e6,
+            agree=True,
+            floor=1.1,
+            unit="MB",
+        )
+    )
+    print_rows(rows)
+    if options.json:
+        write_rows(rows, options.json)
+
+
+def _tell(ours: Ours, peak: int) -> None:
+    number = ours.num_facts
+    CONSOLE.print(
+        f"{number:,} facts: encoded by {cpu_cores()} processes in {ours.encode_seconds:.1f} s "
+        f"({number / ours.encode_seconds:,.0f} facts/s, {ours.disk_bytes / 1e6:,.0f} MB on the "
+        f"disk); first batch after {ours.first_batch_seconds:.2f} s, the one in the middle of the "
+        f"epoch after {ours.middle_seconds:.2f} s; an epoch in {ours.epoch_seconds:.1f} s "
+        f"({number / ours.epoch_seconds:,.0f} examples/s); peak memory {peak / 1e6:,.0f} MB; every "
+        f"example once: {'yes' if ours.each_once else '[red]no[/red]'}"
+    )
+
+
+def _rate(name: str, ours: Ours, peer: float) -> Row:
+    return Row(
+        name,
+        f"{ours.num_facts:,}",
+        ours=ours.num_facts / ours.encode_seconds,
+        peer=peer,
+        agree=ours.each_once,
+        unit="facts/s",
+    )
+
+
+def _streaming_rows(ours: Ours, peer: Peer) -> list[Row]:
+    what = f"{ours.num_facts:,}"
+    CONSOLE.print(
+        f"{what} facts, datasets: begins with the first example after {peer.first_seconds:.2f} s, "
+        f"in the middle by skip after {peer.skip_seconds:.1f} s, by load_state_dict after "
+        f"{peer.state_seconds:.2f} s (other examples)"
+    )
+    agree = ours.each_once and peer.same
+    return [
+        Row("first_batch", what, ours.first_batch_seconds, peer.first_seconds, agree),
+        Row("middle_vs_skip", what, ours.middle_seconds, peer.skip_seconds, agree, floor=1.0),
+        Row(
+            "epoch_vs_iterable",
+            what,
+            ours=ours.num_facts / ours.epoch_seconds,
+            peer=peer.examples_per_second,
+            agree=agree,
+            unit="examples/s",
+        ),
+    ]
+
+
+def _alone(task: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
+    """What ``task(*arguments)`` returns in a fresh process, and the most that it held, in bytes."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        future = pool.submit(task, *arguments)
+        most = 0
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        while not done.wait(_SAMPLE_SECONDS):
+            most = max(most, _anonymous())
+        return future.result(), most
+
+
+def _anonymous() -> int:
+    """Bytes that all processes below this one hold of their own."""
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            text = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        except OSError:
+            continue
+        total += sum(
+            int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("RssAnon")
+        )
+    return total
+
+
+def _measure(prepared_folder: Path, root: Path, num_facts: int) -> Ours:
+    """Encode, begin, begin in the middle, and go through an epoch."""
+    # The prepared folder is of no relation: its key token is plain text here.
+    wording = Wording({"mother": "{subject} [X]"})
+    prepared, run_dir = replace(load_prepared(prepared_folder), wording=wording), RunDir(root)
+    facts = generate("mother", num_facts=num_facts, seed=_SEED)
+    began = time.perf_counter()
+    digest = encode_phase(
+        facts, _PHASE, phases=[_PHASE], seed=_SEED, prepared=prepared, run_dir=run_dir
+    )
+    encoded = time.perf_counter()
+    folder = Path(str(run_dir.data_dir(digest)))
+
+    def first(step: Callable[[Stream], int]) -> tuple[float, tuple[int, ...]]:
+        began = time.perf_counter()
+        stream = _open(folder, digest)
+        found = stream.step(step(stream), rank=0, world_size=1)
+        return time.perf_counter() - began, found.example_ids
+
+    first_seconds, _ = first(lambda stream: 0)
+    middle_seconds, in_middle = first(lambda stream: stream.batches.steps_per_epoch // 2)
+    stream = _open(folder, digest)
+    shown = np.zeros(-(-num_facts // 8), dtype=np.uint8)
+    told, follows = 0, False
+    start = time.perf_counter()
+    for step in range(stream.batches.steps_per_epoch):
+        ids = np.array(stream.step(step, rank=0, world_size=1).example_ids)
+        np.bitwise_or.at(shown, ids // 8, (1 << ids % 8).astype(np.uint8))
+        told += len(ids)
+        if step == stream.batches.steps_per_epoch // 2:
+            follows = tuple(ids) == in_middle
+    epoch = time.perf_counter() - start
+    bits = int(np.unpackbits(shown).sum())
+    return Ours(
+        num_facts=num_facts,
+        encode_seconds=encoded - began,
+        first_batch_seconds=first_seconds,
+        middle_seconds=middle_seconds,
+        epoch_seconds=epoch,
+        each_once=follows and told == bits == num_facts,
+        disk_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+    )
+
+
+def _open(folder: Path, digest: str) -> Stream:
+    return Stream.open(folder, digest=digest, phase=_PHASE, seed=_SEED, row_tokens=512)
+
+
+if __name__ == "__main__":
+    main()
