@@ -18,7 +18,7 @@ from rotescale.errors import SpecError, StorageError, exit_with_error
 from rotescale.facts import FactSet
 from rotescale.facts_cli import facts_app, say
 from rotescale.inject_cli import inject
-from rotescale.launch_spec import LaunchSpec
+from rotescale.launch_spec import LaunchSpec, ProfileSpec
 from rotescale.records import EvaluationRow
 from rotescale.report_cli import report
 from rotescale.representations_cli import representations
@@ -69,6 +69,12 @@ def run(
         str | None,
         typer.Option(help="A run whose first phases are the same: begin where they ended."),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEPS", help="Steps to trace, such as 3-5 or memorize:3-5, into profiles/."
+        ),
+    ] = None,
 ) -> None:
     """Run an experiment, or what is left of it; a finished one is shown and left alone."""
     from rotescale.evaluation.harness.tasks import check_tasks
@@ -79,6 +85,8 @@ def run(
     launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
     if spec.engine.kind == "eager" and launch.num_workers != (1, 1):
         launch = launch.model_copy(update={"num_workers": (1, 1)})
+    if profile is not None:
+        launch = launch.model_copy(update={"profile": _profile(profile, spec)})
     if branch_from is None:
         check_beliefs(spec, RunDir.of(launch.storage, spec.name))
     fact_set = load_facts(spec, note=say)
@@ -89,6 +97,14 @@ def run(
             console.print(line, highlight=False)
         return
     _train(spec, launch, fact_set, retry=retry, branch_from=branch_from)
+
+
+def _profile(text: str, spec: ExperimentSpec) -> ProfileSpec:
+    """The steps to trace. Raises SpecError for a phase that the experiment does not have."""
+    wanted, names = ProfileSpec.parse(text), [phase.name for phase in spec.phases]
+    if wanted.phase not in (None, *names):
+        raise SpecError(f"--profile {text}: no such phase, only {', '.join(names)}")
+    return wanted
 
 
 def _train(

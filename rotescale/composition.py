@@ -23,7 +23,7 @@ from rotescale.evaluation.stage import RunEvaluator
 from rotescale.evaluation.states import build_texts
 from rotescale.evaluation.suites import all_items
 from rotescale.facts.saved import load_saved
-from rotescale.launch_spec import StageLimits
+from rotescale.launch_spec import LaunchSpec
 from rotescale.local_copy import local_copy
 from rotescale.memory_gauge import MemoryGauge
 from rotescale.model.build import build_model
@@ -36,6 +36,7 @@ from rotescale.persistence import Persistence
 from rotescale.phase_plan import PhasePlan
 from rotescale.phases import StageEvaluator, Training
 from rotescale.preparation import Resolved, versions
+from rotescale.profiling import StepProfiler
 from rotescale.records import RecordWriter
 from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec
@@ -87,7 +88,7 @@ def make_training(
     attempt: int,
     nodes: tuple[Node, ...],
     watchdog: Watchdog,
-    limits: StageLimits,
+    launch: LaunchSpec,
     preemption: Callable[[], Preemption | None],
     memory: MemoryGauge,
 ) -> Training:
@@ -98,7 +99,7 @@ def make_training(
     resolved = Resolved.read(run_dir)
     checkpoints = TeamCheckpoints(run_dir, team, store, prepared, spec.model)
     saver = CheckpointSaver(
-        rank=engine.rank, world_size=engine.world_size, publish_seconds=limits.save_seconds
+        rank=engine.rank, world_size=engine.world_size, publish_seconds=launch.limits.save_seconds
     )
     watchdog.on_hang = partial(_record_hang, team, run_dir, watchdog)
     return Training(
@@ -118,6 +119,13 @@ def make_training(
         ),
         pace=Pace(),
         memory=memory,
+        profiler=StepProfiler(
+            launch.profile,
+            run_dir,
+            rank=engine.rank,
+            device=engine.device,
+            report=lambda told: team.event("profile", told),
+        ),
     )
 
 

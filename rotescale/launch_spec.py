@@ -11,6 +11,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -24,6 +25,8 @@ from rotescale.storage import storage_path
 
 _JOBS_URL = r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$"
 _MAX_NODES = 1024
+MAX_PROFILED = 100
+"""Steps in one trace: viewers load it as a whole."""
 _LOCALHOST = re.compile(r"http://(localhost|127\.0\.0\.1)(:[0-9]+)?$")
 
 
@@ -78,6 +81,46 @@ class Preflight(Part):
     fabric: Literal["any", "infiniband", "efa", "tcpxo"] | None = None
     """What NCCL must have taken between nodes; null: that of ``kuberay.fabric``, or any.
     ``infiniband`` is NCCL's own transport for it, which RoCE takes too."""
+
+
+class ProfileSpec(Part):
+    """Which steps leave a trace of torch's profiler, in the run's folder ``profiles``.
+
+    They take longer than others, and each rank's trace of a step may have some megabytes.
+    """
+
+    steps: tuple[PositiveInt, PositiveInt]
+    """The first and the last of them, counted from 1 in each phase; one number for one step."""
+    phase: Name | None = None
+    """The phase whose steps they are; null: those of every phase."""
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _one_number_is_one_step(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @field_validator("steps")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        first, last = value
+        if not first <= last < first + MAX_PROFILED:
+            raise ValueError(
+                f"steps {first} to {last}: give a first and a last step, at most {MAX_PROFILED} "
+                "together"
+            )
+        return value
+
+    @classmethod
+    def parse(cls, text: str) -> ProfileSpec:
+        """From ``5``, ``3-5`` or ``memorize:3-5``. Raises SpecError for anything else."""
+        match = re.fullmatch(r"(?:(?P<phase>[^:]+):)?(?P<first>\d+)(?:-(?P<last>\d+))?", text)
+        if match is None:
+            raise SpecError(f"--profile {text}: write steps as 5, 3-5 or memorize:3-5")
+        steps = (int(match["first"]), int(match["last"] or match["first"]))
+        try:
+            return cls(steps=steps, phase=match["phase"])
+        except ValidationError as error:
+            raise SpecError(f"--profile {text}: {error.errors()[0]['msg']}") from None
 
 
 class RayAccess(Part):
@@ -153,6 +196,8 @@ class LaunchSpec(Part):
     preflight: Preflight | None = None
     """What nodes are measured by before they train; ``{}``: measured without a floor, null: not
     measured."""
+    profile: ProfileSpec | None = None
+    """Steps that leave a trace, to see where their time goes; null: none."""
 
     @field_validator("storage")
     @classmethod

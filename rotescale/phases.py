@@ -22,6 +22,7 @@ from rotescale.pace import EVERY_STEPS, Pace, compare, describe
 from rotescale.persistence import Persistence
 from rotescale.phase_plan import PhasePlan
 from rotescale.preflight.measure import glance_seconds
+from rotescale.profiling import StepProfiler
 from rotescale.records import StepRow
 from rotescale.spec import ExperimentSpec
 from rotescale.team import Team
@@ -56,6 +57,7 @@ class Training:
     notices: Notices
     pace: Pace
     memory: MemoryGauge
+    profiler: StepProfiler
 
     def run(self) -> None:
         """Collective: every rank calls this. Do what is left of the run, whatever that is."""
@@ -76,8 +78,10 @@ class Training:
             if epoch := plan.evaluations.get(step):
                 saved = self._evaluate_on_the_way(plan, step, epoch, saved=saved)
             self.watchdog.arm("first_step" if step == first else "step")
+            self.profiler.before_step(plan.spec.name, step + 1)
             noticed = self._train_step(plan, step)
             step += 1
+            self.profiler.after_step(step)
             if step % EVERY_STEPS == 0 or step == plan.total_steps:
                 self._compare_ranks(plan, step)
             due = noticed or step % self._save_interval(plan) == 0
@@ -85,6 +89,7 @@ class Training:
             urgent = noticed or step in plan.evaluations
             if due and step < plan.total_steps and self._save(plan, step, urgent=urgent):
                 saved = step
+        self.profiler.close()
         self._note_memory(plan.spec.name, "training")
         self.watchdog.arm("save")
         self.persistence.save(plan, step, kind="weights", phase_end=True)

@@ -219,6 +219,16 @@ class RunDir:
         """What NCCL says in one worker, while it is at work here."""
         return self.node_dir / "logs" / f"attempt-{attempt:04d}-rank-{rank:05d}-nccl.log"
 
+    @property
+    def profiles_dir(self) -> StoragePath:
+        """Traces of chosen steps."""
+        return self.root / "profiles"
+
+    def profile(self, phase: str, *, steps: tuple[int, int], rank: int) -> StoragePath:
+        """The trace of one rank's steps, the first and the last of which are given."""
+        first, last = steps
+        return self.profiles_dir / f"{phase}-step-{first:06d}-{last:06d}-rank-{rank:05d}.json.gz"
+
     def data_dir(self, digest: str) -> StoragePath:
         """Encoded shards of the data of that digest."""
         return self.root / "data" / digest

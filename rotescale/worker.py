@@ -96,7 +96,7 @@ def run_worker(
                 attempt=attempt,
                 nodes=nodes,
                 watchdog=watchdog,
-                limits=launch.limits,
+                launch=launch,
                 preemption=preemption,
                 memory=memory,
             )

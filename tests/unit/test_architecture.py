@@ -24,7 +24,7 @@ LAYERS = [
     {"launch_spec"},
     {"run_dir", "probe"},
     {"records", "watchdog", "notices", "nodes"},
-    {"pace", "memory_gauge", "activity"},
+    {"pace", "memory_gauge", "activity", "profiling"},
     {"data", "model", "checkpoint", "engine.base", "engine.frozen_rows"},
     {"engine.zero3", "engine.eager", "evaluation", "team", "phase_plan"},
     {"phase_data", "team_checkpoints", "preflight"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rotescale.cli import app
 from rotescale.errors import SpecError
+from rotescale.records import read_records
 from rotescale.run_dir import RunDir
+from rotescale.storage import entries
 
+PHASES = ("memorize", "generalize")
 COLUMNS = [
     *("relation", "stage", "epoch", "seed", "suite", "split", "prompts", "language", "metric"),
     *("value", "count", "low", "high", "layer"),
@@ -99,6 +103,48 @@ def test_a_phase_trains_on_the_tokens_of_its_budget(
     # Linear, and zero only after the last step: the schedule ends with the budget.
     assert trained[-1].learning_rate == pytest.approx(3e-3 / (len(trained) - 5))
     assert f"{len(trained)}/{len(trained)}" in capsys.readouterr().out.replace(" ", "")
+
+
+def test_chosen_steps_leave_a_trace(tmp_path: Path, model_cache: Path) -> None:
+    launch = tmp_path / "launch.yaml"
+    launch.write_text(f"storage: {tmp_path / 'runs'}\nmodel_cache: {model_cache}\n")
+    settings = [part for text in (*QUICK, "engine.kind=eager") for part in ("--set", text)]
+    rotescale("run", MICRO, "--on", launch, "--profile", "2-3", *settings)
+    run_dir = RunDir(tmp_path / "runs" / "micro")
+    names = {f"{phase}-step-000002-000003-rank-00000.json.gz" for phase in PHASES}
+    assert {path.name for path in entries(run_dir.profiles_dir)} == names
+    for path in entries(run_dir.profiles_dir):
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        named = [event["name"] for event in events]
+        assert [name for name in named if name.startswith("ProfilerStep")] == [
+            *("ProfilerStep#1", "ProfilerStep#2")
+        ]
+        assert "aten::scaled_dot_product_attention" in named
+        assert any("Backward" in name for name in named)
+    told = [event for event in read_records(run_dir).events if event.name == "profile"]
+    assert [event.message for event in told] == [
+        f"trace of steps 2 to 3: {run_dir.profile(phase, steps=(2, 3), rank=0)}" for phase in PHASES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps_text", "error"),
+    [
+        ("tomorrow", "write steps as 5, 3-5 or memorize:3-5"),
+        ("5-3", "steps 5 to 3: give a first and a last step, at most 100"),
+        ("1-101", "steps 1 to 101: give a first"),
+        ("0", "greater than 0"),
+        ("sleep:3", "--profile sleep:3: no such phase, only memorize, generalize"),
+    ],
+)
+def test_steps_that_cannot_be_traced_are_refused(
+    tmp_path: Path, steps_text: str, error: str
+) -> None:
+    launch = tmp_path / "launch.yaml"
+    launch.write_text(f"storage: {tmp_path / 'runs'}\n")
+    with pytest.raises(SpecError, match=error):
+        rotescale("run", MICRO, "--on", launch, "--profile", steps_text)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_finished_run_is_shown_and_left_alone(
