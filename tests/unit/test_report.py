@@ -106,7 +106,7 @@ def test_a_runs_page_has_a_section_for_what_was_measured(reported_run: RunDir) -
     sections = [link.removeprefix("#") for link in page.links if link.startswith("#")]
     assert sections == [
         *("paper", "stages", "epochs", "languages", "controls", "in-context", "capability"),
-        *("conflict", "representations", "cost", "answers", "missing"),
+        *("conflict", "representations", "cost", "time", "answers", "missing"),
     ]
     assert set(sections) <= set(page.ids)
     told = " ".join(page.text)
@@ -221,9 +221,8 @@ def test_equal_results_give_equal_bytes(reported_study: StudyDir, tmp_path: Path
 
 def test_a_studys_page_has_seeds_methods_and_runs(reported_study: StudyDir) -> None:
     page = page_of(reported_study.root)
-    assert {"paper", "stages", "heat", "controls", "cost", "paired", "answers", "runs"} <= set(
-        page.ids
-    )
+    wanted = {"paper", "stages", "heat", "controls", "cost", "time", "paired", "answers", "runs"}
+    assert wanted <= set(page.ids)
     told = " ".join(page.text)
     assert "2 seeds, 95 % intervals over facts and seeds" in told
     assert "rote, k 2" in told

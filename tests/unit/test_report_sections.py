@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +22,10 @@ from rotescale.analysis.report.page import Html, Number, Section, number, page, 
 from rotescale.analysis.report.sections import MOST_FIGURES, shown, which
 from rotescale.analysis.report.states import states_section
 from rotescale.analysis.report.suites import suite_sections
+from rotescale.analysis.report.time import time_section
 from rotescale.analysis.study_table import Cost
-from rotescale.records import EvaluationRow
+from rotescale.records import EvaluationRow, Records, StepRow
+from rotescale.run_dir import RunDir
 
 ROW: dict[str, Any] = {
     **{"attempt": 1, "relation": "mother", "stage": "generalize", "epoch": None, "seed": 0},
@@ -210,6 +213,41 @@ def test_a_method_that_tells_every_fact_is_drawn_by_those_on_its_way_too() -> No
     cell = replace(sft.first, costs={at: Cost(num, num, 1.0) for at, num in costs.items()})
     section = made(cost_section(material(replace(sft, cells=(cell,)))))
     assert "sft, facts told: 17 0.30, 37 0.60" in section.pictures[0].alt
+
+
+def step(phase: str, number: int, examples: int, **parts: float) -> StepRow:
+    """A step of which a rank recorded the parts, if any."""
+    return StepRow(
+        **{"attempt": 1, "phase": phase, "phase_index": 0, "step": number, "epoch": 1, "cursor": 1},
+        **{"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1e-3, "num_examples": examples},
+        **{"num_tokens": 100, "target_tokens": 100, "seconds": sum(parts.values()), "parts": parts},
+    )
+
+
+def test_the_time_of_steps_is_shown_by_phase_and_batch() -> None:
+    runs = {
+        RunDir(Path(name)): Records(steps, (), ())
+        for name, steps in {
+            "one": (
+                step("memorize", 1, 20, forward=1.0, backward=2.0, communication=1.0),
+                step("memorize", 2, 20, forward=1.0, backward=1.0, communication=0.0),
+                # The last of an epoch is smaller, and not of another batch.
+                step("memorize", 3, 4, forward=1.0, backward=1.0, communication=0.0),
+                step("generalize", 1, 8, forward=3.0, backward=6.0, communication=1.0),
+            ),
+            "two": (step("memorize", 1, 64, forward=4.0, backward=6.0), step("memorize", 2, 64)),
+        }.items()
+    }
+    section = made(time_section(replace(material(), records=runs)))
+    told = str(section.parts[0])
+    assert section.pictures[0].alt == (
+        "Share of the steps' time. memorize, 20: forward 38%, backward 50%, communication 12%; "
+        "memorize, 64: forward 40%, backward 60%, communication 0%; "
+        "generalize, 8: forward 30%, backward 60%, communication 10%."
+    )
+    assert "37.5%" in told
+    assert 'data-sort="37.5"' in told, "300 tokens in 8 seconds"
+    assert "no step recorded" in str(time_section(material()))
 
 
 def test_seeds_without_stored_outcomes_have_a_mean_and_no_interval() -> None:

@@ -24,6 +24,7 @@ from rotescale.analysis.report.refused import refused_section
 from rotescale.analysis.report.sections import Maker
 from rotescale.analysis.report.states import states_section
 from rotescale.analysis.report.suites import suite_sections
+from rotescale.analysis.report.time import time_section
 from rotescale.run_dir import REFUSED_FILE
 from rotescale.storage import make_folder, write_atomic
 
@@ -44,6 +45,7 @@ def makers() -> Sequence[Maker]:
         conflict_section,
         states_section,
         cost_section,
+        time_section,
         paired_section,
         editing_section,
         answers_section,

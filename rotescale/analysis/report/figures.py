@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ _PNG_DPI = 200
 _JITTER = 0.05
 _FEW_TICKS = 7
 _LONGEST_LABEL = 46
+_LABELLED_SHARE = 0.07
+"""A narrower part of a bar has no room for its number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,51 @@ def heat_picture(
         for row, of_row in enumerate(values)
     )
     return _render(name, title, draw, alt=f"{title}. {told}.", lines=())
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Shares of a whole, under one name."""
+
+    name: str
+    parts: Mapping[str, float]
+
+
+def bars_picture(name: str, title: str, bars: Sequence[Bar], *, parts: Sequence[str]) -> Picture:
+    """A bar of length 1 for each, with the ``parts`` of its whole side by side."""
+
+    def draw(axes: Any, theme: Theme) -> None:
+        for place, bar in enumerate(bars):
+            start = 0.0
+            for number, part in enumerate(parts):
+                share = bar.parts.get(part, 0.0)
+                colour = theme.colours[(number + 1) % MOST_LINES]
+                label = part if place == 0 else None
+                axes.barh(place, share, left=start, color=colour, height=0.62, label=label)
+                if share >= _LABELLED_SHARE:
+                    told = axes.text(start + share / 2, place, f"{share:.0%}")
+                    told.set(ha="center", va="center", color=_on(colour), fontsize=10)
+                start += share
+        axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False)
+
+    told = "; ".join(
+        f"{bar.name}: " + ", ".join(f"{part} {bar.parts.get(part, 0.0):.0%}" for part in parts)
+        for bar in bars
+    )
+    legend = [Line(part, ()) for part in parts]
+    return _render(name, title, draw, alt=f"{title}. {told}.", lines=legend)
+
+
+def _on(colour: str) -> str:
+    """Black or white, whichever is read better on a ``#rrggbb``."""
+    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    # Relative luminance (WCAG 2), with a gamma of 2.2; at 0.18 black and white are read alike.
+    light = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
+    return "#000000" if light > 0.18 else "#ffffff"
 
 
 def _tick(x: Axis, place: float) -> str:
