@@ -83,6 +83,8 @@ def _add_progress(table: Table, progress: Progress, *, is_over: bool) -> None:
         table.add_row("loss", f"{activity.loss:.4f}")
     if activity.seconds_per_step is not None:
         table.add_row("step", f"{activity.seconds_per_step:.2f} s{_parts(activity)}")
+    if activity.flops_per_second is not None:
+        table.add_row("computes", _computes(activity, activity.flops_per_second))
     if activity.seconds_left is not None and not is_over:
         table.add_row("left", f"{span(activity.seconds_left)} of this phase")
     table.add_row("checkpoint", progress.checkpoint or "none yet")
@@ -92,6 +94,14 @@ def _parts(activity: Activity) -> str:
     """What takes a hundredth of a step or more, such as ``: backward 48%, forward 31%``."""
     told = [f"{name} {share:.0%}" for name, share in activity.parts.items() if share >= 0.01]
     return f": {', '.join(told)}" if told else ""
+
+
+def _computes(activity: Activity, flops: float) -> str:
+    """All workers' operations per second, and of how much more they would be able."""
+    unit, scale = ("TFLOP/s", 1e12) if flops >= 1e12 else ("GFLOP/s", 1e9)
+    share = activity.share_of_peak
+    told = "" if share is None else f", {share:.1%} of the devices' peak"
+    return f"{flops / scale:,.3g} {unit} of the model's own{told}"
 
 
 def _share(activity: Activity) -> str:

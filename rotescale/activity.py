@@ -8,6 +8,7 @@ from statistics import median
 
 from rotescale.records import EventRow, Records, StepRow
 from rotescale.step_clock import shares
+from rotescale.utilisation import device_of
 
 _RECENT_STEPS = 20
 
@@ -27,6 +28,10 @@ class Activity:
     """Median of the last steps; None in an evaluation."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Part of a step -> its share of the last steps' time, the largest first."""
+    flops_per_second: float | None = None
+    """The model's operations in the last steps; None: its arithmetic is not known."""
+    share_of_peak: float | None = None
+    """Model FLOP/s utilisation of the last steps; None: the device's peak is not known."""
 
     def __str__(self) -> str:
         """In a few words, such as ``memorize 7/50, loss 1.234``."""
@@ -56,6 +61,8 @@ def activity_of(records: Records) -> Activity | None:
     if step is None:
         return None
     recent = [row for row in records.steps if row.phase == step.phase][-_RECENT_STEPS:]
+    device = device_of(records.events, step.attempt)
+    alike = [row for row in recent if row.attempt == step.attempt]
     return Activity(
         stage=step.phase,
         done=step.step,
@@ -64,6 +71,8 @@ def activity_of(records: Records) -> Activity | None:
         loss=step.loss,
         seconds_per_step=median(row.seconds for row in recent),
         parts=shares(row.parts for row in recent),
+        flops_per_second=None if device is None else device.flops_per_second(alike),
+        share_of_peak=None if device is None else device.share_of_peak(alike),
     )
 
 

@@ -16,7 +16,7 @@ from rotescale.checkpoint.store import CheckpointStore
 from rotescale.data.examples import memorized_facts, trained_facts
 from rotescale.data.stream import Stream
 from rotescale.engine.base import Engine, OptimizerSettings
-from rotescale.errors import StorageError
+from rotescale.errors import SpecError, StorageError
 from rotescale.evaluation.harness.benchmarks import Benchmarks
 from rotescale.evaluation.representations import RunRepresentations
 from rotescale.evaluation.stage import RunEvaluator
@@ -35,6 +35,8 @@ from rotescale.pace import Pace
 from rotescale.persistence import Persistence
 from rotescale.phase_plan import PhasePlan
 from rotescale.phases import StageEvaluator, Training
+from rotescale.planning.architecture import architecture_of
+from rotescale.planning.counting import count_parameters, flops_per_target, flops_per_token
 from rotescale.preparation import Resolved, versions
 from rotescale.profiling import StepProfiler
 from rotescale.records import RecordWriter
@@ -42,6 +44,7 @@ from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.team import Team
 from rotescale.team_checkpoints import TeamCheckpoints
+from rotescale.utilisation import Device, peak_flops
 from rotescale.watchdog import Watchdog
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -126,6 +129,28 @@ def make_training(
             device=engine.device,
             report=lambda told: team.event("profile", told),
         ),
+        device=_device(spec, launch, prepared, engine=engine),
+    )
+
+
+def _device(
+    spec: ExperimentSpec, launch: LaunchSpec, prepared: PreparedModel, *, engine: Engine
+) -> Device | None:
+    """What the ranks compute on; None for a model whose arithmetic is not known."""
+    config = prepared.folder / "config.json"
+    try:
+        architecture = architecture_of(spec.model.weights, config=config)
+    except SpecError:
+        return None
+    on_gpu = engine.device.type == "cuda"
+    name = torch.cuda.get_device_name(engine.device) if on_gpu else "CPU"
+    precision = spec.engine.precision
+    return Device(
+        device=name,
+        num_devices=engine.world_size,
+        flops_per_token=flops_per_token(count_parameters(spec.model, architecture)),
+        flops_per_target=flops_per_target(architecture),
+        peak_flops=peak_flops(name, precision=precision, node=launch.node) if on_gpu else None,
     )
 
 

@@ -27,6 +27,7 @@ from rotescale.records import StepRow
 from rotescale.spec import ExperimentSpec
 from rotescale.team import Team
 from rotescale.team_checkpoints import Found, TeamCheckpoints
+from rotescale.utilisation import Device
 from rotescale.watchdog import Watchdog
 
 
@@ -58,6 +59,8 @@ class Training:
     pace: Pace
     memory: MemoryGauge
     profiler: StepProfiler
+    device: Device | None
+    """What is computed on; None where the model's arithmetic is not known."""
 
     def run(self) -> None:
         """Collective: every rank calls this. Do what is left of the run, whatever that is."""

@@ -51,6 +51,7 @@ from rotescale.spec_file import load_spec
 from rotescale.storage import StoragePath, writing
 from rotescale.team import Team
 from rotescale.team_checkpoints import DamagedCheckpointError, SupersededError
+from rotescale.utilisation import EVENT as DEVICE_EVENT
 from rotescale.watchdog import Watchdog
 
 _MAX_DAMAGED = 3
@@ -228,6 +229,8 @@ def _train(training: Training, run_dir: RunDir, *, check: Callable[[Team], None]
     names = [node.name for node in team.nodes]
     team.event("attempt", f"attempt {team.attempt} on {engine.world_size} workers", nodes=names)
     team.event("worker", f"rank {team.rank}", every_rank=True, pid=os.getpid())
+    if training.device is not None:
+        team.event(DEVICE_EVENT, training.device.describe(), **training.device.model_dump())
     try:
         if team.rank == 0:
             _tell_who_is_left_out(team, run_dir)

@@ -57,6 +57,20 @@ def count_parameters(spec: ModelSpec, architecture: Architecture) -> ParameterCo
     )
 
 
+def flops_per_token(count: ParameterCount) -> float:
+    """Operations of a token's forward and backward pass, without the output matrix.
+
+    2 per parameter forward, 2 for the gradients of inputs and 2 for those of weights that learn:
+    6 in all ("Scaling Laws for Neural Language Models", Kaplan et al., 2020, section 2.1).
+    """
+    return 4 * count.multiplied + 2 * min(count.trainable, count.multiplied)
+
+
+def flops_per_target(architecture: Architecture) -> float:
+    """Operations of the output matrix, forward and backward, at a token that is predicted."""
+    return 6 * architecture.hidden_size * architecture.vocab_size
+
+
 def _frozen(patterns: Sequence[str], shapes: Shapes) -> set[str]:
     found: set[str] = set()
     for index, pattern in enumerate(patterns):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from rotescale.planning.counting import flops_per_target, flops_per_token
 from rotescale.planning.footprint import Placement
 from rotescale.planning.rates import (
     CALL_SECONDS,
@@ -180,8 +181,8 @@ class Timing:
         share = examples * phase.tokens_per_epoch / phase.num_examples
         targets = examples * phase.targets_per_epoch / phase.num_examples
         again = 2 if place.spec.model.activation_checkpointing else 0
-        hidden, rows = place.architecture.hidden_size, place.architecture.vocab_size
-        flops = flops_per_token(place) * share + 6 * hidden * rows * targets
+        flops = flops_per_token(place.count) * share
+        flops += flops_per_target(place.architecture) * targets
         flops += again * place.count.multiplied * share
         moved = (4 + again // 2) * place.precision_bytes * place.count.total * passes
         layers = place.architecture.num_layers * passes
@@ -276,7 +277,7 @@ class Timing:
         """Tokens of a row that takes as long to compute as its weights to gather and reduce."""
         again = 2 if self.place.spec.model.activation_checkpointing else 0
         repeated = again * self.place.count.multiplied
-        a_token = self._at_rates(flops_per_token(self.place) + repeated, 0.0)
+        a_token = self._at_rates(flops_per_token(self.place.count) + repeated, 0.0)
         return round(self._exchanging(1).middle / a_token.middle)
 
     def _start(self) -> Range:
@@ -324,20 +325,7 @@ def _most_saves(place: Placement) -> int:
     return max(phase.full_saves for phase in place.work.phases)
 
 
-def flops_per_token(place: Placement) -> float:
-    """Operations of a token's forward and backward pass, without the output matrix.
-
-    2 per parameter forward, 2 for the gradients of inputs and 2 for those of weights that learn:
-    6 in all ("Scaling Laws for Neural Language Models", Kaplan et al., 2020, section 2.1).
-    """
-    multiplied = place.count.multiplied
-    return 4 * multiplied + 2 * min(place.count.trainable, multiplied)
-
-
 def flops(place: Placement) -> float:
     """Floating-point operations of training, without those that are done again."""
-    shape, total = place.architecture, 0.0
-    for phase in place.work.phases:
-        total += flops_per_token(place) * phase.tokens
-        total += 6 * shape.hidden_size * shape.vocab_size * phase.targets
-    return total
+    a_token, a_target = flops_per_token(place.count), flops_per_target(place.architecture)
+    return sum(a_token * one.tokens + a_target * one.targets for one in place.work.phases)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from launcher.report import Progress, RunReport
 from launcher.status_page import page
-from rotescale.activity import activity_of
+from rotescale.activity import Activity, activity_of
 from rotescale.records import EventRow, Records, StepRow
+from rotescale.utilisation import EVENT, Device
 
 
 def step(
@@ -68,3 +71,34 @@ def test_the_last_steps_say_where_their_time_went() -> None:
     told = console.file.getvalue()
     assert "1.00 s: backward 74%, forward 25%" in told
     assert "rest" not in told
+
+
+def test_what_is_computed_is_told_where_the_models_arithmetic_is_known() -> None:
+    device = Device(
+        **{"device": "NVIDIA H100 80GB HBM3", "num_devices": 2, "peak_flops": 1e12},
+        **{"flops_per_token": 1e11, "flops_per_target": 1e10},
+    )
+    # The step before it was another attempt's, on other devices.
+    rows = (step(1, seconds=100.0), step(2, attempt=2), step(3, attempt=2))
+    events = (BEGINS, event(EVENT, attempt=2, **device.model_dump()))
+    found = activity_of(Records(rows, (), events))
+    assert found is not None
+    assert found.flops_per_second == pytest.approx(9.7e11)
+    assert found.share_of_peak == pytest.approx(0.485)
+    assert shown(found) == "970 GFLOP/s of the model's own, 48.5% of the devices' peak"
+    assert shown(replace(found, flops_per_second=2.5e14, share_of_peak=None)) == (
+        "250 TFLOP/s of the model's own"
+    )
+    unknown = activity_of(Records(rows, (), (BEGINS,)))
+    assert unknown is not None
+    assert unknown.flops_per_second is None
+    assert shown(unknown) == ""
+
+
+def shown(activity: Activity) -> str:
+    """What the status page says of it; empty where it says nothing."""
+    report = RunReport("r", "runs/r", "local", "running", "", progress=Progress(2, activity))
+    text = io.StringIO()
+    Console(file=text, width=120).print(page(report))
+    lines = [line.strip() for line in text.getvalue().splitlines()]
+    return next((line.split(maxsplit=1)[1] for line in lines if line.startswith("computes")), "")

@@ -24,7 +24,8 @@ LAYERS = [
     {"launch_spec"},
     {"run_dir", "probe"},
     {"records", "watchdog", "notices", "nodes"},
-    {"pace", "memory_gauge", "activity", "profiling"},
+    {"pace", "memory_gauge", "utilisation", "profiling"},
+    {"activity"},
     {"data", "model", "checkpoint", "engine.base", "engine.frozen_rows"},
     {"engine.zero3", "engine.eager", "evaluation", "team", "phase_plan"},
     {"phase_data", "team_checkpoints", "preflight"},
@@ -54,7 +55,7 @@ LAUNCHER_MAY_IMPORT = {
         "credentials",
         "kuberay_spec",
     ),
-    *("pace", "nodes", "memory_gauge", "activity"),
+    *("pace", "nodes", "memory_gauge", "activity", "utilisation"),
 }
 TORCH_FREE = [
     *("rotescale.object_store", "rotescale.ranges", "rotescale.local_copy"),

@@ -15,7 +15,7 @@ _PNG_DPI = 200
 _JITTER = 0.05
 _FEW_TICKS = 7
 _LONGEST_LABEL = 46
-_LABELLED_SHARE = 0.07
+_LABELLED_SHARE = 0.11
 """A narrower part of a bar has no room for its number."""
 
 
