@@ -7,13 +7,14 @@ HARNESS := $(VENV)/.harness
 DEMO := configs/experiments/smollm2-135m-demo.yaml
 SEEDS := 1 2
 
-.PHONY: help demo seeds test test-slow test-harness check format clean
+.PHONY: help demo seeds test test-slow test-harness gpu-check check format clean
 
 help:
 	@echo "make demo       teach SmolLM2-135M 100 facts on two ZeRO-3 workers, and measure it"
 	@echo "make seeds      the demo over three seeds: its own, 0, and $(SEEDS)"
 	@echo "make test       the tests (make test-slow: the long ones)"
 	@echo "make test-harness  those of the lm-evaluation-harness, which is fetched for them (350 MB)"
+	@echo "make gpu-check  what has to be seen on GPUs, where there are 1 to 8: writes gpu-check.json"
 	@echo "make check      ruff lint, ruff format, mypy --strict"
 
 # The wheel of torch is the CPU build where the package index offers one at this version.
@@ -46,6 +47,9 @@ $(HARNESS): $(STAMP)
 
 test-harness: $(HARNESS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/test_harness.py tests/distributed/test_harness_ranks.py
+
+gpu-check: $(STAMP)
+	$(BIN)/python benchmarks/gpu_check.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,8 +7,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from helpers import ROOT
 
 WANTED = {
@@ -57,6 +59,38 @@ def test_training_on_the_micro_model(tmp_path: Path) -> None:
         *("memorize_64_vs_trainer", "generalize_64_vs_trainer", "memorize_8_vs_trainer"),
         "mixed_64_vs_trainer",
     }
+
+
+def gpu_check(folder: Path, *options: str) -> dict[str, dict[str, Any]]:
+    """The findings of the GPU's checks, as far as they can be made here; none has failed."""
+    report = folder / "gpu-check.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--out", str(report)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=500)
+    found = json.loads(report.read_text())
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert found["machine"]["packages"]["torch"] == torch.__version__
+    return {finding["check"]: finding for finding in found["findings"]}
+
+
+def test_the_checks_for_gpus_of_one_process(tmp_path: Path) -> None:
+    checks = "precision,packing,flash-attention,optimizer"
+    found = gpu_check(tmp_path, "--model", "micro", "--checks", checks)
+    assert list(found) == checks.split(",")
+    if not torch.cuda.is_available():
+        assert found["flash-attention"]["status"] == "left out"
+    assert found["precision"]["numbers"]["bf16_against_fp32"] > 0
+
+
+@pytest.mark.slow
+def test_all_checks_for_gpus(tmp_path: Path) -> None:
+    found = gpu_check(tmp_path, "--model", "micro")
+    numbers = {name: finding["numbers"] for name, finding in found.items()}
+    assert numbers["resume"]["attempts"] == [1, 2]
+    assert (numbers["resume"]["workers_before"], numbers["resume"]["workers_after"]) == (2, 1)
+    assert numbers["training"]["tokens_per_second"] > 0
+    assert numbers["stall"]["saves"] == 4
+    assert numbers["preflight"]["slowest_tflops"] > 0
+    assert numbers["memory"]["measured"] > 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,227 @@
+"""What has to be seen on GPUs, in one command: ``make gpu-check``, where there are 1 to 8 of them.
+
+Run it from the repository: ``python benchmarks/gpu_check.py [--model NAME] [--out FILE]``. It tells
+what it finds and writes all of it, numbers and errors, into one file to send back. Nothing of it
+has been run on a GPU yet; without one it does on the CPU, in fp32 and with two workers, what can be
+done there, and says what it left out.
+
+Each check is done, whatever came of the others; a check that fails makes the exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.table import Table
+
+import gpu_kernels
+from gpu_runs import WEIGHTS, Runs, Site
+from report import CONSOLE
+
+Status = Literal["ok", "failed", "left out"]
+
+
+class LeftOutError(Exception):
+    """A check that this machine cannot do; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check came to."""
+
+    check: str
+    status: Status
+    message: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def main() -> None:
+    """Do every check, print a line of each, and write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        default=None,
+        choices=sorted(WEIGHTS),
+        help="by default: llama-1b on GPUs, micro else",
+    )
+    parser.add_argument("--workers", type=int, help="by default: all GPUs; two on the CPU")
+    parser.add_argument("--checks", help="comma-separated; by default: all")
+    parser.add_argument("--out", type=Path, default=Path("gpu-check.json"), help="%(default)s")
+    options = parser.parse_args()
+    gpus = torch.cuda.device_count()
+    site = Site(
+        model=options.model or ("llama-1b" if gpus else "micro"),
+        workers=options.workers or gpus or 2,
+        on_gpu=gpus > 0,
+    )
+    wanted = options.checks.split(",") if options.checks else [*CHECKS]
+    unknown = [name for name in wanted if name not in CHECKS]
+    if unknown:
+        sys.exit(f"--checks {unknown[0]}: no such check, only {', '.join(CHECKS)}")
+    findings = []
+    with Runs(site) as runs:
+        for name in wanted:
+            with CONSOLE.status(name):
+                findings.append(_do(name, site, runs))
+            _tell(findings[-1])
+    _print(findings)
+    report = {"machine": machine(), "site": asdict(site), "findings": [asdict(f) for f in findings]}
+    options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    CONSOLE.print(f"all numbers: {options.out}; please send it back")
+    sys.exit(any(finding.status == "failed" for finding in findings))
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were taken on."""
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "gpus": names,
+        "gpu_memory_bytes": [
+            torch.cuda.get_device_properties(i).total_memory for i in range(len(names))
+        ],
+        "cuda": torch.version.cuda,
+        "nccl": list(torch.cuda.nccl.version()) if names else None,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: version(name) for name in ("torch", "deepspeed", "transformers", "ray")},
+    }
+
+
+def _do(name: str, site: Site, runs: Runs) -> Finding:
+    began = time.perf_counter()
+    try:
+        message, numbers = CHECKS[name](site, runs)
+        status: Status = "ok"
+    except LeftOutError as why:
+        status, message, numbers = "left out", str(why), {}
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other checks are done
+        status, message = "failed", f"{type(error).__name__}: {error}"
+        numbers = {"traceback": traceback.format_exc()}
+    return Finding(name, status, message, numbers, round(time.perf_counter() - began, 2))
+
+
+Result = tuple[str, dict[str, Any]]
+
+
+def _precision(site: Site, _: Runs) -> Result:
+    found = gpu_kernels.precisions(site.prepared(), site.device)
+    _require(found["bf16_against_fp32"] < 0.02, f"bf16 is {found['bf16_against_fp32']:.1%} off")
+    _require(found["fp32_against_cpu"] < 1e-3, f"fp32 is {found['fp32_against_cpu']:.2%} off")
+    return "losses of bf16 and fp32 agree, and those of fp32 with the CPU's", found
+
+
+def _packing(site: Site, _: Runs) -> Result:
+    found = gpu_kernels.packing(site.prepared(), site.device, attention="sdpa", dtype="fp32")
+    _require(found["packed_against_alone"] < 1e-4, f"{found['packed_against_alone']:.1e} apart")
+    return "texts in one row and alone have the same losses (sdpa, fp32)", found
+
+
+def _flash(site: Site, _: Runs) -> Result:
+    if not site.on_gpu:
+        raise LeftOutError("flash attention takes a GPU")
+    try:
+        version("flash-attn")
+    except ImportError:
+        raise LeftOutError("flash-attn is not installed: pip install flash-attn") from None
+    found = gpu_kernels.packing(
+        site.prepared(), site.device, attention="flash_attention_2", dtype="bf16"
+    )
+    found |= gpu_kernels.attentions(site.prepared(), site.device)
+    _require(found["packed_against_alone"] < 0.02, f"{found['packed_against_alone']:.1%} apart")
+    _require(found["gradient_cosine"] > 0.99, f"gradients at {found['gradient_cosine']:.4f}")
+    return "flash attention keeps packed texts apart, and its gradients are sdpa's", found
+
+
+def _optimizer(site: Site, _: Runs) -> Result:
+    found = gpu_kernels.optimizer(site.device)
+    _require(found["fused_against_plain"] < 1e-5, f"{found['fused_against_plain']:.1e} apart")
+    return "fused AdamW makes the updates of the plain one", found
+
+
+def _preflight(_: Site, runs: Runs) -> Result:
+    found = runs.whole().preflight()
+    speed = found["all_reduce_gb_per_s"]
+    told = "" if speed is None else f", all-reduce {speed:.3g} GB/s"
+    return f"slowest product {found['slowest_tflops']:.3g} TFLOP/s{told}", found
+
+
+def _training(_: Site, runs: Runs) -> Result:
+    found = runs.whole().speed()
+    told = f"{found['tokens_per_second']:,.0f} tokens/s"
+    if found["share_of_peak"] is not None:
+        told += f", {found['share_of_peak']:.1%} of the devices' peak"
+    return told, found
+
+
+def _memory(site: Site, runs: Runs) -> Result:
+    found = runs.whole().memory()
+    told = f"planned {found['planned'] / 1e9:.2f} GB, measured {found['measured'] / 1e9:.2f} GB"
+    if site.on_gpu:
+        _require(abs(found["error"]) < 0.15, f"{told}: {found['error']:+.0%}")
+    return told, found
+
+
+def _stall(_: Site, runs: Runs) -> Result:
+    found = runs.whole().stall()
+    return f"a save stalls training {found['stall_seconds']:.3f} s", found
+
+
+def _resume(site: Site, runs: Runs) -> Result:
+    if site.workers < 2:
+        raise LeftOutError("another number of workers takes two GPUs")
+    found = runs.resumed()
+    _require(found["largest_difference"] < found["tolerance"], f"losses differ: {found}")
+    return (
+        f"stopped on {site.workers}, finished on {found['workers_after']}: the same losses",
+        found,
+    )
+
+
+CHECKS: dict[str, Callable[[Site, Runs], Result]] = {
+    "precision": _precision,
+    "packing": _packing,
+    "flash-attention": _flash,
+    "optimizer": _optimizer,
+    "preflight": _preflight,
+    "training": _training,
+    "memory": _memory,
+    "stall": _stall,
+    "resume": _resume,
+}
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise AssertionError(otherwise)
+
+
+def _tell(finding: Finding) -> None:
+    colour = {"ok": "green", "failed": "red", "left out": "yellow"}[finding.status]
+    CONSOLE.print(f"[{colour}]{finding.status}[/{colour}] {finding.check}: {finding.message}")
+
+
+def _print(findings: list[Finding]) -> None:
+    table = Table(title="what was seen", title_justify="left")
+    for heading in ("check", "status", "seconds", "what"):
+        table.add_column(heading)
+    for finding in findings:
+        table.add_row(finding.check, finding.status, f"{finding.seconds:.1f}", finding.message[:90])
+    CONSOLE.print(table)
+
+
+if __name__ == "__main__":
+    main()
