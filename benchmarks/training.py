@@ -13,33 +13,26 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ranks import note, run_ranks
+from ranks import run_ranks
 from report import CONSOLE, Detail, Row, median, print_details, print_rows, write_rows
 from rotescale.data.encoding import encode, prompt_text
-from rotescale.data.packing import assign, pack
 from rotescale.data.replay import SHIPPED_TEXT, replay_pieces
-from rotescale.engine.base import OptimizerSettings
 from rotescale.facts import load_shipped
-from rotescale.model.prepare import PreparedModel, load_prepared
-from rotescale.phases import to_row
+from rotescale.model.prepare import PreparedModel
 from rotescale.step_clock import shares
-from subjects import SUBJECTS, Subject, builder, make_folder
+from stepping import Example, Trained, train
+from subjects import SETTINGS, SUBJECTS, make_folder
 from trainers import train_with_trainer
 
 _WORLD_SIZE = 2
 _WARM_UP_STEPS = 2
 _LEARNING_RATE = 1e-5
-_SETTINGS = OptimizerSettings(0.0, (0.9, 0.999), 1e-8, 1.0)
 _REPLAY_SHARE = 0.2
 _REPLAY_TOKENS = (64, 512)
-
-Example = tuple[tuple[int, ...], tuple[int, ...]]
-"""Tokens and labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +54,6 @@ WORK = (
     Work("memorize_8_vs_trainer", _KEY_PROMPT, "all", 8, 1.15),
     Work("mixed_64_vs_trainer", _KEY_PROMPT, "all", 64, 2.0, _REPLAY_SHARE),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What rank 0 has seen of some steps."""
-
-    seconds: tuple[float, ...]
-    """Of each step."""
-    losses: tuple[float, ...]
-    """Mean over the step's targets."""
-    tokens: int
-    """Computed by all ranks in all steps, padding included."""
-    parts: dict[str, float]
-    """Share of each part of a step; of ours only."""
 
 
 def main() -> None:
@@ -104,7 +83,13 @@ def _compare(work: Work, model: str, prepared: PreparedModel, *, steps: int, log
     """Ours and the Trainer on the same steps."""
     examples = _steps(work, prepared, number=_WARM_UP_STEPS + steps)
     ours = run_ranks(
-        _train_ours, model, prepared.folder, examples, world_size=_WORLD_SIZE, logs=logs
+        train,
+        prepared.folder,
+        SUBJECTS[model].engine,
+        examples,
+        _LEARNING_RATE,
+        world_size=_WORLD_SIZE,
+        logs=logs,
     )[0]
     share = work.batch // _WORLD_SIZE
     peers: dict[int, Trained] = {}
@@ -113,18 +98,18 @@ def _compare(work: Work, model: str, prepared: PreparedModel, *, steps: int, log
             train_with_trainer,
             prepared.folder,
             SUBJECTS[model].engine,
-            _SETTINGS,
+            SETTINGS,
             examples,
             each,
             _LEARNING_RATE,
             world_size=_WORLD_SIZE,
             logs=logs,
         )[0]
-        peers[each] = Trained(tuple(seconds), tuple(losses), tokens, {})
+        peers[each] = Trained(tuple(seconds), tuple(losses), tokens, ())
     best = min(peers, key=lambda each: median(peers[each].seconds[_WARM_UP_STEPS:]))
     peer = peers[best]
     CONSOLE.print(f"{model}, {work.name}: {work.batch} examples in each step")
-    CONSOLE.print(f"  ours: {ours.tokens:,} tokens; of a step's time " + _told(ours.parts))
+    CONSOLE.print(f"  ours: {ours.tokens:,} tokens; of a step's time " + _told(ours))
     CONSOLE.print(f"  Trainer, {best} at once on each worker: {peer.tokens:,} tokens")
     details = [Detail("ours", ours.seconds[_WARM_UP_STEPS:])]
     details += [
@@ -150,7 +135,8 @@ def _close(ours: Sequence[float], peer: Sequence[float]) -> bool:
     )
 
 
-def _told(parts: dict[str, float]) -> str:
+def _told(ours: Trained) -> str:
+    parts = shares(ours.parts[_WARM_UP_STEPS:])
     return ", ".join(f"{name} {share:.0%}" for name, share in parts.items() if share >= 0.01)
 
 
@@ -180,38 +166,6 @@ def _steps(work: Work, prepared: PreparedModel, *, number: int) -> list[list[Exa
         draw.shuffle(step)
         steps.append(step)
     return steps
-
-
-def _train_ours(model: str, prepared: Path, steps: Sequence[Sequence[Example]]) -> Trained:
-    """Collective: every rank calls this. As a phase trains, in its own engine."""
-    from rotescale.engine.zero3 import Zero3Engine
-
-    subject: Subject = SUBJECTS[model]
-    engine = Zero3Engine(builder(prepared), spec=subject.engine, settings=_SETTINGS)
-    engine.load(load_prepared(prepared).reader(), optimizer_step=None)
-    seconds, losses, parts, tokens = [], [], [], 0
-    for number, step in enumerate(steps):
-        note(f"ours: step {number + 1} of {len(steps)}")
-        began = time.perf_counter()
-        engine.clock.start()
-        lengths = [len(example[0]) for example in step]
-        dealt = assign(lengths, row_tokens=subject.engine.row_tokens, world_size=engine.world_size)
-        rows = [pack([step[place] for place in places]) for places in dealt[engine.rank]]
-        num_targets = sum(sum(label >= 0 for label in labels[1:]) for _, labels in step)
-        scale = engine.world_size / num_targets
-        loss = sum(
-            engine.backward(to_row(row, engine.device), scale=scale, last=i == len(rows) - 1)
-            for i, row in enumerate(rows)
-        )
-        with engine.clock.part("communication"):
-            [total] = engine.all_sum([loss])
-        engine.step(learning_rate=_LEARNING_RATE)
-        parts.append(engine.clock.take())
-        seconds.append(time.perf_counter() - began)
-        losses.append(total / num_targets)
-        tokens += sum(lengths)
-    engine.close()
-    return Trained(tuple(seconds), tuple(losses), tokens, shares(parts[_WARM_UP_STEPS:]))
 
 
 if __name__ == "__main__":

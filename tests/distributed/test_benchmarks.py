@@ -94,6 +94,21 @@ def test_all_checks_for_gpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_growth_of_few_points(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "growth.py"), "--small"]
+    command += ["--json", str(tmp_path / "cells.json"), "--picture", str(tmp_path / "growth.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    cells = json.loads((tmp_path / "cells.json").read_text())
+    found = {(cell["what"], cell["by"]) for cell in cells}
+    steps = {("step", by) for by in ("examples", "workers", "parameters")}
+    prompts = {("prompt", by) for by in ("options", "prompt tokens", "parameters")}
+    assert found == {*steps, *prompts, ("reading", "facts")}
+    assert all(cell["seconds"] > 0 for cell in cells)
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
 def test_streaming_of_few_facts(tmp_path: Path) -> None:
     rows_json = tmp_path / "rows.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "streaming.py"), "--model", "micro"]

@@ -1,0 +1,65 @@
+"""Steps of training on given examples, as a phase does them, in the ZeRO-3 engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ranks import note
+from rotescale.data.packing import assign, pack
+from rotescale.model.prepare import load_prepared
+from rotescale.phases import to_row
+from rotescale.spec import EngineSpec
+from subjects import SETTINGS, builder
+
+Example = tuple[Sequence[int], Sequence[int]]
+"""Tokens and labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What rank 0 has seen of some steps."""
+
+    seconds: tuple[float, ...]
+    """Of each step."""
+    losses: tuple[float, ...]
+    """Mean over the step's targets."""
+    tokens: int
+    """Computed by all ranks in all steps, padding included."""
+    parts: tuple[dict[str, float], ...]
+    """Seconds of each part of each step; of ours only."""
+
+
+def train(
+    prepared: Path, spec: EngineSpec, steps: Sequence[Sequence[Example]], learning_rate: float
+) -> Trained:
+    """Collective: every rank calls this. One update on the examples of each step."""
+    from rotescale.engine.zero3 import Zero3Engine
+
+    engine = Zero3Engine(builder(prepared), spec=spec, settings=SETTINGS)
+    engine.load(load_prepared(prepared).reader(), optimizer_step=None)
+    seconds, losses, parts, tokens = [], [], [], 0
+    for number, step in enumerate(steps):
+        note(f"ours: step {number + 1} of {len(steps)}")
+        began = time.perf_counter()
+        engine.clock.start()
+        lengths = [len(example[0]) for example in step]
+        dealt = assign(lengths, row_tokens=spec.row_tokens, world_size=engine.world_size)
+        rows = [pack([step[place] for place in places]) for places in dealt[engine.rank]]
+        num_targets = sum(sum(label >= 0 for label in labels[1:]) for _, labels in step)
+        scale = engine.world_size / num_targets
+        loss = sum(
+            engine.backward(to_row(row, engine.device), scale=scale, last=i == len(rows) - 1)
+            for i, row in enumerate(rows)
+        )
+        with engine.clock.part("communication"):
+            [total] = engine.all_sum([loss])
+        engine.step(learning_rate=learning_rate)
+        parts.append(engine.clock.take())
+        seconds.append(time.perf_counter() - began)
+        losses.append(total / num_targets)
+        tokens += sum(lengths)
+    engine.close()
+    return Trained(tuple(seconds), tuple(losses), tokens, tuple(parts))
