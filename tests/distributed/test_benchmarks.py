@@ -57,7 +57,7 @@ def test_scoring_on_the_micro_model(tmp_path: Path) -> None:
 def test_training_on_the_micro_model(tmp_path: Path) -> None:
     assert rows_of("training.py", tmp_path, "--steps", "2") == {
         *("memorize_64_vs_trainer", "generalize_64_vs_trainer", "memorize_8_vs_trainer"),
-        "mixed_64_vs_trainer",
+        *("mixed_64_vs_trainer", "matmul_share_512"),
     }
 
 
