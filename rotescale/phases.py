@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from rotescale.data.packing import PackedRow
+from rotescale.data.read_ahead import ReadAhead
 from rotescale.data.stream import StepData
 from rotescale.engine.base import Row
 from rotescale.errors import TrainingError
@@ -76,13 +77,27 @@ class Training:
     def train_phase(self, plan: PhasePlan) -> None:
         """Collective: every rank calls this. The training loop, the same for every phase."""
         self.memory.restart(self.team.engine.device)
-        step = first = saved = self._begin_phase(plan)
+        begun = self._begin_phase(plan)
+        engine, stop = self.team.engine, plan.total_steps
+        with ReadAhead(
+            plan.stream, rank=engine.rank, world_size=engine.world_size, stop=stop
+        ) as reading:
+            self._train_steps(plan, begun, reading)
+        self.profiler.close()
+        self._note_memory(plan.spec.name, "training")
+        self.watchdog.arm("save")
+        self.persistence.save(plan, stop, kind="weights", phase_end=True)
+        self.notices.rest(True)
+
+    def _train_steps(self, plan: PhasePlan, begun: int, reading: ReadAhead) -> None:
+        """Collective: every rank calls this. From step ``begun`` to the end of the phase."""
+        step = saved = begun
         while step < plan.total_steps:
             if epoch := plan.evaluations.get(step):
                 saved = self._evaluate_on_the_way(plan, step, epoch, saved=saved)
-            self.watchdog.arm("first_step" if step == first else "step")
+            self.watchdog.arm("first_step" if step == begun else "step")
             self.profiler.before_step(plan.spec.name, step + 1)
-            noticed = self._train_step(plan, step)
+            noticed = self._train_step(plan, step, reading)
             step += 1
             self.profiler.after_step(step)
             if step % EVERY_STEPS == 0 or step == plan.total_steps:
@@ -92,11 +107,6 @@ class Training:
             urgent = noticed or step in plan.evaluations
             if due and step < plan.total_steps and self._save(plan, step, urgent=urgent):
                 saved = step
-        self.profiler.close()
-        self._note_memory(plan.spec.name, "training")
-        self.watchdog.arm("save")
-        self.persistence.save(plan, step, kind="weights", phase_end=True)
-        self.notices.rest(True)
 
     def _begin_phase(self, plan: PhasePlan) -> int:
         """Collective: every rank calls this. Load the newest state; returns the steps done.
@@ -125,7 +135,7 @@ class Training:
         )
         return 0
 
-    def _train_step(self, plan: PhasePlan, step: int) -> bool:
+    def _train_step(self, plan: PhasePlan, step: int, reading: ReadAhead) -> bool:
         """Collective: every rank calls this. One update, from step 0, and its record.
 
         Returns, on all ranks alike, whether any rank has noticed a reason to save now.
@@ -135,7 +145,7 @@ class Training:
         clock = engine.clock
         clock.start()
         with self.watchdog.alone(), clock.part("data"):
-            data = plan.stream.step(step, rank=engine.rank, world_size=engine.world_size)
+            data = reading.step(step)
             fault_point("step", phase=plan.spec.name, step=step, **self.team.where)
         self.pace.enter()
         loss_sum = self._backward(data)

@@ -14,8 +14,9 @@ Part = Literal["data", "forward", "backward", "communication", "optimizer", "che
 PARTS: tuple[Part, ...] = (
     *("data", "forward", "backward", "communication", "optimizer", "checkpoint", "rest"),
 )
-"""``data``: reading and packing the rank's rows. ``communication``: what the rank waits for in
-gathers, reductions and sums, those inside ``forward``, ``backward`` and ``optimizer`` too.
+"""``data``: waiting for the rank's rows, read and packed a step ahead. ``communication``: what the
+rank waits for in gathers, reductions and sums, those inside ``forward``, ``backward`` and
+``optimizer`` too.
 ``checkpoint``: waiting for a copy that is being made. ``rest``: whatever is none of these."""
 
 

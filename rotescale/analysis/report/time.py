@@ -43,7 +43,8 @@ def time_section(material: Material) -> Section | str:
         "Training steps of all runs, by phase and examples in the global batch. Times are those of "
         "rank 0 on the machine that ran them, each part without what lies inside it: what it waits "
         "for in gathers, reductions and sums is communication, wherever that happens; data is "
-        "reading and packing its examples; checkpoint, waiting for a copy that is being made.",
+        "waiting for its examples, which are read a step ahead; checkpoint, waiting for a copy "
+        "that is being made.",
         (
             table(
                 "Median seconds of a step, tokens per second over all of them, and shares",
