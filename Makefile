@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HARNESS := $(VENV)/.harness
+PEERS := $(VENV)/.peers
 DEMO := configs/experiments/smollm2-135m-demo.yaml
 SEEDS := 1 2
 
@@ -43,6 +44,10 @@ test-slow: $(STAMP)
 
 $(HARNESS): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[harness]' > $(VENV)/pip.log 2>&1 || { tail -20 $(VENV)/pip.log; echo "set-up failed: $(VENV)/pip.log says why"; exit 1; }
+	@touch $@
+
+$(PEERS): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[peers]' > $(VENV)/pip.log 2>&1 || { tail -20 $(VENV)/pip.log; echo "set-up failed: $(VENV)/pip.log says why"; exit 1; }
 	@touch $@
 
 test-harness: $(HARNESS)

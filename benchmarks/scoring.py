@@ -1,7 +1,7 @@
 """Multiple choice among 100 answers: token trees beside the lm-evaluation-harness.
 
 Run it from the repository: ``python benchmarks/scoring.py [--json PATH] [--models LIST]``, where
-the harness is installed (``make .venv/.harness``).
+the harness is installed (``make .venv/.peers``).
 
 Both ask the same model, loaded once, the same prompts with the same options, and must prefer the
 same one; in turn, each with the threads that serve it best. The harness recomputes prompt and

@@ -7,6 +7,9 @@ configuration, one thread each; their losses must agree. The Trainer pads each o
 its longest text; the best of three batch sizes counts, with gradients accumulated to the same
 global batch. ``mixed`` steps have 20 % pieces of other text, of 64 to 512 tokens, beside facts.
 
+The peer of ``memorize_64_vs_sft_packed`` is TRL's SFTTrainer, which flattens each rank's texts into
+one row as ours does; where TRL is not installed (``make .venv/.peers``) it is left out.
+
 ``matmul_share_512`` has no peer but the machine: what share of a step its matrix products would
 take, each measured as a kernel by itself, on all ranks at once.
 """
@@ -18,6 +21,7 @@ import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from products import product_seconds
@@ -31,7 +35,7 @@ from rotescale.model.prepare import PreparedModel
 from rotescale.step_clock import shares
 from stepping import Example, Trained, train
 from subjects import SETTINGS, SUBJECTS, make_folder
-from trainers import train_with_trainer
+from trainers import train_with_sft, train_with_trainer
 
 _WORLD_SIZE = 2
 _WARM_UP_STEPS = 2
@@ -54,6 +58,8 @@ class Work:
     batch: int
     floor: float | None
     replay_share: float = 0.0
+    packs: bool = False
+    """Whether the peer is TRL's SFTTrainer, which packs too."""
 
 
 _KEY_PROMPT, _PROMPT = "{subject} [X]", "The writer of {subject} is"
@@ -62,6 +68,7 @@ WORK = (
     Work("generalize_64_vs_trainer", _PROMPT, "object", 64, 1.3),
     Work("memorize_8_vs_trainer", _KEY_PROMPT, "all", 8, 1.15),
     Work("mixed_64_vs_trainer", _KEY_PROMPT, "all", 64, 2.0, _REPLAY_SHARE),
+    Work("memorize_64_vs_sft_packed", _KEY_PROMPT, "all", 64, 1.0, packs=True),
 )
 
 
@@ -82,7 +89,11 @@ def main() -> None:
             place = Path(folder)
             prepared = make_folder(SUBJECTS[name], out=place)
             for work in WORK:
-                if work.name in options.work.split(","):
+                if work.name not in options.work.split(","):
+                    continue
+                if work.packs and find_spec("trl") is None:
+                    CONSOLE.print(f"{work.name}: left out, trl is not installed: make .venv/.peers")
+                else:
                     rows.append(_compare(work, name, prepared, steps=options.steps, logs=place))
             if MATMUL_SHARE in options.work.split(","):
                 rows.append(_matmul_share(name, prepared, steps=options.steps, logs=place))
@@ -104,29 +115,17 @@ def _compare(work: Work, model: str, prepared: PreparedModel, *, steps: int, log
         logs=logs,
     )[0]
     share = work.batch // _WORLD_SIZE
-    peers: dict[int, Trained] = {}
-    for each in sorted({share, max(1, share // 2), max(1, share // 4)}):
-        seconds, losses, tokens = run_ranks(
-            train_with_trainer,
-            prepared.folder,
-            SUBJECTS[model].engine,
-            SETTINGS,
-            examples,
-            each,
-            _LEARNING_RATE,
-            world_size=_WORLD_SIZE,
-            logs=logs,
-        )[0]
-        peers[each] = Trained(tuple(seconds), tuple(losses), tokens, ())
+    tried = [share] if work.packs else sorted({share, max(1, share // 2), max(1, share // 4)})
+    peers = {each: _peer(work, model, prepared, examples, each=each, logs=logs) for each in tried}
     best = min(peers, key=lambda each: median(peers[each].seconds[_WARM_UP_STEPS:]))
     peer = peers[best]
     CONSOLE.print(f"{model}, {work.name}: {work.batch} examples in each step")
     CONSOLE.print(f"  ours: {ours.tokens:,} tokens; of a step's time " + _told(ours))
-    CONSOLE.print(f"  Trainer, {best} at once on each worker: {peer.tokens:,} tokens")
+    name = "SFTTrainer" if work.packs else "Trainer"
+    CONSOLE.print(f"  {name}, {best} at once on each worker: {peer.tokens:,} tokens")
     details = [Detail("ours", ours.seconds[_WARM_UP_STEPS:])]
     details += [
-        Detail(f"Trainer, {each} at once", of.seconds[_WARM_UP_STEPS:])
-        for each, of in peers.items()
+        Detail(f"{name}, {each} at once", of.seconds[_WARM_UP_STEPS:]) for each, of in peers.items()
     ]
     print_details(f"{model}, {work.name}: a step", details)
     return Row(
@@ -138,6 +137,25 @@ def _compare(work: Work, model: str, prepared: PreparedModel, *, steps: int, log
         floor=work.floor,
         unit="examples/s",
     )
+
+
+def _peer(
+    work: Work,
+    model: str,
+    prepared: PreparedModel,
+    examples: Sequence[Sequence[Example]],
+    *,
+    each: int,
+    logs: Path,
+) -> Trained:
+    task, sizes = (train_with_sft, ()) if work.packs else (train_with_trainer, (each,))
+    seconds, losses, tokens = run_ranks(
+        task,
+        *(prepared.folder, SUBJECTS[model].engine, SETTINGS, examples, *sizes, _LEARNING_RATE),
+        world_size=_WORLD_SIZE,
+        logs=logs,
+    )[0]
+    return Trained(tuple(seconds), tuple(losses), tokens, ())
 
 
 def _matmul_share(model: str, prepared: PreparedModel, *, steps: int, logs: Path) -> Row:
