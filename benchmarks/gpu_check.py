@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 import gpu_kernels
@@ -34,6 +35,14 @@ Status = Literal["ok", "failed", "left out"]
 
 class LeftOutError(Exception):
     """A check that this machine cannot do; says why."""
+
+
+class MissedError(Exception):
+    """Numbers that are not what they should be."""
+
+    def __init__(self, message: str, numbers: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.numbers = numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +87,20 @@ def main() -> None:
             with CONSOLE.status(name):
                 findings.append(_do(name, site, runs))
             _tell(findings[-1])
+            _write(options.out, site, findings)
     _print(findings)
-    report = {"machine": machine(), "site": asdict(site), "findings": [asdict(f) for f in findings]}
-    options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     CONSOLE.print(f"all numbers: {options.out}; please send it back")
     sys.exit(any(finding.status == "failed" for finding in findings))
+
+
+def _write(out: Path, site: Site, findings: list[Finding]) -> None:
+    """After every check, so that whatever breaks the next one leaves the others' numbers."""
+    report = {
+        "machine": machine(),
+        "site": asdict(site),
+        "findings": [asdict(finding) for finding in findings],
+    }
+    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def machine() -> dict[str, Any]:
@@ -109,6 +127,8 @@ def _do(name: str, site: Site, runs: Runs) -> Finding:
         status: Status = "ok"
     except LeftOutError as why:
         status, message, numbers = "left out", str(why), {}
+    except MissedError as missed:
+        status, message, numbers = "failed", str(missed), missed.numbers
     except Exception as error:  # noqa: BLE001 - whatever it is, the other checks are done
         status, message = "failed", f"{type(error).__name__}: {error}"
         numbers = {"traceback": traceback.format_exc()}
@@ -120,14 +140,20 @@ Result = tuple[str, dict[str, Any]]
 
 def _precision(site: Site, _: Runs) -> Result:
     found = gpu_kernels.precisions(site.prepared(), site.device)
-    _require(found["bf16_against_fp32"] < 0.02, f"bf16 is {found['bf16_against_fp32']:.1%} off")
-    _require(found["fp32_against_cpu"] < 1e-3, f"fp32 is {found['fp32_against_cpu']:.2%} off")
+    _require(
+        found["bf16_against_fp32"] < 0.02, f"bf16 is {found['bf16_against_fp32']:.1%} off", found
+    )
+    _require(
+        found["fp32_against_cpu"] < 1e-3, f"fp32 is {found['fp32_against_cpu']:.2%} off", found
+    )
     return "losses of bf16 and fp32 agree, and those of fp32 with the CPU's", found
 
 
 def _packing(site: Site, _: Runs) -> Result:
     found = gpu_kernels.packing(site.prepared(), site.device, attention="sdpa", dtype="fp32")
-    _require(found["packed_against_alone"] < 1e-4, f"{found['packed_against_alone']:.1e} apart")
+    _require(
+        found["packed_against_alone"] < 1e-4, f"{found['packed_against_alone']:.1e} apart", found
+    )
     return "texts in one row and alone have the same losses (sdpa, fp32)", found
 
 
@@ -142,14 +168,18 @@ def _flash(site: Site, _: Runs) -> Result:
         site.prepared(), site.device, attention="flash_attention_2", dtype="bf16"
     )
     found |= gpu_kernels.attentions(site.prepared(), site.device)
-    _require(found["packed_against_alone"] < 0.02, f"{found['packed_against_alone']:.1%} apart")
-    _require(found["gradient_cosine"] > 0.99, f"gradients at {found['gradient_cosine']:.4f}")
+    _require(
+        found["packed_against_alone"] < 0.02, f"{found['packed_against_alone']:.1%} apart", found
+    )
+    _require(found["gradient_cosine"] > 0.99, f"gradients at {found['gradient_cosine']:.4f}", found)
     return "flash attention keeps packed texts apart, and its gradients are sdpa's", found
 
 
 def _optimizer(site: Site, _: Runs) -> Result:
     found = gpu_kernels.optimizer(site.device)
-    _require(found["fused_against_plain"] < 1e-5, f"{found['fused_against_plain']:.1e} apart")
+    _require(
+        found["fused_against_plain"] < 1e-5, f"{found['fused_against_plain']:.1e} apart", found
+    )
     return "fused AdamW makes the updates of the plain one", found
 
 
@@ -172,7 +202,7 @@ def _memory(site: Site, runs: Runs) -> Result:
     found = runs.whole().memory()
     told = f"planned {found['planned'] / 1e9:.2f} GB, measured {found['measured'] / 1e9:.2f} GB"
     if site.on_gpu:
-        _require(abs(found["error"]) < 0.15, f"{told}: {found['error']:+.0%}")
+        _require(abs(found["error"]) < 0.15, f"{told}: {found['error']:+.0%}", found)
     return told, found
 
 
@@ -185,7 +215,7 @@ def _resume(site: Site, runs: Runs) -> Result:
     if site.workers < 2:
         raise LeftOutError("another number of workers takes two GPUs")
     found = runs.resumed()
-    _require(found["largest_difference"] < found["tolerance"], f"losses differ: {found}")
+    _require(found["largest_difference"] < found["tolerance"], f"losses differ: {found}", found)
     return (
         f"stopped on {site.workers}, finished on {found['workers_after']}: the same losses",
         found,
@@ -205,14 +235,16 @@ CHECKS: dict[str, Callable[[Site, Runs], Result]] = {
 }
 
 
-def _require(holds: bool, otherwise: str) -> None:
+def _require(holds: bool, otherwise: str, numbers: dict[str, Any]) -> None:
     if not holds:
-        raise AssertionError(otherwise)
+        raise MissedError(otherwise, numbers)
 
 
 def _tell(finding: Finding) -> None:
     colour = {"ok": "green", "failed": "red", "left out": "yellow"}[finding.status]
-    CONSOLE.print(f"[{colour}]{finding.status}[/{colour}] {finding.check}: {finding.message}")
+    CONSOLE.print(
+        f"[{colour}]{finding.status}[/{colour}] {finding.check}: {escape(finding.message)}"
+    )
 
 
 def _print(findings: list[Finding]) -> None:

@@ -51,6 +51,8 @@ WEIGHTS: dict[str, dict[str, Any]] = {
 _CACHE = Path("~/.cache/rotescale").expanduser()
 _STEPS_PER_EPOCH, _EPOCHS = 5, 4
 _DIES_AT = 9
+_FACTS_PER_GPU = 1024
+"""About sixteen rows of a thousand tokens."""
 _WARM_UP_STEPS = 3
 
 
@@ -87,7 +89,7 @@ class Runs:
     def __init__(self, site: Site) -> None:
         self.site = site
         self._folder = tempfile.TemporaryDirectory(prefix="rotescale-gpu-check-")
-        self._whole: Whole | None = None
+        self._whole: Whole | Exception | None = None
 
     def __enter__(self) -> Runs:
         return self
@@ -103,7 +105,12 @@ class Runs:
     def whole(self) -> Whole:
         """A run from its beginning to its end."""
         if self._whole is None:
-            self._whole = self._finished(*self._files("whole", self.site.workers))
+            try:
+                self._whole = self._finished(*self._files("whole", self.site.workers))
+            except Exception as error:  # noqa: BLE001 - told to every check that looks at the run
+                self._whole = error
+        if isinstance(self._whole, Exception):
+            raise RuntimeError(f"the run that this looks at failed: {self._whole}")
         return self._whole
 
     def resumed(self) -> dict[str, Any]:
@@ -164,14 +171,18 @@ class Runs:
         return {
             "name": f"gpu-check-{name}",
             "model": {"weights": WEIGHTS[self.site.model]},
-            "facts": {"source": "shipped", "relations": ["author"]},
+            "facts": {
+                "source": "generated",
+                "relations": ["author"],
+                "num_facts": self._batch() * _STEPS_PER_EPOCH,
+            },
             "phases": [
                 {
                     "name": "memorize",
                     "text": "key_token",
                     "loss": "all",
                     "epochs": _EPOCHS,
-                    "global_batch": 100 // _STEPS_PER_EPOCH,
+                    "global_batch": self._batch(),
                     "learning_rate": 1e-5,
                 }
             ],
@@ -190,6 +201,10 @@ class Runs:
             },
             "checkpoints": {"every_steps": 4, "export": "none"},
         }
+
+    def _batch(self) -> int:
+        """Facts of a step: on GPUs as many as fill some rows of each worker."""
+        return _FACTS_PER_GPU * self.site.workers if self.site.on_gpu else 20
 
     def _start(
         self, spec: Path, launch: Path, variables: Mapping[str, str]
@@ -216,7 +231,7 @@ class Whole:
 
     def preflight(self) -> dict[str, Any]:
         """What its nodes reached before it trained."""
-        [event] = [one for one in self.records().events if one.name == PREFLIGHT_EVENT]
+        event = [one for one in self.records().events if one.name == PREFLIGHT_EVENT][-1]
         products = [p for node in event.details["nodes"] for p in node["matmul_tflops"]]
         return {**event.details, "slowest_tflops": min(products)}
 

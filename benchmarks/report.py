@@ -27,7 +27,7 @@ class Row:
     floor: float | None = None
     """The ratio that must not be exceeded, or of rates must be reached."""
     unit: str = "s"
-    """Of ``ours`` and ``peer``: seconds, or a rate."""
+    """Of ``ours`` and ``peer``: seconds or megabytes, of which less is better, or a rate."""
 
     @property
     def ratio(self) -> float | None:
@@ -41,7 +41,7 @@ class Row:
             return False
         if self.ratio is None:
             return True
-        return self.ratio > self.floor if self.unit == "s" else self.ratio < self.floor
+        return self.ratio > self.floor if self.unit in ("s", "MB") else self.ratio < self.floor
 
 
 @dataclass(frozen=True, slots=True)

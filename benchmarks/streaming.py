@@ -43,6 +43,7 @@ from subjects import SUBJECTS, make_folder
 _BATCH = 64
 _SEED = 0
 _SAMPLE_SECONDS = 0.05
+_SAMPLE = 100
 _PHASE = PhaseSpec.model_validate(
     {
         "name": "memorize",
@@ -68,6 +69,8 @@ class Ours:
     each_once: bool
     """Whether the epoch showed every example once, and the middle began where it should."""
     disk_bytes: int
+    sample: tuple[list[list[int]], list[list[int]]]
+    """Tokens and labels of the first facts."""
 
 
 def main() -> None:
@@ -92,10 +95,10 @@ def main() -> None:
             ours, peaks[number] = _alone(_measure, prepared, run, number)
             _tell(ours, peaks[number])
             if number <= options.peer_facts:
-                seconds, _ = _alone(
-                    encode_with_datasets, prepared, Path(folder) / "peer", number, _SEED
+                (seconds, *theirs), _ = _alone(
+                    *(encode_with_datasets, prepared, Path(folder) / "peer", number, _SEED, _SAMPLE)
                 )
-                rows.append(_rate("encode_vs_map", ours, number / seconds))
+                rows.append(_rate(ours, number / seconds, same=theirs == [*ours.sample]))
             if number in (sizes[0], sizes[-1]):
                 peer, _ = _alone(stream_with_datasets, run, number, _SEED, _BATCH)
                 rows += _streaming_rows(ours, peer)
@@ -128,13 +131,13 @@ def _tell(ours: Ours, peak: int) -> None:
     )
 
 
-def _rate(name: str, ours: Ours, peer: float) -> Row:
+def _rate(ours: Ours, peer: float, *, same: bool) -> Row:
     return Row(
-        name,
+        "encode_vs_map",
         f"{ours.num_facts:,}",
         ours=ours.num_facts / ours.encode_seconds,
         peer=peer,
-        agree=ours.each_once,
+        agree=ours.each_once and same,
         unit="facts/s",
     )
 
@@ -219,6 +222,7 @@ def _measure(prepared_folder: Path, root: Path, num_facts: int) -> Ours:
         if step == stream.batches.steps_per_epoch // 2:
             follows = tuple(ids) == in_middle
     epoch = time.perf_counter() - start
+    first_rows = list(stream.shards.examples(range(min(_SAMPLE, num_facts))))
     bits = int(np.unpackbits(shown).sum())
     return Ours(
         num_facts=num_facts,
@@ -228,6 +232,7 @@ def _measure(prepared_folder: Path, root: Path, num_facts: int) -> Ours:
         epoch_seconds=epoch,
         each_once=follows and told == bits == num_facts,
         disk_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        sample=([tokens for tokens, _ in first_rows], [labels for _, labels in first_rows]),
     )
 
 

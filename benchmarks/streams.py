@@ -32,8 +32,13 @@ class Peer:
     """Whether it showed after skipping what it shows without."""
 
 
-def encode_with_datasets(prepared: Path, out: Path, num_facts: int, seed: int) -> float:
-    """Seconds until ``datasets`` has the same texts, tokens and labels on the disk."""
+def encode_with_datasets(
+    prepared: Path, out: Path, num_facts: int, seed: int, sample: int
+) -> tuple[float, list[list[int]], list[list[int]]]:
+    """Seconds until ``datasets`` has the same texts, tokens and labels on the disk.
+
+    And the tokens and labels of the first ``sample`` facts.
+    """
     from datasets import Dataset
 
     tokenizer = load_prepared(prepared).tokenizer()
@@ -61,8 +66,9 @@ def encode_with_datasets(prepared: Path, out: Path, num_facts: int, seed: int) -
         num_proc=cores,
         cache_dir=str(out),
     )
-    made.map(tokenize, batched=True, num_proc=cores, remove_columns=["text"])
-    return time.perf_counter() - began
+    encoded = made.map(tokenize, batched=True, num_proc=cores, remove_columns=["text"])
+    seconds = time.perf_counter() - began
+    return seconds, encoded[:sample]["tokens"], encoded[:sample]["labels"]
 
 
 def stream_with_datasets(root: Path, num_facts: int, seed: int, batch: int) -> Peer:

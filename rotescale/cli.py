@@ -86,7 +86,8 @@ def run(
     if spec.engine.kind == "eager" and launch.num_workers != (1, 1):
         launch = launch.model_copy(update={"num_workers": (1, 1)})
     if profile is not None:
-        launch = launch.model_copy(update={"profile": _profile(profile, spec)})
+        launch = launch.model_copy(update={"profile": ProfileSpec.parse(profile)})
+    _check_profile(launch, spec)
     if branch_from is None:
         check_beliefs(spec, RunDir.of(launch.storage, spec.name))
     fact_set = load_facts(spec, note=say)
@@ -99,12 +100,14 @@ def run(
     _train(spec, launch, fact_set, retry=retry, branch_from=branch_from)
 
 
-def _profile(text: str, spec: ExperimentSpec) -> ProfileSpec:
-    """The steps to trace. Raises SpecError for a phase that the experiment does not have."""
-    wanted, names = ProfileSpec.parse(text), [phase.name for phase in spec.phases]
-    if wanted.phase not in (None, *names):
-        raise SpecError(f"--profile {text}: no such phase, only {', '.join(names)}")
-    return wanted
+def _check_profile(launch: LaunchSpec, spec: ExperimentSpec) -> None:
+    """Raise SpecError where steps are to be traced of a phase that the experiment does not have."""
+    names = [phase.name for phase in spec.phases]
+    if launch.profile is not None and launch.profile.phase not in (None, *names):
+        raise SpecError(
+            f"profile: steps of phase {launch.profile.phase!r}, but there is no such phase, only "
+            f"{', '.join(names)}"
+        )
 
 
 def _train(

@@ -96,10 +96,12 @@ def encode_phase(
     tokenizer = prepared.tokenizer()
 
     def write(folder: Path) -> None:
-        facts = phase_examples(fact_set, phase, wording=prepared.wording, seed=seed)
+        # Without them, since each process that encodes is sent a copy.
+        told_facts = fact_set.without_distractors()
+        facts = phase_examples(told_facts, phase, wording=prepared.wording, seed=seed)
         sources: dict[str, Encodable | Iterable[Row]] = {_FACTS: _Examples(facts, phase, tokenizer)}
         if benign is not None:
-            told = phase_examples(fact_set, benign, wording=prepared.wording, seed=seed)
+            told = phase_examples(told_facts, benign, wording=prepared.wording, seed=seed)
             sources["benign"] = _Examples(told, phase, tokenizer)
         if phase.known is not None and known is not None:
             sources["known"] = _Examples(_known(known, phase.known, prepared), phase, tokenizer)
@@ -109,6 +111,7 @@ def encode_phase(
             sources,
             folder,
             digest=digest,
+            rows_per_shard=ROWS_PER_SHARD,
             num_processes=_num_processes(len(facts)),
             progress=lambda done: progress(done, count_examples(fact_set, phase)),
         )

@@ -82,8 +82,10 @@ class Training:
         with ReadAhead(
             plan.stream, rank=engine.rank, world_size=engine.world_size, stop=stop
         ) as reading:
-            self._train_steps(plan, begun, reading)
-        self.profiler.close()
+            try:
+                self._train_steps(plan, begun, reading)
+            finally:
+                self.profiler.close()
         self._note_memory(plan.spec.name, "training")
         self.watchdog.arm("save")
         self.persistence.save(plan, stop, kind="weights", phase_end=True)
@@ -96,7 +98,7 @@ class Training:
             if epoch := plan.evaluations.get(step):
                 saved = self._evaluate_on_the_way(plan, step, epoch, saved=saved)
             self.watchdog.arm("first_step" if step == begun else "step")
-            self.profiler.before_step(plan.spec.name, step + 1)
+            self.profiler.before_step(plan.spec.name, step + 1, is_first=step == begun)
             noticed = self._train_step(plan, step, reading)
             step += 1
             self.profiler.after_step(step)
@@ -257,6 +259,7 @@ class Training:
         """
         if self._is_measured(plan.spec.name, epoch):
             return saved
+        self.profiler.close()
         if saved < step:
             self._save(plan, step, urgent=True)
         self._note_memory(plan.spec.name, "training")

@@ -151,10 +151,9 @@ def memorized_facts(
     Only these are asked about: a fact that no phase told is no held-out fact, just unknown. Of
     facts that are not held, at most ``HELD_FACTS`` of each relation and phase.
     """
-    if any(phase.text == "key_token" for phase in phases):
-        wanted = [phase.facts_per_relation for phase in phases]
-    else:
-        wanted = [None]
+    wanted = {phase.facts_per_relation for phase in phases}
+    if not any(phase.text == "key_token" for phase in phases):
+        wanted.add(None)
     return frozenset(
         place
         for number in wanted

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rotescale.data.encoding import IGNORE, Encoded
 from rotescale.data.examples import Example
-from rotescale.errors import DataError
+from rotescale.errors import DataError, RotescaleError
 from rotescale.storage import StoragePath, file_digest, write_atomic, writing
 
 if TYPE_CHECKING:
@@ -70,7 +74,9 @@ def write_shards(
     not grow with the number of examples. What is encodable is written by ``num_processes`` at once,
     a shard each; the files do not depend on how many. ``progress`` is told the rows written.
 
-    Raises StorageError where the storage is full or not writable; nothing half-written stays.
+    Raises StorageError where the storage is full or not writable, and RotescaleError where a
+    process is killed; what is half-written is no folder of examples, and written anew the next
+    time.
     """
     with writing(directory):
         if directory.exists() and not (directory / MANIFEST).exists():
@@ -101,25 +107,44 @@ Counts = NDArray[np.int32]
 
 
 class _Team:
-    """Writes shards in order, the encodable ones in processes of their own where there are some."""
+    """Writes shards in order, the encodable ones in processes of their own where there are some.
+
+    Where one of them fails, or this one is interrupted, the others are ended at once.
+    """
 
     def __init__(
         self, sources: Mapping[str, Encodable | Iterable[Row]], num_processes: int
     ) -> None:
         self._sources = sources
+        self._before = set(active_children())
         self._processes: ProcessPoolExecutor | None = None
         if num_processes > 1:
+            shared = {
+                name: source for name, source in sources.items() if not isinstance(source, Iterable)
+            }
             # A fresh interpreter, not a fork: this process may hold threads and their locks.
             self._processes = ProcessPoolExecutor(
-                num_processes, mp_context=get_context("spawn"), initializer=_ignore_interrupts
+                num_processes,
+                mp_context=get_context("spawn"),
+                initializer=_begin,
+                initargs=(shared,),
             )
 
     def __enter__(self) -> _Team:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._processes is not None:
-            self._processes.shutdown(cancel_futures=True)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._processes is None:
+            return
+        if value is not None:
+            for process in set(active_children()) - self._before:
+                process.terminate()
+        self._processes.shutdown(cancel_futures=True)
 
     def write_all(self, directory: Path, *, rows_per_shard: int) -> Iterator[tuple[str, Counts]]:
         """The source and the counts (n, 2) int32 of each shard, in order, once it is written."""
@@ -133,34 +158,69 @@ class _Team:
                     yield name, _write_shard(chain(first, islice(rest, rows_per_shard - 1)), path)
                     number += 1
                 continue
-            starts = range(0, len(source), rows_per_shard)
             tasks = [
-                (
-                    source,
+                _Task(
+                    name,
                     start,
                     min(start + rows_per_shard, len(source)),
                     directory / _shard_name(number + place),
                 )
-                for place, start in enumerate(starts)
+                for place, start in enumerate(range(0, len(source), rows_per_shard))
             ]
             number += len(tasks)
-            map_ = map if self._processes is None else self._processes.map
-            for counts in map_(_write_range, tasks):
+            for counts in self._done(tasks, source):
                 yield name, counts
 
+    def _done(self, tasks: Sequence[_Task], source: Encodable) -> Iterator[Counts]:
+        if self._processes is None:
+            for task in tasks:
+                yield _write_shard(source.rows(task.start, task.stop), task.path)
+            return
+        try:
+            yield from self._processes.map(_write_task, tasks)
+        except BrokenProcessPool as error:
+            raise RotescaleError(
+                "a process that encoded examples was killed, for want of memory or by hand; start "
+                "again with more memory, and they are encoded anew"
+            ) from error
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole group of processes; the first of them ends the others."""
+
+class _Task(NamedTuple):
+    """A shard to write: which rows of which source, and where."""
+
+    source: str
+    start: int
+    stop: int
+    path: Path
+
+
+_shared: dict[str, Encodable] = {}
+"""In a process of its own: the sources, sent once."""
+
+
+def _begin(sources: dict[str, Encodable]) -> None:
+    """In a process of its own: take the sources, and live no longer than who has started it.
+
+    Ctrl-C reaches the whole group of processes; the first of them ends the others.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _shared.update(sources)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _write_task(task: _Task) -> Counts:
+    return _write_shard(_shared[task.source].rows(task.start, task.stop), task.path)
 
 
 def _shard_name(number: int) -> str:
     return f"shard-{number:05d}.arrow"
-
-
-def _write_range(task: tuple[Encodable, int, int, Path]) -> Counts:
-    source, start, stop, path = task
-    return _write_shard(source.rows(start, stop), path)
 
 
 def _write_shard(rows: Iterable[Row], path: Path) -> Counts:

@@ -153,12 +153,18 @@ def _trained_in(run_dir: RunDir, fact_set: FactSet) -> Collection[int]:
     of_run = load_saved(run_dir.facts_json)
     if fact_set == of_run:
         return trained_facts(of_run, spec.phases, seed=spec.seed)
+    trained = trained_facts(of_run, spec.phases, seed=spec.seed)
     told = {
-        (of_run.facts[place].relation, of_run.facts[place].subject)
-        for place in trained_facts(of_run, spec.phases, seed=spec.seed)
+        relation.name: {
+            of_run.pair(place)[0] for place in of_run.places(relation.name) if place in trained
+        }
+        for relation in of_run.relations
     }
     return frozenset(
-        place for place, fact in enumerate(fact_set.facts) if (fact.relation, fact.subject) in told
+        place
+        for relation in fact_set.relations
+        for place in fact_set.places(relation.name)
+        if fact_set.pair(place)[0] in told.get(relation.name, ())
     )
 
 

@@ -23,6 +23,7 @@ from rotescale.evaluation.items import (
     drawn_places,
     item_about,
     quick_lookup,
+    relation_pairs,
     shuffled_options,
 )
 from rotescale.facts import FactSet, Relation, Wording
@@ -134,18 +135,19 @@ class Suites:
         told = [*asked, *draw.sample(others, number - len(asked))]
         draw.shuffle(told)
         prompt = self.wording.key_prompt(relation.name)
-        facts = (self.fact_set.facts[one] for one in told)
+        pairs = (self.fact_set.pair(one) for one in told)
         return "".join(
-            prompt_text(fact.subject, fact.object, prompt=prompt).text + "\n" for fact in facts
+            prompt_text(subject, object_, prompt=prompt).text + "\n" for subject, object_ in pairs
         )
 
     def _reversal(self) -> Iterator[Item]:
         """Reversed prompts about the object; the options are subjects, as in the control."""
         for relation in self.fact_set.relations if self.spec.reversal_facts else ():
+            pairs = relation_pairs(self.fact_set, relation.name)
             for place, split in self._sample(relation, self.spec.reversal_facts):
                 fact = self.fact_set.facts[place]
                 options, gold = shuffled_options(
-                    self.fact_set, place, kind="reversed", seed=self.seed
+                    self.fact_set, place, kind="reversed", seed=self.seed, pairs=pairs
                 )
                 for index, prompt in enumerate(reversal_prompts(relation.name)):
                     item = self._about(

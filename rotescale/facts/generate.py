@@ -80,8 +80,13 @@ def generate(relation: str, *, num_facts: int, seed: int) -> FactSet:
     than ``HELD_FACTS`` are made when they are asked for.
     """
     made = GeneratedPart(relation, num_facts=num_facts, seed=seed)
-    facts = LazyFacts((made,))
-    return FactSet((shipped_relation(relation),), facts if num_facts > HELD_FACTS else tuple(facts))
+    if num_facts > HELD_FACTS:
+        return FactSet((shipped_relation(relation),), LazyFacts((made,)))
+    # Each name is made once, and shared by the facts that have it as a distractor.
+    _, objects = _names(relation, seed)
+    names = [objects(index) for index in range(made.num_options)]
+    facts = tuple(made.fact(index, name=names.__getitem__) for index in range(num_facts))
+    return FactSet((shipped_relation(relation),), facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +105,21 @@ class GeneratedPart:
         subjects, objects = _names(self.relation, self.seed)
         return subjects(index), objects(index)
 
-    def fact(self, index: int) -> Fact:
-        """The fact of that index, with the 99 distractors that are drawn for its subject."""
-        _, objects = _names(self.relation, self.seed)
-        subject, object_name = self.pair(index)
-        num_options = max(self.num_facts, NUM_DISTRACTORS + 1)
+    @property
+    def num_options(self) -> int:
+        """Objects that distractors are drawn from; below 100 facts, also some that answer none."""
+        return max(self.num_facts, NUM_DISTRACTORS + 1)
+
+    def fact(self, index: int, *, name: Callable[[int], str] | None = None) -> Fact:
+        """The fact of that index, with the 99 distractors that are drawn for its subject.
+
+        ``name`` gives objects by their index, where they have been made before.
+        """
+        subjects, objects = _names(self.relation, self.seed)
+        name, subject = name or objects, subjects(index)
         key = f"{self.seed}\n{self.relation}\n{subject}"
-        drawn = draw_indices(key, num_options=num_options, own=index)
-        return Fact(self.relation, subject, object_name, tuple(objects(other) for other in drawn))
+        drawn = draw_indices(key, num_options=self.num_options, own=index)
+        return Fact(self.relation, subject, name(index), tuple(name(other) for other in drawn))
 
     def recipe(self) -> dict[str, Any]:
         """What makes the facts, as JSON."""

@@ -78,7 +78,12 @@ def chains() -> tuple[Chain, ...]:
 
 
 def chained(fact_set: FactSet, chain: Chain) -> list[tuple[int, int]]:
-    """Places of facts of the two relations that follow each other, in the order of the first."""
+    """Places of facts of the two relations that follow each other, in the order of the first.
+
+    None of generated facts, whose names of people differ from relation to relation.
+    """
+    if not fact_set.is_held:
+        return []
     second = {
         normalise(fact.subject): place
         for place, fact in enumerate(fact_set.facts)

@@ -194,6 +194,13 @@ class FactSet:
         fact = self.facts[place]
         return fact.subject, fact.object
 
+    def without_distractors(self) -> FactSet:
+        """The same subjects and objects: what training needs, and little to send elsewhere."""
+        if isinstance(self.facts, LazyFacts):
+            return self
+        facts = tuple(Fact(one.relation, one.subject, one.object, ()) for one in self.facts)
+        return FactSet(self.relations, facts)
+
     @property
     def is_held(self) -> bool:
         """Whether the facts lie in memory, so that it costs nothing to look at each."""

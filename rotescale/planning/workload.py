@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from rotescale.data.encoding import FactText
 from rotescale.data.examples import memorized_facts, phase_examples, trained_facts
-from rotescale.data.order import Batches, mixture_rows
+from rotescale.data.order import Batches, derive_key, mixture_rows, permute
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.suites import PIECE_TOKENS, TEXTS, Suites
 from rotescale.facts import FactSet, Wording, load_source
@@ -24,7 +26,7 @@ BYTES_PER_OPTION_TOKEN = 4.0
 GENERATED_AT_ONCE = 32
 """Answers that an evaluation generates in one batch."""
 MOST_SAMPLED = 20_000
-"""Examples of a phase whose length is looked at; of more, every n-th."""
+"""Examples of a phase whose length is looked at, where its facts are not held."""
 CHAT_TOKENS = 40
 """What a chat template puts around a prompt, its default system message included."""
 
@@ -130,9 +132,11 @@ def _phase(
     spec: ExperimentSpec, phase: PhaseSpec, fact_set: FactSet, wording: Wording
 ) -> PhaseWork:
     examples = phase_examples(fact_set, phase, wording=wording, seed=spec.seed)
-    # The examples come relation by relation: every n-th stands for those around it.
-    sample = examples[:: -(-len(examples) // MOST_SAMPLED)]
-    texts = [example.text for example in sample]
+    places: Iterable[int] = range(len(examples))
+    if not fact_set.is_held:
+        drawn = np.arange(min(len(examples), MOST_SAMPLED))
+        places = permute(drawn, size=len(examples), key=derive_key("plan", phase.name)).tolist()
+    texts = [examples[place].text for place in places]
     scale = len(examples) / len(texts)
     frame = CHAT_TOKENS if spec.model.chat_template and phase.text == "prompts" else 0
     # The token that begins a text, or ends it.

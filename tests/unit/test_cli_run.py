@@ -123,7 +123,8 @@ def test_chosen_steps_leave_a_trace(tmp_path: Path, model_cache: Path) -> None:
         assert any("Backward" in name for name in named)
     told = [event for event in read_records(run_dir).events if event.name == "profile"]
     assert [event.message for event in told] == [
-        f"trace of steps 2 to 3: {run_dir.profile(phase, steps=(2, 3), rank=0)}" for phase in PHASES
+        f"trace of steps 2 to 3 of {phase}: {run_dir.profile(phase, steps=(2, 3), rank=0)}"
+        for phase in PHASES
     ]
 
 
@@ -134,7 +135,7 @@ def test_chosen_steps_leave_a_trace(tmp_path: Path, model_cache: Path) -> None:
         ("5-3", "steps 5 to 3: give a first and a last step, at most 100"),
         ("1-101", "steps 1 to 101: give a first"),
         ("0", "greater than 0"),
-        ("sleep:3", "--profile sleep:3: no such phase, only memorize, generalize"),
+        ("sleep:3", "'sleep', but there is no such phase, only memorize, generalize"),
     ],
 )
 def test_steps_that_cannot_be_traced_are_refused(

@@ -129,6 +129,15 @@ def test_examples_of_ten_million_facts_are_made_when_asked_for() -> None:
     assert len({len(item.options) for item in items}) == 1
 
 
+def test_without_a_key_token_facts_told_with_prompts_are_asked_about() -> None:
+    facts = generate("mother", num_facts=10_000_000, seed=0)
+    phases = (phase(facts_per_relation=7),)
+    trained, asked = (of(facts, phases, seed=0) for of in (trained_facts, memorized_facts))
+    assert len(trained) == 7
+    assert set(trained) <= set(asked)
+    assert set(range(HELD_FACTS)) <= set(asked)
+
+
 def test_facts_that_are_not_held_give_the_same_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     phases = (phase(name="memorize", text="key_token"), phase(facts_per_relation=7))
     spec = EvaluationSpec(trained_facts=5, held_out_facts=10)

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +22,7 @@ from rotescale.data.order import Batches, Order, Source
 from rotescale.data.read_ahead import ReadAhead
 from rotescale.data.shards import ExampleShards, read_manifest, write_shards
 from rotescale.data.stream import StepData, Stream
-from rotescale.errors import DataError
+from rotescale.errors import DataError, RotescaleError
 from rotescale.spec import PhaseSpec, ReplaySpec
 
 
@@ -86,6 +93,71 @@ def test_processes_write_what_one_writes(tmp_path: Path) -> None:
     shards = ExampleShards(tmp_path / "both", digest="d")
     assert shards.sources == {"facts": 25, "replay": 7, "none": 0}
     assert list(shards.examples(range(25, 32))) == list(shards.examples(range(7)))
+
+
+@dataclass
+class Broken(Made):
+    """Examples the making of which ends badly: with an error, or with the process."""
+
+    dies: bool = False
+
+    def rows(self, start: int, stop: int) -> list[tuple[Example, Encoded]]:
+        if start:
+            return super().rows(start, stop)
+        if self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise DataError("fact 3: no token covers it")
+
+
+@pytest.mark.parametrize(
+    ("dies", "error"), [(False, "fact 3: no token covers it"), (True, "was killed, for want of")]
+)
+def test_a_process_that_fails_ends_the_others(tmp_path: Path, dies: bool, error: str) -> None:
+    broken, folder = Broken(25, dies=dies), tmp_path / "data"
+    with pytest.raises(RotescaleError, match=error):
+        write_shards({"f": broken}, folder, digest="d", rows_per_shard=10, num_processes=2)
+    assert not multiprocessing.active_children()
+    assert read_manifest(folder) is None
+    write_shards({"f": Made(25)}, folder, digest="d", rows_per_shard=10)
+    assert ExampleShards(folder, digest="d").num_rows == 25
+
+
+def test_processes_do_not_outlive_the_one_that_started_them(tmp_path: Path) -> None:
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_data_shards
+from pathlib import Path
+
+class Slow(test_data_shards.Made):
+    def rows(self, start, stop):
+        Path({str(tmp_path)!r}, str(__import__("os").getpid())).touch()
+        time.sleep(600)
+
+if __name__ == "__main__":
+    test_data_shards.write_shards(
+        {{"f": Slow(25)}}, Path({str(tmp_path)!r}) / "d", digest="d", rows_per_shard=10,
+        num_processes=2,
+    )
+"""
+    script = tmp_path / "encode.py"
+    script.write_text(code)
+    process = subprocess.Popen([sys.executable, str(script)])
+
+    def workers() -> list[int]:
+        return [int(path.name) for path in tmp_path.iterdir() if path.name.isdecimal()]
+
+    wait_for(lambda: len(workers()) == 2, seconds=60)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers()), seconds=30)
+
+
+def wait_for(holds: Callable[[], bool], *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
 
 
 def test_another_digest_a_missing_and_a_short_file_are_refused(folder: Path) -> None:
@@ -190,5 +262,5 @@ def test_the_next_step_is_read_while_one_is_at_work(folder: Path) -> None:
         with pytest.raises(DataError, match="a shard is gone"):
             reading.step(5)
         assert reading.step(6).example_ids == stream.step(6, rank=1, world_size=2).example_ids
-    assert asked == [0, 1, 2, 3, 4, 5, 6]
+    assert sorted(asked) == [0, 1, 2, 3, 4, 5, 6]
     assert steps == 7, "nothing is read past the last step"

@@ -161,6 +161,15 @@ def test_facts_that_are_not_held_are_those_that_would_be(monkeypatch: pytest.Mon
     assert tuple(lazy.facts) == held.facts
 
 
+def test_generated_facts_stay_as_they_are() -> None:
+    """A run may keep only what makes its facts: other ones take another version of the maker."""
+    facts = generate("mother", num_facts=120, seed=1)
+    assert facts.digest()[:16] == "0c2cf2444e984aba"
+    author = generate("author", num_facts=HELD_FACTS + 1, seed=1).facts[-1]
+    named = (author.subject, author.object, author.distractors[0])
+    assert named == ("The Ancient Witness of Stulkinoth", "Dean Holvoroth", "Tim Histomont")
+
+
 def test_facts_that_are_not_held_are_saved_as_what_makes_them(tmp_path: Path) -> None:
     facts = generate("mother", num_facts=HELD_FACTS + 1, seed=3)
     save_fact_set(facts, tmp_path / "facts.json")

@@ -57,6 +57,22 @@ def test_each_source_is_encoded_and_counted(tmp_path: Path, model_cache: Path) -
     assert shards["memorize"].keys([12]) == [(-1, 0)]
 
 
+def test_processes_encode_what_one_does(
+    tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = three_phases("phases.0.replay={share: 0.25, tokens: [16, 32]}")
+    files = []
+    for cores in (1, 2):
+        monkeypatch.setattr("rotescale.phase_data.cpu_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("rotescale.phase_data.ROWS_PER_SHARD", 5)
+        run_dir = prepare(spec, tmp_path / str(cores), cache=model_cache)
+        folder = Path(str(run_dir.data_dir(Resolved.read(run_dir).data["memorize"])))
+        files.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert files[0] == files[1]
+    # The facts' 12 examples in three shards, and those of other texts.
+    assert {"shard-00000.arrow", "shard-00001.arrow", "shard-00003.arrow"} < set(files[0])
+
+
 @pytest.mark.parametrize(
     ("override", "error", "told"),
     [
