@@ -282,6 +282,7 @@ def test_status_tells_how_far_the_run_is(
     assert told["progress"] == {
         **{"attempt": 1, "stage": "memorize", "done": 7, "total": 20, "epoch": 2, "loss": 1.25},
         **{"seconds_per_step": 2.0, "parts": {}, "seconds_left": 26.0, "checkpoint": None},
+        **{"flops_per_second": None, "share_of_peak": None},
     }
     assert launcher("status", str(run_dir.root), monkeypatch=monkeypatch) == 0
     page = capsys.readouterr().out
