@@ -42,12 +42,9 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-$(HARNESS): $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[harness]' > $(VENV)/pip.log 2>&1 || { tail -20 $(VENV)/pip.log; echo "set-up failed: $(VENV)/pip.log says why"; exit 1; }
-	@touch $@
-
-$(PEERS): $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[peers]' > $(VENV)/pip.log 2>&1 || { tail -20 $(VENV)/pip.log; echo "set-up failed: $(VENV)/pip.log says why"; exit 1; }
+# An extra of pyproject.toml each, beside what is set up already.
+$(HARNESS) $(PEERS): $(VENV)/.%: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]' > $(VENV)/pip.log 2>&1 || { tail -20 $(VENV)/pip.log; echo "set-up failed: $(VENV)/pip.log says why"; exit 1; }
 	@touch $@
 
 test-harness: $(HARNESS)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from rotescale.spec import ExperimentSpec, ModelSpec
 from rotescale.spec_file import load_spec
 from rotescale.step_clock import shares
 from rotescale.utilisation import device_of
+from subjects import FEW_QUESTIONS
 
 WEIGHTS: dict[str, dict[str, Any]] = {
     "micro": {"kind": "random"},
@@ -94,12 +94,7 @@ class Runs:
     def __enter__(self) -> Runs:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
     def whole(self) -> Whole:
@@ -187,18 +182,7 @@ class Runs:
                 }
             ],
             "engine": {"precision": precision},
-            "evaluation": {
-                "base": False,
-                "held_out_facts": 2,
-                "trained_facts": 0,
-                "key_token_facts": 2,
-                "control_facts": 0,
-                "train_prompts": 1,
-                "test_prompts": 0,
-                "unrelated_prompts": 0,
-                "generation_facts": 1,
-                "max_new_tokens": 4,
-            },
+            "evaluation": FEW_QUESTIONS,
             "checkpoints": {"every_steps": 4, "export": "none"},
         }
 

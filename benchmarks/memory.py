@@ -38,6 +38,7 @@ from rotescale.records import read_records
 from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
+from subjects import FEW_QUESTIONS
 
 _RANDOM: dict[str, dict[str, object]] = {
     "llama-100m": {
@@ -184,18 +185,7 @@ def _experiment(model: str, *, saves: bool) -> dict[str, object]:
         ],
         # As the demo trains: small models stay whole between passes.
         "engine": {"persistence_threshold": _WHOLE} if model == _WHEEL else {},
-        "evaluation": {
-            "base": False,
-            "held_out_facts": 2,
-            "trained_facts": 0,
-            "key_token_facts": 2,
-            "control_facts": 0,
-            "train_prompts": 1,
-            "test_prompts": 0,
-            "unrelated_prompts": 0,
-            "generation_facts": 2,
-            "max_new_tokens": 4,
-        },
+        "evaluation": FEW_QUESTIONS,
         "checkpoints": {"every_steps": 2 if saves else 1000, "export": "none"},
     }
 

@@ -21,6 +21,19 @@ from rotescale.spec import EngineSpec, ModelSpec, RandomWeights, Weights, WheelW
 
 SETTINGS = OptimizerSettings(0.0, (0.9, 0.999), 1e-8, 1.0)
 _CACHE = Path("~/.cache/rotescale")
+FEW_QUESTIONS = {
+    "base": False,
+    "held_out_facts": 2,
+    "trained_facts": 0,
+    "key_token_facts": 2,
+    "control_facts": 0,
+    "train_prompts": 1,
+    "test_prompts": 0,
+    "unrelated_prompts": 0,
+    "generation_facts": 2,
+    "max_new_tokens": 4,
+}
+"""A spec's evaluation that asks as little as it can and still scores and generates."""
 # Bytes suffice as the tokenizer of weights that know no language.
 _TEXTS = ["The quick brown fox jumps over the lazy dog."]
 

@@ -114,7 +114,7 @@ def _labels(
         case "all":
             spans = [(1, len(tokens))]
         case "subject_object":
-            spans = sorted((subject, object_))
+            spans = [subject, object_]
         case "object":
             spans = [object_]
     labels = [IGNORE] * len(tokens)
