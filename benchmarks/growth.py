@@ -17,7 +17,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,14 @@ import torch
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
+from encoded import encode_facts, open_facts
 from ranks import run_ranks
 from report import CONSOLE, median
-from rotescale.data.stream import Stream
 from rotescale.evaluation.scoring import forward_of, score_trees
 from rotescale.evaluation.tree import build_tree
-from rotescale.facts import Wording, generate, load_shipped
+from rotescale.facts import load_shipped
 from rotescale.model.prepare import PreparedModel
-from rotescale.phase_data import encode_phase
-from rotescale.run_dir import RunDir
-from rotescale.spec import EngineSpec, PhaseSpec, RandomWeights
+from rotescale.spec import EngineSpec, RandomWeights
 from stepping import Example, train
 from subjects import SUBJECTS, Subject, make_folder, num_parameters
 
@@ -195,20 +193,7 @@ class _Steps:
 
 def _reading(prepared: PreparedModel, root: Path, num_facts: int) -> Cell:
     """What a step takes to find, read and pack its examples, however many there are in all."""
-    phase = PhaseSpec.model_validate(
-        {
-            "name": "memorize",
-            "text": "key_token",
-            "epochs": 1,
-            "global_batch": 64,
-            "learning_rate": 1e-4,
-        }
-    )
-    run_dir, facts = RunDir(root), generate("mother", num_facts=num_facts, seed=0)
-    worded = replace(prepared, wording=Wording({"mother": "{subject} [X]"}))
-    digest = encode_phase(facts, phase, phases=[phase], seed=0, prepared=worded, run_dir=run_dir)
-    folder = Path(str(run_dir.data_dir(digest)))
-    stream = Stream.open(folder, digest=digest, phase=phase, seed=0, row_tokens=1024)
+    stream = open_facts(*encode_facts(prepared.folder, root, num_facts))
     places = np.linspace(0, stream.batches.steps_per_epoch - 1, 50).astype(int)
     seconds = []
     for place in places:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +168,7 @@ def _best_for_the_harness(kind: str, model: Model, item: Item) -> Settings:
     for threads in _threads():
         for batch in _BATCHES[kind]:
             settings = Settings(threads, batch)
-            _, _, seconds = _timed(
-                model, settings, lambda batch=batch: _ask_harness(model, some, batch=batch)
-            )
+            _, _, seconds = _timed(model, settings, partial(_ask_harness, model, some, batch=batch))
             tried[settings] = seconds
             CONSOLE.print(f"  lm-evaluation-harness, {settings}: {seconds:.2f} s to choose by")
     return min(tried, key=lambda settings: tried[settings])
@@ -222,7 +221,8 @@ def _ask_harness(model: Model, items: Sequence[Item], *, batch: int) -> Preferre
     answers = asker.loglikelihood(requests, disable_tqdm=True)
     values = torch.tensor([value for value, _ in answers], dtype=torch.float64)
     return [
-        int(of_item.argmax()) for of_item in values.split([len(item.options) for item in items])
+        int(of_item.argmax())
+        for of_item in torch.split(values, [len(item.options) for item in items])
     ]
 
 

@@ -3,9 +3,9 @@
 Run it from the repository: ``python benchmarks/streaming.py [--json PATH] [--facts LIST]``.
 
 For each number of facts a fresh process encodes them as ``rotescale run`` does, with SmolLM2's
-tokenizer and one process to a core, opens them, and goes through the epoch's global batches. Memory
-is what all of its processes hold of their own (anonymous, sampled); pages of the mapped shards,
-which the system takes back when it needs them, do not count.
+tokenizer and a process to a core where there is a shard for each, opens them, and goes through the
+epoch's global batches. Memory is what all of its processes hold of their own (anonymous, sampled);
+pages of the mapped shards, which the system takes back when it needs them, do not count.
 
 The peer is Hugging Face ``datasets``: ``from_generator`` and ``map`` for the encoding (up to
 ``--peer-facts``), and over the same shards ``to_iterable_dataset`` with its shuffle buffer for an
@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,30 +29,15 @@ from typing import Any
 import numpy as np
 import psutil
 
+from encoded import BATCH, SEED, encode_facts, open_facts
 from report import CONSOLE, Row, print_rows, write_rows
-from rotescale.cores import cpu_cores
 from rotescale.data.stream import Stream
-from rotescale.facts import Wording, generate
-from rotescale.model.prepare import load_prepared
-from rotescale.phase_data import encode_phase
-from rotescale.run_dir import RunDir
-from rotescale.spec import PhaseSpec
+from rotescale.phase_data import encoding_processes
 from streams import Peer, encode_with_datasets, stream_with_datasets
 from subjects import SUBJECTS, make_folder
 
-_BATCH = 64
-_SEED = 0
 _SAMPLE_SECONDS = 0.05
 _SAMPLE = 100
-_PHASE = PhaseSpec.model_validate(
-    {
-        "name": "memorize",
-        "text": "key_token",
-        "epochs": 1,
-        "global_batch": _BATCH,
-        "learning_rate": 1e-4,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +81,11 @@ def main() -> None:
             _tell(ours, peaks[number])
             if number <= options.peer_facts:
                 (seconds, *theirs), _ = _alone(
-                    *(encode_with_datasets, prepared, Path(folder) / "peer", number, _SEED, _SAMPLE)
+                    *(encode_with_datasets, prepared, Path(folder) / "peer", number, SEED, _SAMPLE)
                 )
                 rows.append(_rate(ours, number / seconds, same=theirs == [*ours.sample]))
             if number in (sizes[0], sizes[-1]):
-                peer, _ = _alone(stream_with_datasets, run, number, _SEED, _BATCH)
+                peer, _ = _alone(stream_with_datasets, run, number, SEED, BATCH)
                 rows += _streaming_rows(ours, peer)
     first, last = sizes[0], sizes[-1]
     rows.append(
@@ -122,7 +107,8 @@ def main() -> None:
 def _tell(ours: Ours, peak: int) -> None:
     number = ours.num_facts
     CONSOLE.print(
-        f"{number:,} facts: encoded by {cpu_cores()} processes in {ours.encode_seconds:.1f} s "
+        f"{number:,} facts: encoded in {encoding_processes(number)} process(es), "
+        f"{ours.encode_seconds:.1f} s "
         f"({number / ours.encode_seconds:,.0f} facts/s, {ours.disk_bytes / 1e6:,.0f} MB on the "
         f"disk); first batch after {ours.first_batch_seconds:.2f} s, the one in the middle of the "
         f"epoch after {ours.middle_seconds:.2f} s; an epoch in {ours.epoch_seconds:.1f} s "
@@ -192,26 +178,19 @@ def _anonymous() -> int:
 
 def _measure(prepared_folder: Path, root: Path, num_facts: int) -> Ours:
     """Encode, begin, begin in the middle, and go through an epoch."""
-    # The prepared folder is of no relation: its key token is plain text here.
-    wording = Wording({"mother": "{subject} [X]"})
-    prepared, run_dir = replace(load_prepared(prepared_folder), wording=wording), RunDir(root)
-    facts = generate("mother", num_facts=num_facts, seed=_SEED)
     began = time.perf_counter()
-    digest = encode_phase(
-        facts, _PHASE, phases=[_PHASE], seed=_SEED, prepared=prepared, run_dir=run_dir
-    )
+    folder, digest = encode_facts(prepared_folder, root, num_facts)
     encoded = time.perf_counter()
-    folder = Path(str(run_dir.data_dir(digest)))
 
     def first(step: Callable[[Stream], int]) -> tuple[float, tuple[int, ...]]:
         began = time.perf_counter()
-        stream = _open(folder, digest)
+        stream = open_facts(folder, digest)
         found = stream.step(step(stream), rank=0, world_size=1)
         return time.perf_counter() - began, found.example_ids
 
     first_seconds, _ = first(lambda stream: 0)
     middle_seconds, in_middle = first(lambda stream: stream.batches.steps_per_epoch // 2)
-    stream = _open(folder, digest)
+    stream = open_facts(folder, digest)
     shown = np.zeros(-(-num_facts // 8), dtype=np.uint8)
     told, follows = 0, False
     start = time.perf_counter()
@@ -234,10 +213,6 @@ def _measure(prepared_folder: Path, root: Path, num_facts: int) -> Ours:
         disk_bytes=sum(path.stat().st_size for path in folder.iterdir()),
         sample=([tokens for tokens, _ in first_rows], [labels for _, labels in first_rows]),
     )
-
-
-def _open(folder: Path, digest: str) -> Stream:
-    return Stream.open(folder, digest=digest, phase=_PHASE, seed=_SEED, row_tokens=512)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def encode_phase(
             folder,
             digest=digest,
             rows_per_shard=ROWS_PER_SHARD,
-            num_processes=_num_processes(len(facts)),
+            num_processes=encoding_processes(len(facts)),
             progress=lambda done: progress(done, count_examples(fact_set, phase)),
         )
 
@@ -126,8 +126,8 @@ def encode_phase(
     return digest
 
 
-def _num_processes(num_examples: int) -> int:
-    """How many encode: this one, or one to a core where there is a shard for each."""
+def encoding_processes(num_examples: int) -> int:
+    """How many processes encode: this one, or one to a core where there is a shard for each."""
     shards = -(-num_examples // ROWS_PER_SHARD)
     return min(cpu_cores(), shards)
 
