@@ -175,6 +175,15 @@ def _flash(site: Site, _: Runs) -> Result:
     return "flash attention keeps packed texts apart, and its gradients are sdpa's", found
 
 
+def _fused_loss(site: Site, _: Runs) -> Result:
+    dtype = "bf16" if site.on_gpu else "fp32"
+    found = gpu_kernels.fused_loss(site.prepared(), site.device, dtype=dtype)
+    apart, cosine = found["fused_against_plain"], found["gradient_cosine"]
+    _require(apart < (0.02 if site.on_gpu else 1e-5), f"{apart:.1e} apart", found)
+    _require(cosine > (0.99 if site.on_gpu else 0.9999), f"gradients at {cosine:.4f}", found)
+    return f"the fused loss and its gradients are the plain one's ({dtype})", found
+
+
 def _optimizer(site: Site, _: Runs) -> Result:
     found = gpu_kernels.optimizer(site.device)
     _require(
@@ -226,6 +235,7 @@ CHECKS: dict[str, Callable[[Site, Runs], Result]] = {
     "precision": _precision,
     "packing": _packing,
     "flash-attention": _flash,
+    "fused-loss": _fused_loss,
     "optimizer": _optimizer,
     "preflight": _preflight,
     "training": _training,

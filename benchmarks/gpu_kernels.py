@@ -60,6 +60,25 @@ def attentions(prepared: PreparedModel, device: torch.device) -> dict[str, Any]:
     return {"gradient_cosine": float(functional.cosine_similarity(flash, sdpa, dim=0))}
 
 
+def fused_loss(prepared: PreparedModel, device: torch.device, *, dtype: str) -> dict[str, Any]:
+    """How far the fused loss of one row is from the plain one, and cosine of their gradients."""
+    texts = _texts(prepared)
+    losses, gradients, peaks = [], [], []
+    for fused in (False, True):
+        model = _model(prepared, device, "sdpa", dtype)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        losses.append(_loss(model, texts, device, fused=fused))
+        gradients.append(_gradient(model, texts, device, fused=fused))
+        if device.type == "cuda":
+            peaks.append(torch.cuda.max_memory_allocated(device))
+    return {
+        "fused_against_plain": _apart(losses[1], losses[0]),
+        "gradient_cosine": float(functional.cosine_similarity(gradients[0], gradients[1], dim=0)),
+        "peak_bytes_plain_and_fused": peaks,
+    }
+
+
 def optimizer(device: torch.device) -> dict[str, Any]:
     """How far a vector is after some updates of torch's fused AdamW from the plain one's."""
     ends = []
@@ -101,13 +120,18 @@ def _model(prepared: PreparedModel, device: torch.device, attention: str, dtype:
     return model.to(device=device, dtype=_DTYPES[dtype])
 
 
-def _loss(model: nn.Module, texts: Sequence[Text], device: torch.device) -> float:
+def _loss(
+    model: nn.Module, texts: Sequence[Text], device: torch.device, *, fused: bool = False
+) -> float:
     with torch.no_grad():
-        return float(row_loss(model, to_row(pack(texts), device)))
+        return float(row_loss(model, to_row(pack(texts), device), fused=fused))
 
 
-def _gradient(model: nn.Module, texts: Sequence[Text], device: torch.device) -> torch.Tensor:
-    row_loss(model, to_row(pack(texts), device)).backward()  # type: ignore[no-untyped-call]
+def _gradient(
+    model: nn.Module, texts: Sequence[Text], device: torch.device, *, fused: bool = False
+) -> torch.Tensor:
+    loss = row_loss(model, to_row(pack(texts), device), fused=fused)
+    loss.backward()  # type: ignore[no-untyped-call]
     parts = [p.grad.float().flatten() for p in model.parameters() if p.grad is not None]
     return torch.cat(parts)
 

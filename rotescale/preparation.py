@@ -163,6 +163,7 @@ def prepare_run(
     # transformers imports DeepSpeed, which complains of a machine without a GPU unless told.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if launch.gpus_per_worker else "cpu")
     # transformers takes seconds to import, and a refused spec should not wait for it.
+    from rotescale.engine.fused_loss import check_fusable
     from rotescale.model.folder import check_folder, load_config
     from rotescale.model.prepare import prepare
     from rotescale.model.sources import fetch, resolved
@@ -180,6 +181,8 @@ def prepare_run(
     base = fetch(weights, cache=Path(launch.model_cache), texts=_texts(fact_set, spec))
     check_folder(base)
     check_trainable(spec.model, load_config(base))
+    if spec.engine.fused_loss:
+        check_fusable(load_config(base))
     _check_texts(fact_set, spec, base=base)
     if spec.evaluation.harness_tasks:
         report("loading the benchmarks")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rotescale.engine.fused_loss import loss_for_logits
 from rotescale.spec import EvaluationMode
 from rotescale.step_clock import StepClock
 from rotescale.tensors import Part, TensorSlice
@@ -120,22 +121,28 @@ class Engine(Protocol):
         ...
 
 
-def row_loss(model: nn.Module, row: Row) -> Tensor:
+def row_loss(model: nn.Module, row: Row, *, fused: bool = False) -> Tensor:
     """The summed cross-entropy of a row's targets: () float32; zero, with a graph, for a filler.
 
     The LM head runs at target positions only. No attention mask and no cache: that is how
-    transformers finds packed examples, by position ids that restart.
+    transformers finds packed examples, by position ids that restart. ``fused`` takes the loss
+    inside the head, for models that ``check_fusable`` passes.
     """
     is_filler = row.targets.numel() == 0
     keep = row.target_positions.new_zeros(1) if is_filler else row.target_positions
-    logits = model(
-        input_ids=row.tokens, position_ids=row.position_ids, use_cache=False, logits_to_keep=keep
-    ).logits[0]
+    inside = fused and not is_filler
+    with loss_for_logits(model, row.targets) if inside else nullcontext():
+        output: Tensor = model(
+            input_ids=row.tokens,
+            position_ids=row.position_ids,
+            use_cache=False,
+            logits_to_keep=keep,
+        ).logits
+    if inside:
+        return output
     if is_filler:
-        zero: Tensor = logits.float().sum() * 0.0
-        return zero
-    loss: Tensor = functional.cross_entropy(logits.float(), row.targets, reduction="sum")
-    return loss
+        return output.float().sum() * 0.0
+    return functional.cross_entropy(output[0].float(), row.targets, reduction="sum")
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ class EagerEngine:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.clock = StepClock.of(self.device)
         self._gradient_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[spec.gradient_dtype]
+        self._fuses_loss = spec.fused_loss
         self._model = build().to(self.device).train()
         named = dict(self._model.named_parameters())
         self._parameters = {name: p for name, p in named.items() if p.requires_grad}
@@ -105,7 +106,7 @@ class EagerEngine:
     def backward(self, row: Row, *, scale: float, last: bool) -> float:
         """Add the gradients of one row to those of the masters."""
         with self.clock.part("forward"):
-            loss = row_loss(self._model, row)
+            loss = row_loss(self._model, row, fused=self._fuses_loss)
         with self.clock.part("backward"):
             (loss * scale).backward()  # type: ignore[no-untyped-call]
             for name, parameter in self._parameters.items():

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from rotescale.engine.frozen_rows import FrozenRows
 from rotescale.spec import EngineSpec, EvaluationMode
 from rotescale.step_clock import StepClock
 from rotescale.tensors import PARTS, Part, TensorSlice, partition
+from rotescale.zero3_sizes import zero3_sizes
 
 if "DS_ACCELERATOR" not in os.environ:
     os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,19 +45,26 @@ _COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_sc
 
 
 def deepspeed_config(
-    spec: EngineSpec, settings: OptimizerSettings, *, world_size: int, pin_memory: bool = False
+    spec: EngineSpec,
+    settings: OptimizerSettings,
+    *,
+    world_size: int,
+    layer: int = 0,
+    on_gpu: bool = False,
 ) -> dict[str, Any]:
     """The configuration of DeepSpeed: pure, so that a dry run can show it.
 
     Micro batch and accumulation are 1: how many passes a step takes is decided by packing, and
     the accumulation boundary is set by hand. Torch's own fused AdamW needs no compiler, on the
-    CPU neither, so it also updates what is offloaded. ``pin_memory`` is for hosts with a GPU.
+    CPU neither, so it also updates what is offloaded. ``layer`` is the size of the model's largest
+    layer, as ``zero3_sizes`` takes it.
     """
+    sizes = zero3_sizes(spec, layer=layer, on_gpu=on_gpu)
     offload: dict[str, Any] = {}
     if spec.offload_optimizer != "none":
         offload["offload_optimizer"] = {
             "device": spec.offload_optimizer,
-            "pin_memory": pin_memory,
+            "pin_memory": on_gpu,
         }
     return {
         "train_batch_size": world_size,
@@ -69,11 +78,11 @@ def deepspeed_config(
             "stage": 3,
             "sub_group_size": spec.sub_group_size,
             "stage3_param_persistence_threshold": spec.persistence_threshold,
-            "stage3_max_live_parameters": spec.gathered_parameters,
-            "stage3_max_reuse_distance": spec.gathered_parameters,
-            "stage3_prefetch_bucket_size": spec.bucket_size,
-            "reduce_bucket_size": spec.bucket_size,
-            "overlap_comm": spec.overlap_communication,
+            "stage3_max_live_parameters": sizes.gathered,
+            "stage3_max_reuse_distance": sizes.gathered,
+            "stage3_prefetch_bucket_size": sizes.prefetch,
+            "reduce_bucket_size": sizes.bucket,
+            "overlap_comm": sizes.overlaps,
             "contiguous_gradients": True,
             **offload,
         },
@@ -132,14 +141,19 @@ class Zero3Engine:
             torch.cuda.set_device(self.device)
         self.clock = StepClock.of(self.device)
         self._build = build
-        config = deepspeed_config(spec, settings, world_size=self.world_size, pin_memory=on_gpu)
-        with _values_do_not_matter(), deepspeed.zero.Init(config_dict_or_path=config):
+        self._fuses_loss = spec.fused_loss
+        configured = partial(
+            deepspeed_config, spec, settings, world_size=self.world_size, on_gpu=on_gpu
+        )
+        with _values_do_not_matter(), deepspeed.zero.Init(config_dict_or_path=configured()):
             model: Any = build()
         if model.config.tie_word_embeddings:
             model.tie_weights()
         model.train()
         self._engine, *_ = deepspeed.initialize(
-            model=model, config=config, model_parameters=parameter_groups(model)
+            model=model,
+            config=configured(layer=largest_layer(model)),
+            model_parameters=parameter_groups(model),
         )
         self._optimizer = self._engine.optimizer
         self._untimed = self._time_communication()
@@ -251,7 +265,7 @@ class Zero3Engine:
         # The flag stays as it was set, so it is set before every row.
         self._engine.set_gradient_accumulation_boundary(last)
         with self.clock.part("forward"):
-            loss = row_loss(self._engine, row)
+            loss = row_loss(self._engine, row, fused=self._fuses_loss)
         with self.clock.part("backward"):
             self._engine.backward(loss * scale)
         return float(loss.item())
@@ -327,6 +341,14 @@ class Zero3Engine:
         self._engine.destroy()
         del self._engine, self._optimizer, self._parameters
         gc.collect()
+
+
+def largest_layer(model: Any) -> int:
+    """Parameters of the largest module among those that are listed one after the other."""
+    layers: list[Any] = [
+        layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module
+    ]
+    return max((sum(p.ds_numel for p in layer.parameters()) for layer in layers), default=0)
 
 
 def _fill(target: Tensor, reader: SliceReader, piece: TensorSlice, *, part: Part) -> None:

@@ -111,7 +111,7 @@ def _settings(place: Placement) -> Iterator[tuple[str, Any, bool]]:
     if not spec.model.activation_checkpointing:
         yield "model.activation_checkpointing", True, False
     if spec.engine.kind == "zero3":
-        if spec.engine.gathered_parameters > _FEWER_GATHERED:
+        if place.sizes.gathered > _FEWER_GATHERED:
             yield "engine.gathered_parameters", _FEWER_GATHERED, False
         if place.on_gpu and spec.engine.offload_optimizer == "none":
             yield "engine.offload_optimizer", "cpu", False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -163,6 +164,11 @@ def parameter_shapes(architecture: Architecture) -> Shapes:
     if not architecture.tied:
         shapes["lm_head.weight"] = (architecture.vocab_size, hidden)
     return shapes
+
+
+def layer_parameters(architecture: Architecture) -> int:
+    """Parameters of one decoder layer; all have as many."""
+    return sum(math.prod(shape) for shape in _layer_shapes(architecture).values())
 
 
 def _layer_shapes(architecture: Architecture) -> Shapes:

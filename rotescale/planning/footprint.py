@@ -8,7 +8,7 @@ from functools import cached_property
 from rotescale.hardware import NodeShape
 from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.activations import layer_activation_bytes
-from rotescale.planning.architecture import Architecture
+from rotescale.planning.architecture import Architecture, layer_parameters
 from rotescale.planning.counting import ParameterCount
 from rotescale.planning.memory import (
     BYTES_PER_PARAMETER,
@@ -18,6 +18,8 @@ from rotescale.planning.memory import (
 from rotescale.planning.moments import HostMemory, Moment
 from rotescale.planning.workload import GENERATED_AT_ONCE, Workload
 from rotescale.spec import EvaluationMode, ExperimentSpec
+from rotescale.spec.running import FUSED_TARGETS
+from rotescale.zero3_sizes import Zero3Sizes, zero3_sizes
 
 GIB = 1 << 30
 
@@ -86,6 +88,13 @@ class Placement:
     def gradient_bytes(self) -> int:
         """Bytes of a gradient as it is reduced and kept."""
         return BYTES_PER_PARAMETER[self.spec.engine.gradient_dtype]
+
+    @cached_property
+    def sizes(self) -> Zero3Sizes:
+        """ZeRO-3's buffers for this model."""
+        return zero3_sizes(
+            self.spec.engine, layer=layer_parameters(self.architecture), on_gpu=self.on_gpu
+        )
 
     @property
     def offloaded(self) -> bool:
@@ -210,7 +219,7 @@ class Placement:
             activations=0,
             logits=0,
             system=0,
-            buffers=0 if self._is_eager else self.gradient_bytes * self.spec.engine.bucket_size,
+            buffers=0 if self._is_eager else self.gradient_bytes * self.sizes.bucket,
         )
 
     @property
@@ -226,7 +235,9 @@ class Placement:
         engine = self.spec.engine
         if self.num_workers == 1:
             return 0
-        bound = max(engine.gathered_parameters, max(self.count.sizes) + engine.bucket_size)
+        # DeepSpeed fetches nothing ahead beyond the bound, but what is in use it must have.
+        ahead = min(self.sizes.prefetch, self.sizes.gathered)
+        bound = max(self.sizes.gathered, max(self.count.sizes) + ahead)
         kept = self.count.below(engine.persistence_threshold)
         return min(self.count.total, bound + kept)
 
@@ -254,7 +265,7 @@ class Placement:
         reduction, and one that is joined and padded. Gloo, on CPUs, reduces a copy of its own.
         """
         largest = max(self.count.trained_sizes)
-        together = max(largest, min(self.spec.engine.bucket_size, self.count.trainable))
+        together = max(largest, min(self.sizes.bucket, self.count.trainable))
         copies = (
             self.gradient_bytes != self.precision_bytes,
             together > largest or largest % self.num_workers != 0,
@@ -315,6 +326,8 @@ class Placement:
         for phase in self.work.phases:
             share = -(-phase.global_batch // self.num_workers) * phase.most_targets
             most = max(most, min(share, self._row(phase.global_batch, phase.longest)))
+        if self.spec.engine.fused_loss:
+            most = min(most, FUSED_TARGETS)
         # fp32 log-probabilities and their gradient; logits, or their gradient, in bf16 beside.
         per_logit = 8 + (precision if precision != 4 else 0)
         return per_logit * most * self.architecture.vocab_size

@@ -120,12 +120,11 @@ class Timing:
     def step(self, phase: PhaseWork) -> StepTime:
         """One step of the phase: its passes, their gathers and reductions, and the update."""
         passes = self._passes(phase)
-        engine = self.place.spec.engine
         return StepTime(
             compute=self._computing(phase, passes),
             communication=self._exchanging(passes),
             update=self._updating(),
-            overlaps=engine.overlap_communication and self.place.on_gpu,
+            overlaps=self.place.sizes.overlaps and self.place.on_gpu,
         )
 
     def one_evaluation(self) -> Range:
@@ -226,11 +225,11 @@ class Timing:
         kept = place.count.below(engine.persistence_threshold)
         released = place.count.total - kept
         # With room for all, what forward has gathered is still there in backward.
-        gathers = 1 if 2 * released <= engine.gathered_parameters else 2
+        gathers = 1 if 2 * released <= place.sizes.gathered else 2
         moved = place.precision_bytes * (released * gathers * passes + kept)
         moved += place.gradient_bytes * place.count.trainable * passes
         tensors = sum(size >= engine.persistence_threshold for size in place.count.sizes)
-        buckets = place.count.trainable // engine.bucket_size + 1
+        buckets = place.count.trainable // place.sizes.bucket + 1
         calls = passes * (tensors * gathers + max(buckets, tensors)) + 1
         return self._moving(moved) + self._call_seconds * calls
 

@@ -12,6 +12,9 @@ from pydantic import (
 
 from rotescale.spec.base import OPERATIONAL, Part
 
+FUSED_TARGETS = 512
+"""Targets whose logits ``engine.fused_loss`` has at a time."""
+
 EvaluationMode = Literal["replicated", "sharded"]
 """A whole copy of the model per worker, or every forward pass through the partitions."""
 
@@ -31,13 +34,18 @@ class EngineSpec(Part):
     """Elements of a rank's state that one optimizer sub-step takes."""
     persistence_threshold: Annotated[NonNegativeInt, OPERATIONAL] = 100_000
     """Parameters of fewer elements stay gathered; 1e12 keeps a small model whole between passes."""
-    gathered_parameters: Annotated[PositiveInt, OPERATIONAL] = 1_000_000_000
+    gathered_parameters: Annotated[Literal["auto"] | PositiveInt, OPERATIONAL] = "auto"
     """Parameters that may be whole on a worker at a time, in elements: less saves memory, and
-    gathers what backward needs a second time."""
-    bucket_size: Annotated[PositiveInt, OPERATIONAL] = 30_000_000
-    """Elements of one gradient reduction."""
-    overlap_communication: Annotated[bool, OPERATIONAL] = False
-    """Reduce gradients on a second stream; no gain on the CPU."""
+    gathers what backward needs a second time. auto: two layers, and at least 1e9."""
+    prefetch_size: Annotated[Literal["auto"] | PositiveInt, OPERATIONAL] = "auto"
+    """Parameters that are gathered while others compute, in elements; auto: a layer's."""
+    bucket_size: Annotated[Literal["auto"] | PositiveInt, OPERATIONAL] = "auto"
+    """Elements of one gradient reduction; auto: a layer's, from 30 to 200 million."""
+    overlap_communication: Annotated[Literal["auto"] | bool, OPERATIONAL] = "auto"
+    """Reduce gradients on a second stream; auto: on GPUs, since on the CPU there is no gain."""
+    fused_loss: Annotated[bool, OPERATIONAL] = False
+    """Take the loss inside the output matrix, 512 targets at a time: the logits of a row's targets
+    need not fit into memory together, and are computed once more in the backward pass."""
     offload_optimizer: Annotated[Literal["none", "cpu"], OPERATIONAL] = "none"
     """Keep master weights and moments in host memory, and update them there (zero3 only)."""
     evaluation_mode: Annotated[Literal["auto"] | EvaluationMode, OPERATIONAL] = "auto"

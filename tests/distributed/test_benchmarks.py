@@ -75,7 +75,7 @@ def gpu_check(folder: Path, *options: str) -> dict[str, dict[str, Any]]:
 
 
 def test_the_checks_for_gpus_of_one_process(tmp_path: Path) -> None:
-    checks = "precision,packing,flash-attention,optimizer"
+    checks = "precision,packing,flash-attention,fused-loss,optimizer"
     found = gpu_check(tmp_path, "--model", "micro", "--checks", checks)
     assert list(found) == checks.split(",")
     if not torch.cuda.is_available():

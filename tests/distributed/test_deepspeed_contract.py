@@ -21,7 +21,9 @@ from rotescale.errors import CheckpointError
 from rotescale.model.build import build_model
 from rotescale.model.frozen import freeze
 from rotescale.model.random_model import reduced_config
+from rotescale.planning.architecture import architecture_of, layer_parameters
 from rotescale.spec import EngineSpec, RandomWeights
+from rotescale.zero3_sizes import zero3_sizes
 
 WORLD_SIZE = 2
 FROZEN = "model.layers.0.self_attn.q_proj.weight"
@@ -87,6 +89,8 @@ def static_checks() -> Iterator[Check]:
 
 
 def live_checks(engine: Any, *, offload: str, norm: float) -> Iterator[Check]:
+    from rotescale.engine.zero3 import largest_layer
+
     inner = engine._optimizer
     flats, lows = inner.fp32_partitioned_groups_flat, inner.fp16_partitioned_groups_flat
     parameters = engine._parameters
@@ -146,6 +150,17 @@ def live_checks(engine: Any, *, offload: str, norm: float) -> Iterator[Check]:
     yield (
         "small parameters persist, large ones do not",
         lambda: parameters[VECTOR].ds_persist and not matrix.ds_persist,
+    )
+    yield (
+        "the largest layer is as large as the plan counts it",
+        lambda: (
+            largest_layer(engine._engine.module)
+            == layer_parameters(architecture_of(RandomWeights(kind="random")))
+        ),
+    )
+    yield (
+        "buffers are as large as zero3_sizes says",
+        lambda: inner.reduce_bucket_size == zero3_sizes(EngineSpec()).bucket,
     )
     yield "clip_grad is read at each step", lambda: inner.clip_grad == 1.0
     yield (

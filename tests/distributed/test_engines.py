@@ -82,12 +82,14 @@ def test_zero3_equals_eager(run: Callable[..., RunDir], reference: RunDir, world
         assert max(float((a[n] - b[n]).abs().max()) for n in a) < WEIGHT_TOLERANCE
 
 
-def test_activation_checkpointing_changes_no_loss(
-    run: Callable[..., RunDir], reference: RunDir
+@pytest.mark.parametrize("setting", ["model.activation_checkpointing", "engine.fused_loss"])
+def test_what_saves_memory_changes_no_loss(
+    run: Callable[..., RunDir], reference: RunDir, setting: str
 ) -> None:
-    checkpointed = run(*HARD, "model.activation_checkpointing=true", world_size=2)
-    for one, other in zip(steps(checkpointed), steps(reference), strict=True):
+    saving = run(*HARD, f"{setting}=true", world_size=2)
+    for one, other in zip(steps(saving), steps(reference), strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-3)
 
 
 def test_frozen_and_offloaded_equal_eager(run: Callable[..., RunDir]) -> None:
@@ -114,7 +116,7 @@ def test_adapters_equal_eager(run: Callable[..., RunDir]) -> None:
     """LoRA, with the embeddings trained: the same losses, adapters, answers and merged models."""
     lora = "model.lora={r: 3, alpha: 12, target_modules: [q_proj, o_proj, mlp.down_proj]}"
     reference = run(*HARD, lora, "engine.kind=eager", world_size=1)
-    sharded = run(*HARD, lora, world_size=2)
+    sharded = run(*HARD, lora, "engine.fused_loss=true", world_size=2)
     for one, other in zip(steps(sharded), steps(reference), strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-5)
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)

@@ -97,7 +97,7 @@ def test_state_is_as_large_as_is_said(
         num_workers=WORLD_SIZE,
     )
     assert place.state_bytes_per_parameter == each
-    bucket = place.gradient_bytes * spec.engine.bucket_size
+    bucket = place.gradient_bytes * place.sizes.bucket
     expected = place.state_bytes / WORLD_SIZE + bucket
     codes = run_ranks(
         measure,

@@ -19,7 +19,7 @@ LAYERS = [
     {"object_store"},
     {"tensors", "storage", "schedule", "faults", "step_clock"},
     {"spec", "ranges", "local_copy"},
-    {"hardware"},
+    {"hardware", "zero3_sizes", "engine.fused_loss"},
     {"kuberay_spec", "spec_file", "facts"},
     {"launch_spec"},
     {"run_dir", "probe"},

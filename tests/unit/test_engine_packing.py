@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 from rotescale.data.encoding import IGNORE
 from rotescale.data.packing import pack
+from rotescale.engine import fused_loss
 from rotescale.engine.base import Row, row_loss
+from rotescale.engine.fused_loss import check_fusable
+from rotescale.errors import SpecError
 from rotescale.model.build import build_model
 from rotescale.model.random_model import reduced_config
+from rotescale.phases import to_row
 from rotescale.spec import RandomWeights
 
 ARCHITECTURES = ("llama-3.2-1b", "qwen2.5-1.5b", "phi-4")
@@ -44,6 +51,28 @@ def random_examples() -> list[tuple[list[int], list[int]]]:
     return examples
 
 
+def packed_row(examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Row:
+    """All examples in one row, as an engine takes it."""
+    return to_row(pack(examples), torch.device("cpu"))
+
+
+class Widest(TorchDispatchMode):
+    """The most rows of any tensor that is as wide as the vocabulary, and not the matrix, (V, H)."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        super().__init__()
+        self.rows = 0
+        self._vocab_size, self._hidden_size = matrix.shape
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (self._vocab_size,):
+                rows = tensor.numel() // self._vocab_size
+                self.rows = max(self.rows, 0 if rows == self._hidden_size else rows)
+        return result
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_packed_logits_equal_separate_ones(architecture: str, attention: str) -> None:
@@ -70,13 +99,7 @@ def test_the_loss_is_that_of_the_labels_built(architecture: str) -> None:
     """Fault 1 of the released code, at its place: the loss that the model is trained with."""
     model = micro_model(architecture, "sdpa")
     examples = random_examples()
-    packed = pack(examples)
-    row = Row(
-        tokens=torch.from_numpy(packed.tokens)[None],
-        position_ids=torch.from_numpy(packed.position_ids)[None],
-        target_positions=torch.from_numpy(packed.target_positions),
-        targets=torch.from_numpy(packed.targets),
-    )
+    row = packed_row(examples)
     expected = 0.0
     for tokens, labels in examples:
         logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
@@ -86,16 +109,49 @@ def test_the_loss_is_that_of_the_labels_built(architecture: str) -> None:
     assert row_loss(model, row).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_fused_loss_is_the_same_and_never_has_all_logits(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=4, chunking_method=None)
+    monkeypatch.setattr(fused_loss, "_OPTIONS", options)
+    model = micro_model(architecture, "sdpa")
+    matrix = model.get_output_embeddings().weight
+    row = packed_row(random_examples())
+    found = []
+    for fused in (False, True):
+        model.zero_grad()
+        with Widest(matrix) as widest:
+            loss = row_loss(model, row, fused=fused)
+            (loss * 0.5).backward()
+        assert widest.rows == (4 if fused else len(row.targets))
+        assert loss.dtype == torch.float32
+        found.append((loss.item(), [p.grad.clone() for p in model.parameters()]))
+    (plain, gradients), (ours, others) = found
+    assert ours == pytest.approx(plain, rel=1e-6)
+    for gradient, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-6)
+    # The head gives logits again.
+    assert model(input_ids=torch.tensor([[1, 2]])).logits.shape == (1, 2, len(matrix))
+
+
+def test_a_fused_loss_in_bf16_is_summed_in_fp32() -> None:
+    model = micro_model("llama-3.2-1b", "sdpa").to(torch.bfloat16)
+    row = packed_row(random_examples())
+    loss = row_loss(model, row, fused=True)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(row_loss(model, row).item(), rel=5e-3)
+
+
+def test_a_fused_loss_is_refused_for_models_that_were_not_looked_at() -> None:
+    check_fusable(AutoConfig.for_model("qwen2"))
+    with pytest.raises(SpecError, match=r"engine\.fused_loss.*llama, phi3, qwen2, not 'gemma2'"):
+        check_fusable(AutoConfig.for_model("gemma2"))
+
+
 def test_a_filler_row_adds_no_gradient() -> None:
     model = micro_model("llama-3.2-1b", "sdpa")
-    packed = pack([])
-    row = Row(
-        tokens=torch.from_numpy(packed.tokens)[None],
-        position_ids=torch.from_numpy(packed.position_ids)[None],
-        target_positions=torch.from_numpy(packed.target_positions),
-        targets=torch.from_numpy(packed.targets),
-    )
-    loss = row_loss(model, row)
+    loss = row_loss(model, packed_row([]))
     loss.backward()
     assert loss.item() == 0.0
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

@@ -94,7 +94,7 @@ def test_fewer_gathered_parameters_save_down_to_the_largest_matrix() -> None:
     fewer = "engine.gathered_parameters=100000000"
     one = place("qwen2.5-7b", gpus(8), fewer)
     largest = 3584 * 152_064
-    assert one.moments()["training"].gathered == pytest.approx(2 * largest, rel=0.06)
+    assert one.moments()["training"].gathered == pytest.approx(2 * (largest + 1e8), rel=0.01)
     assert place("qwen2.5-7b", gpus(8)).moments()["training"].gathered > 1.8 * 2 * largest
 
 

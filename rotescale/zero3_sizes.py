@@ -1,0 +1,58 @@
+"""ZeRO-3's buffers, as far as the spec leaves them to the model's size; known without torch.
+
+None has been tuned on a GPU: none was at hand. The reasons are by arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rotescale.spec import EngineSpec
+
+_LEAST = 30_000_000
+_MOST_REDUCED = 200_000_000
+_GATHERED = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Zero3Sizes:
+    """What DeepSpeed is told, in elements."""
+
+    bucket: int
+    """Gradients that are reduced together."""
+    prefetch: int
+    """Parameters that are on their way while others compute."""
+    gathered: int
+    """Parameters that may be whole on a worker at a time."""
+    overlaps: bool
+    """Whether gradients are reduced on a stream of their own."""
+
+
+def zero3_sizes(spec: EngineSpec, *, layer: int = 0, on_gpu: bool = False) -> Zero3Sizes:
+    """The spec's own values, and for ``auto`` what suits a model of such layers.
+
+    ``layer``: parameters of the largest decoder layer. Each ``auto`` has its reason:
+
+    - ``bucket_size``: a layer's gradients, so that they travel while the layer before computes. At
+      least 30 M, since below some 100 MB a message's start costs more than its bytes; at most 200
+      M, since beside it lie copies of what is reduced, and a larger message is no faster.
+    - ``prefetch_size``: a layer's parameters, so that the next layer travels while one computes.
+    - ``gathered_parameters``: the layer in use and the one on its way, and at least 10⁹, which
+      keeps a model of up to that size whole from forward to backward.
+    - ``overlap_communication``: on GPUs, which have streams; on the CPU there is one.
+    """
+    prefetch = max(layer, _LEAST) if spec.prefetch_size == "auto" else spec.prefetch_size
+    return Zero3Sizes(
+        bucket=(
+            min(max(layer, _LEAST), _MOST_REDUCED)
+            if spec.bucket_size == "auto"
+            else spec.bucket_size
+        ),
+        prefetch=prefetch,
+        gathered=(
+            max(_GATHERED, layer + prefetch)
+            if spec.gathered_parameters == "auto"
+            else spec.gathered_parameters
+        ),
+        overlaps=(on_gpu if spec.overlap_communication == "auto" else spec.overlap_communication),
+    )

@@ -1,0 +1,45 @@
+"""ZeRO-3's buffers follow the model where the spec leaves them to it."""
+
+from __future__ import annotations
+
+import pytest
+
+from rotescale.planning.architecture import architecture_of, layer_parameters
+from rotescale.spec import EngineSpec, RandomWeights
+from rotescale.zero3_sizes import Zero3Sizes, zero3_sizes
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        # SmolLM2-135M, 7B, and 70B: a layer of each.
+        (3_540_000, Zero3Sizes(30_000_000, 30_000_000, 1_000_000_000, overlaps=True)),
+        (202_000_000, Zero3Sizes(200_000_000, 202_000_000, 1_000_000_000, overlaps=True)),
+        (855_654_400, Zero3Sizes(200_000_000, 855_654_400, 1_711_308_800, overlaps=True)),
+    ],
+)
+def test_buffers_follow_the_layer_within_bounds(layer: int, expected: Zero3Sizes) -> None:
+    assert zero3_sizes(EngineSpec(), layer=layer, on_gpu=True) == expected
+
+
+def test_what_the_spec_says_holds() -> None:
+    spec = EngineSpec(
+        bucket_size=7, prefetch_size=8, gathered_parameters=9, overlap_communication=True
+    )
+    assert zero3_sizes(spec, layer=10**9) == Zero3Sizes(7, 8, 9, overlaps=True)
+    assert not zero3_sizes(EngineSpec()).overlaps
+
+
+def test_a_layer_is_counted_without_torch() -> None:
+    """Llama 3.1 70B's, by hand: attention 2 d² and 2 d · d/8, MLP 3 d · 3.5 d, two norms."""
+    d = 8192
+    by_hand = 2 * d * d + 2 * d * (d // 8) + 3 * d * 28_672 + 2 * d
+    llama = RandomWeights(
+        kind="random",
+        hidden_size=d,
+        num_heads=64,
+        num_key_value_heads=8,
+        intermediate_size=28_672,
+        num_layers=2,
+    )
+    assert layer_parameters(architecture_of(llama)) == by_hand == 855_654_400
