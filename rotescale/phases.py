@@ -15,6 +15,7 @@ from rotescale.data.stream import StepData
 from rotescale.engine.base import Row
 from rotescale.errors import TrainingError
 from rotescale.faults import fault_point
+from rotescale.freed_memory import give_back
 from rotescale.memory_gauge import EVENT as MEMORY_EVENT
 from rotescale.memory_gauge import MemoryGauge, Moment, make_peak
 from rotescale.notices import Notices
@@ -76,7 +77,7 @@ class Training:
 
     def train_phase(self, plan: PhasePlan) -> None:
         """Collective: every rank calls this. The training loop, the same for every phase."""
-        self.memory.restart(self.team.engine.device)
+        self._begin_moment()
         begun = self._begin_phase(plan)
         engine, stop = self.team.engine, plan.total_steps
         with ReadAhead(
@@ -264,7 +265,7 @@ class Training:
             self._save(plan, step, urgent=True)
         self._note_memory(plan.spec.name, "training")
         self._evaluate(plan.spec.name, epoch)
-        self.memory.restart(self.team.engine.device)
+        self._begin_moment()
         return step
 
     def _evaluate(self, stage: str, epoch: int | None, end: Found | None = None) -> None:
@@ -277,12 +278,17 @@ class Training:
         self.watchdog.arm("evaluation")
         fault_point("evaluation", phase=stage, epoch=epoch, **self.team.where)
         name = None if end is None else end.name
-        self.memory.restart(self.team.engine.device)
+        self._begin_moment()
         for evaluator in self.evaluators:
             if not self.team.agreed(evaluator.is_done, stage, epoch, name):
                 self.watchdog.arm("evaluation")
                 evaluator.evaluate(stage, epoch, name)
         self._note_memory(stage, "measuring")
+
+    def _begin_moment(self) -> None:
+        """What training has freed is not kept while it is measured, and the other way round."""
+        give_back()
+        self.memory.restart(self.team.engine.device)
 
     def _note_memory(self, stage: str, moment: Moment) -> None:
         """Collective: every rank calls this. Record the most that each rank has held."""

@@ -15,6 +15,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from rotescale.engine import gloo
 from rotescale.engine.base import (
     OptimizerSettings,
     Row,
@@ -33,6 +34,7 @@ if "DS_ACCELERATOR" not in os.environ:
     os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
 
 import deepspeed
+from deepspeed.runtime.zero import stage3
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
 with suppress(ImportError):
@@ -42,6 +44,8 @@ with suppress(ImportError):
 
 _COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_fn")
 """Of deepspeed.comm, what ZeRO-3's optimizer calls beside the gathers before a layer."""
+_GATHERS = ("all_gather_into_tensor", "allgather_fn")
+"""Of deepspeed.comm, what puts parameters together."""
 
 
 def deepspeed_config(
@@ -156,7 +160,7 @@ class Zero3Engine:
             model_parameters=parameter_groups(model),
         )
         self._optimizer = self._engine.optimizer
-        self._untimed = self._time_communication()
+        self._originals = self._replace_collectives()
         self._parameters = dict(self._engine.module.named_parameters())
         self._frozen_loaded = False
         self._frozen_rows = FrozenRows()
@@ -170,14 +174,30 @@ class Zero3Engine:
         self._frozen_rows.choose(settings.frozen_rows, self._parameters)
         self._optimizer.clip_grad = settings.max_grad_norm or 0.0
 
-    def _time_communication(self) -> dict[str, Callable[..., Any]]:
-        """Have the clock see what is waited for; returns what ``close`` puts back, by name."""
+    def _replace_collectives(self) -> list[tuple[Any, str, Any]]:
+        """Have the clock see what is waited for, and CPUs copy less.
+
+        Returns what ``close`` puts back: where, by what name, what.
+        """
         coordinator = self._optimizer.parameter_offload.get_param_coordinator()
         coordinator.fetch_sub_module = self._timed(coordinator.fetch_sub_module)
-        originals = {name: getattr(deepspeed.comm, name) for name in _COLLECTIVES}
-        for name, original in originals.items():
-            setattr(deepspeed.comm, name, self._timed(original))
+        replaced = {
+            (deepspeed.comm, name): self._timed(getattr(deepspeed.comm, name))
+            for name in _COLLECTIVES
+        }
+        if self.device.type == "cpu":
+            replaced[stage3, "reduce_scatter_coalesced"] = self._timed(gloo.reduce_scatter)
+            replaced |= {(deepspeed.comm, name): self._all_gather for name in _GATHERS}
+        originals = [(place, name, getattr(place, name)) for place, name in replaced]
+        for (place, name), replacement in replaced.items():
+            setattr(place, name, replacement)
         return originals
+
+    def _all_gather(
+        self, output: Tensor, part: Tensor, group: Any = None, async_op: bool = False, **_: Any
+    ) -> gloo.Messages | None:
+        timed = partial(self.clock.part, "communication")
+        return gloo.all_gather(output, part, group, async_op=async_op, timed=timed)
 
     def _timed(self, collective: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(collective)
@@ -336,8 +356,8 @@ class Zero3Engine:
 
     def close(self) -> None:
         """Free the model; the process group belongs to whoever started the process."""
-        for name, original in self._untimed.items():
-            setattr(deepspeed.comm, name, original)
+        for place, name, original in self._originals:
+            setattr(place, name, original)
         self._engine.destroy()
         del self._engine, self._optimizer, self._parameters
         gc.collect()

@@ -262,16 +262,17 @@ class Placement:
 
         Read in DeepSpeed 0.19.8's ZeRO-3: a gradient as autograd makes it, which stays where it is
         if the bucket cannot hold it; of what is reduced together a copy in the dtype of the
-        reduction, and one that is joined and padded. Gloo, on CPUs, reduces a copy of its own.
+        reduction, and on GPUs one that is joined and padded. On CPUs (``engine/gloo.py``) the
+        others' parts are joined, and as much comes from them.
         """
         largest = max(self.count.trained_sizes)
         together = max(largest, min(self.sizes.bucket, self.count.trainable))
-        copies = (
-            self.gradient_bytes != self.precision_bytes,
-            together > largest or largest % self.num_workers != 0,
-            not self.on_gpu,
-        )
-        return self.precision_bytes * largest + sum(copies) * self.gradient_bytes * together
+        copied = together if self.gradient_bytes != self.precision_bytes else 0
+        if not self.on_gpu:
+            copied += 2 * together * (self.num_workers - 1) // self.num_workers
+        elif together > largest or largest % self.num_workers:
+            copied += together
+        return self.precision_bytes * largest + self.gradient_bytes * copied
 
     def _update(self) -> Moment:
         """The optimizer's step: an fp32 copy of the gradients of one sub-group at a time."""
