@@ -109,6 +109,8 @@ def _model(made: Plan) -> Table:
         f"{gigabytes(sizes.weights_checkpoint)} at a phase's end; "
         f"up to {gigabytes(sizes.disk)} of storage in all",
     )
+    if sizes.offload_disk:
+        table.add_row("own disk", f"{gigabytes(sizes.offload_disk)} of each node's, offloaded")
     asked, work = made.work.evaluation, made.work
     table.add_row(
         "training",

@@ -319,7 +319,7 @@ def _evaluation_mode(
         num_workers=launch.num_workers[0],
         workers_per_memory=sharing,
         memory=memory,
-        offloaded=spec.engine.offload_optimizer == "cpu" and launch.gpus_per_worker > 0,
+        offloaded=spec.engine.offload_optimizer != "none" and launch.gpus_per_worker > 0,
     )
 
 

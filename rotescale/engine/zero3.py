@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +26,10 @@ from rotescale.engine.base import (
     row_loss,
 )
 from rotescale.engine.frozen_rows import FrozenRows
+from rotescale.engine.mapped import map_copy, map_zeros
 from rotescale.spec import EngineSpec, EvaluationMode
 from rotescale.step_clock import StepClock
+from rotescale.storage import local_cache
 from rotescale.tensors import PARTS, Part, TensorSlice, partition
 from rotescale.zero3_sizes import zero3_sizes
 
@@ -66,9 +69,10 @@ def deepspeed_config(
     sizes = zero3_sizes(spec, layer=layer, on_gpu=on_gpu)
     offload: dict[str, Any] = {}
     if spec.offload_optimizer != "none":
+        # Files that are mapped are memory to DeepSpeed.
         offload["offload_optimizer"] = {
-            "device": spec.offload_optimizer,
-            "pin_memory": on_gpu,
+            "device": "cpu",
+            "pin_memory": on_gpu and spec.offload_optimizer == "cpu",
         }
     return {
         "train_batch_size": world_size,
@@ -87,7 +91,8 @@ def deepspeed_config(
             "stage3_prefetch_bucket_size": sizes.prefetch,
             "reduce_bucket_size": sizes.bucket,
             "overlap_comm": sizes.overlaps,
-            "contiguous_gradients": True,
+            # On the CPU a bucket that gradients are copied into saves no fragmentation.
+            "contiguous_gradients": on_gpu,
             **offload,
         },
         "optimizer": {
@@ -160,6 +165,10 @@ class Zero3Engine:
             model_parameters=parameter_groups(model),
         )
         self._optimizer = self._engine.optimizer
+        self._new_moment: Callable[[Tensor], Tensor] = torch.zeros_like
+        self._offloads_to_files = spec.offload_optimizer == "nvme"
+        if self._offloads_to_files:
+            self._move_to_files(local_cache() / "offload")
         self._originals = self._replace_collectives()
         self._parameters = dict(self._engine.module.named_parameters())
         self._frozen_loaded = False
@@ -224,16 +233,23 @@ class Zero3Engine:
             self._frozen_loaded = True
         self._publish_masters()
 
+    def _move_to_files(self, folder: Path) -> None:
+        """Masters and moments lie in files in ``folder`` from now on."""
+        self._new_moment = lambda flat: map_zeros(flat.numel(), folder=folder)
+        for flat in self._optimizer.fp32_partitioned_groups_flat:
+            flat.data = map_copy(flat.data, folder=folder)
+        self._reset_moments(None)
+
     def _reset_moments(self, optimizer_step: int | None) -> None:
         """Moments of zero, after ``optimizer_step`` updates; None: of a new optimizer."""
         states = self._optimizer.optimizer.state
         for flat in self._optimizer.fp32_partitioned_groups_flat:
             state = states[flat]
-            if not state and optimizer_step is None:
+            if not state and optimizer_step is None and not self._offloads_to_files:
                 # Adam makes it at the first update, and until then takes no memory for it.
                 continue
             for name in PARTS[1:]:
-                state[name] = state[name].zero_() if name in state else torch.zeros_like(flat)
+                state[name] = state[name].zero_() if name in state else self._new_moment(flat)
             state["step"] = torch.tensor(float(optimizer_step or 0), device=flat.device)
 
     def _slice(self, name: str) -> TensorSlice:

@@ -115,6 +115,10 @@ def _settings(place: Placement) -> Iterator[tuple[str, Any, bool]]:
             yield "engine.gathered_parameters", _FEWER_GATHERED, False
         if place.on_gpu and spec.engine.offload_optimizer == "none":
             yield "engine.offload_optimizer", "cpu", False
+        if place.on_gpu and spec.engine.offload_optimizer != "nvme":
+            in_memory = _with(place, {"engine.offload_optimizer": "cpu"})
+            if in_memory.host_excess > 0:
+                yield "engine.offload_optimizer", "nvme", False
     if place.row_tokens > _FEWER_ROW_TOKENS:
         yield "engine.row_tokens", _FEWER_ROW_TOKENS, False
     if spec.engine.precision == "bf16" and spec.engine.gradient_dtype == "fp32":

@@ -99,7 +99,7 @@ class Placement:
     @property
     def offloaded(self) -> bool:
         """Whether masters and moments lie in another memory than the device's."""
-        return self.spec.engine.offload_optimizer == "cpu" and self.on_gpu
+        return self.spec.engine.offload_optimizer != "none" and self.on_gpu
 
     @property
     def row_tokens(self) -> int:
@@ -174,14 +174,26 @@ class Placement:
         process = GPU_PROCESS_BYTES if self.on_gpu else CPU_PROCESS_BYTES
         offloaded = 0
         if self.offloaded:
-            gradients = self._pinned(self.gradient_bytes * trained) + self._pinned(4 * trained)
-            offloaded = MASTER_AND_MOMENTS_BYTES * trained + gradients
+            gradients = self.gradient_bytes * trained, 4 * trained
+            if self.spec.engine.offload_optimizer == "nvme":
+                # Masters are made in memory, and then moved; moments are made in files.
+                offloaded = sum(gradients) + 4 * trained
+            else:
+                offloaded = MASTER_AND_MOMENTS_BYTES * trained + sum(map(self._pinned, gradients))
         return HostMemory(
             processes=NODE_BYTES + here * process,
             training=0 if self.on_gpu else here * self.device_peak,
             offloaded=here * offloaded,
             snapshot=here * self._pinned(MASTER_AND_MOMENTS_BYTES * trained),
         )
+
+    @property
+    def offload_disk_bytes(self) -> int:
+        """What is offloaded to the own disk of the fullest node."""
+        if self.spec.engine.offload_optimizer != "nvme":
+            return 0
+        here = self.workers_per_node
+        return here * MASTER_AND_MOMENTS_BYTES * self._part(self.count.trainable)
 
     def fits(self) -> bool:
         """Whether each worker's device and each node's host memory hold what they must."""

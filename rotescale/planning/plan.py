@@ -55,6 +55,8 @@ class Sizes:
     """The end of a phase: masters."""
     disk: int
     """What a run takes of its storage at most."""
+    offload_disk: int
+    """What ``engine.offload_optimizer: nvme`` takes of the fullest node's own disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,7 @@ def _sizes(place: Placement, published: Architecture) -> Sizes:
         checkpoint=FULL_BYTES * trainable,
         weights_checkpoint=WEIGHTS_BYTES * trainable,
         disk=disk_bytes(place),
+        offload_disk=place.offload_disk_bytes,
     )
 
 

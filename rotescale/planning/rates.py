@@ -52,6 +52,8 @@ UPDATED_PER_SECOND = (7.5e8, 4.0e8)
 """Parameters that AdamW updates on one core; seen with one thread."""
 TO_HOST_BYTES_PER_SECOND = 2.0e10
 """Between a GPU and its host; a guess."""
+DISK_BYTES_PER_SECOND = 5.0e9
+"""Of a node's own NVMe disks together; a guess."""
 
 
 def bytes_per_second(gbit: float) -> float:

@@ -13,6 +13,7 @@ from rotescale.planning.rates import (
     COMPUTE,
     CPU_CALL_SECONDS,
     CPU_COMPUTE,
+    DISK_BYTES_PER_SECOND,
     DOWNLOAD_BYTES_PER_SECOND,
     LAYER_SECONDS,
     LOCAL_START_SECONDS,
@@ -270,6 +271,10 @@ class Timing:
         if place.offloaded:
             moved = place.gradient_bytes + place.precision_bytes
             across = part * moved / TO_HOST_BYTES_PER_SECOND
+        if place.spec.engine.offload_optimizer == "nvme":
+            # Read and written once each, by all workers of a node.
+            here = part * place.workers_per_node
+            across += 2 * FULL_BYTES * here / DISK_BYTES_PER_SECOND
         return Range(best + across, worst + 2 * across)
 
     def _balanced_tokens(self, phase: PhaseWork) -> int:

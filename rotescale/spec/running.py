@@ -46,8 +46,9 @@ class EngineSpec(Part):
     fused_loss: Annotated[bool, OPERATIONAL] = False
     """Take the loss inside the output matrix, 512 targets at a time: the logits of a row's targets
     need not fit into memory together, and are computed once more in the backward pass."""
-    offload_optimizer: Annotated[Literal["none", "cpu"], OPERATIONAL] = "none"
-    """Keep master weights and moments in host memory, and update them there (zero3 only)."""
+    offload_optimizer: Annotated[Literal["none", "cpu", "nvme"], OPERATIONAL] = "none"
+    """Keep master weights and moments in host memory, or in files of each node's own disk, and
+    update them there (zero3 only). The files lie below ``ROTESCALE_LOCAL``."""
     evaluation_mode: Annotated[Literal["auto"] | EvaluationMode, OPERATIONAL] = "auto"
     """Evaluate with a whole copy per worker, or through the partitions; auto: a copy if it fits."""
 

@@ -162,6 +162,14 @@ def live_checks(engine: Any, *, offload: str, norm: float) -> Iterator[Check]:
         "buffers are as large as zero3_sizes says",
         lambda: inner.reduce_bucket_size == zero3_sizes(EngineSpec()).bucket,
     )
+    if offload == "nvme":
+        yield (
+            "masters and moments that were moved into files stay there",
+            lambda: (
+                Path("/proc/self/maps").read_text().count("/offload/offload-")
+                >= len(flats) + 2 * len(inner.optimizer.state)
+            ),
+        )
     yield "clip_grad is read at each step", lambda: inner.clip_grad == 1.0
     yield (
         "param_groups keep their names",
@@ -178,7 +186,7 @@ def live_checks(engine: Any, *, offload: str, norm: float) -> Iterator[Check]:
     yield (
         "offloaded masters are on the CPU, and apart from the parameters",
         lambda: (
-            inner.offload_optimizer == (offload == "cpu")
+            inner.offload_optimizer == (offload != "none")
             and (not inner.offload_optimizer or all(flat.device.type == "cpu" for flat in flats))
             and (
                 not inner.offload_optimizer
@@ -204,7 +212,7 @@ def examine(offload: str, out: Path) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("offload", ["none", "cpu"])
+@pytest.mark.parametrize("offload", ["none", "cpu", "nvme"])
 def test_deepspeed_is_as_the_engine_expects(offload: str, tmp_path: Path) -> None:
     codes = run_ranks(examine, offload, tmp_path, world_size=WORLD_SIZE, logs=tmp_path / "logs")
     assert codes == [0] * WORLD_SIZE

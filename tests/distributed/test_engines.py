@@ -92,11 +92,21 @@ def test_what_saves_memory_changes_no_loss(
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-3)
 
 
-def test_frozen_and_offloaded_equal_eager(run: Callable[..., RunDir]) -> None:
+FROZEN = "model.frozen=[model.embed_tokens.*, '*.0.self_attn.*', model.norm.*]"
+
+
+@pytest.fixture(scope="module")
+def frozen_reference(run: Callable[..., RunDir]) -> RunDir:
+    return run(*HARD, FROZEN, "engine.kind=eager", world_size=1)
+
+
+@pytest.mark.parametrize("where", ["cpu", "nvme"])
+def test_frozen_and_offloaded_equal_eager(
+    run: Callable[..., RunDir], frozen_reference: RunDir, where: str
+) -> None:
     """Embeddings too: the key token's row stays as it was made, also in what is exported."""
-    frozen = "model.frozen=[model.embed_tokens.*, '*.0.self_attn.*', model.norm.*]"
-    reference = run(*HARD, frozen, "engine.kind=eager", world_size=1)
-    sharded = run(*HARD, frozen, "engine.offload_optimizer=cpu", world_size=2)
+    reference = frozen_reference
+    sharded = run(*HARD, FROZEN, f"engine.offload_optimizer={where}", world_size=2)
     for one, other in zip(steps(sharded), steps(reference), strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-5)
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)

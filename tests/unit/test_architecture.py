@@ -31,7 +31,7 @@ LAYERS = [
     {"hardware", "zero3_sizes", "engine.fused_loss"},
     {"kuberay_spec", "spec_file", "facts"},
     {"launch_spec"},
-    {"run_dir", "probe"},
+    {"run_dir", "probe", "engine.mapped"},
     {"records", "watchdog", "notices", "nodes"},
     {"pace", "memory_gauge", "utilisation", "profiling"},
     {"activity"},

@@ -108,6 +108,12 @@ def test_offloaded_state_lies_in_host_memory_instead() -> None:
     moved = 12 * offloaded.count.trainable // offloaded.num_nodes
     assert offloaded.host().offloaded > moved
     assert offloaded.host().total > plain.host().total + moved
+    on_disk = place(LARGE, gpus(32), "engine.offload_optimizer=nvme")
+    assert on_disk.moments() == offloaded.moments()
+    assert on_disk.offload_disk_bytes == pytest.approx(moved)
+    assert offloaded.offload_disk_bytes == plain.offload_disk_bytes == 0
+    # Masters pass through memory; moments and pinned copies of gradients do not.
+    assert on_disk.host().offloaded < 0.6 * offloaded.host().offloaded
 
 
 def test_the_snapshot_is_a_nodes_share_of_a_checkpoint() -> None:

@@ -117,6 +117,7 @@ def test_offloading_costs_time() -> None:
         return Timing(place("qwen2.5-7b", gpus(8), *overrides)).phases[0].step.update.middle
 
     assert update("engine.offload_optimizer=cpu") > 3 * update()
+    assert update("engine.offload_optimizer=nvme") > 2 * update("engine.offload_optimizer=cpu")
 
 
 def test_storage_holds_what_is_kept_and_what_is_being_written() -> None:

@@ -72,6 +72,7 @@ OPERATIONAL = [
     "engine.overlap_communication=true",
     "engine.fused_loss=true",
     "engine.offload_optimizer=cpu",
+    "engine.offload_optimizer=nvme",
     "engine.evaluation_mode=sharded",
     "checkpoints={every_steps: 3, keep_last: 9}",
 ]
