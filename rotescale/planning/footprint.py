@@ -155,7 +155,10 @@ class Placement:
 
     def moments(self) -> dict[str, Moment]:
         """The three moments at which a worker's device holds most."""
-        found = {"training": self._training(), "update": self._update(), "measuring": self._asked()}
+        training, update = self._training(), self._update()
+        if not self.on_gpu:
+            update = replace(update, system=self._kept(training, update))
+        found = {"training": training, "update": update, "measuring": self._asked()}
         return {name: self._with_system(moment) for name, moment in found.items()}
 
     @property
@@ -344,6 +347,16 @@ class Placement:
         # fp32 log-probabilities and their gradient; logits, or their gradient, in bf16 beside.
         per_logit = 8 + (precision if precision != 4 else 0)
         return per_logit * most * self.architecture.vocab_size
+
+    def _kept(self, training: Moment, update: Moment) -> int:
+        """On the CPU glibc keeps what the backward pass has freed, for the next step's.
+
+        The update's copies are larger than what is kept, each for itself, so they come on top; what
+        is kept goes back before an evaluation (``freed_memory``).
+        """
+        buffers = training.buffers - self._state().buffers
+        gathered = training.gathered - update.gathered
+        return training.activations + training.logits + buffers + gathered
 
     def _with_system(self, moment: Moment) -> Moment:
         if not self.on_gpu:
