@@ -126,8 +126,8 @@ def test_elastic_workers_must_fit_at_their_least() -> None:
 
 
 def test_elastic_workers_of_one_machine_must_fit_at_their_most() -> None:
-    launch = cpus(1, host_memory_gib=8).model_copy(update={"num_workers": (1, 2)})
-    assert planned("smollm2-135m-demo", cpus(1, host_memory_gib=8)).fits
+    launch = cpus(1, host_memory_gib=9).model_copy(update={"num_workers": (1, 2)})
+    assert planned("smollm2-135m-demo", cpus(1, host_memory_gib=9)).fits
     made = planned("smollm2-135m-demo", launch)
     assert not made.fits
     assert made.num_workers == 2
