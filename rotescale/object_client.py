@@ -28,7 +28,8 @@ Answer = TypeVar("Answer")
 
 SCHEMES = ("s3", "gs")
 PASSED_ON = ("AWS_", "GOOGLE_", "ROTESCALE_LOCAL")
-"""Beginnings of the environment variables that every process which opens a store needs."""
+"""Beginnings of the environment variables that workers need: how stores are opened, and where a
+machine's own folder is."""
 
 MAX_RETRIES = 12
 RETRY_SECONDS = 120.0

@@ -75,7 +75,7 @@ def node_folder(root: StoragePath) -> Path:
 
 
 def local_cache() -> Path:
-    """The folder of this machine for copies of what lies in object stores."""
+    """The folder of this machine: copies of what lies in object stores, and offloaded state."""
     return Path(os.environ.get(_NODE_FOLDER) or "~/.cache/rotescale/local").expanduser()
 
 

@@ -28,10 +28,10 @@ class Zero3Sizes:
     """Whether gradients are reduced on a stream of their own."""
 
 
-def zero3_sizes(spec: EngineSpec, *, layer: int = 0, on_gpu: bool = False) -> Zero3Sizes:
+def zero3_sizes(spec: EngineSpec, *, layer_parameters: int = 0, on_gpu: bool = False) -> Zero3Sizes:
     """The spec's own values, and for ``auto`` what suits a model of such layers.
 
-    ``layer``: parameters of the largest decoder layer. Each ``auto`` has its reason:
+    ``layer_parameters``: those of the largest decoder layer. Each ``auto`` has its reason:
 
     - ``bucket_size``: a layer's gradients, so that they travel while the layer before computes. At
       least 30 M, since below some 100 MB a message's start costs more than its bytes; at most 200
@@ -41,16 +41,16 @@ def zero3_sizes(spec: EngineSpec, *, layer: int = 0, on_gpu: bool = False) -> Ze
       keeps a model of up to that size whole from forward to backward.
     - ``overlap_communication``: on GPUs, which have streams; on the CPU there is one.
     """
-    prefetch = max(layer, _LEAST) if spec.prefetch_size == "auto" else spec.prefetch_size
+    prefetch = max(layer_parameters, _LEAST) if spec.prefetch_size == "auto" else spec.prefetch_size
     return Zero3Sizes(
         bucket=(
-            min(max(layer, _LEAST), _MOST_REDUCED)
+            min(max(layer_parameters, _LEAST), _MOST_REDUCED)
             if spec.bucket_size == "auto"
             else spec.bucket_size
         ),
         prefetch=prefetch,
         gathered=(
-            max(_GATHERED, layer + prefetch)
+            max(_GATHERED, layer_parameters + prefetch)
             if spec.gathered_parameters == "auto"
             else spec.gathered_parameters
         ),

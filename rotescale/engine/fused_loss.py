@@ -1,8 +1,12 @@
 """The loss taken inside the output matrix: logits of some targets at a time, never all of them.
 
 A row of 4,096 targets and a vocabulary of 128,256 make 2.1 GB of fp32 logits, and as much again of
-their gradients. Torch's ``linear_cross_entropy`` has one chunk of them at a time; its backward pass
-computes them once more, a third more work in that matrix.
+their gradients. Torch's ``linear_cross_entropy`` has one chunk of them at a time. They are computed
+twice, for the loss in the forward pass and for the gradients in the backward pass: a third more
+work in that matrix, which need not be kept from the one to the other.
+
+On a GPU torch adds up gradients of targets that are alike in no fixed order, so a step is not
+repeated bit for bit.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig
@@ -46,19 +51,57 @@ def loss_for_logits(model: Any, targets: Tensor) -> Iterator[None]:
     head: Any = getattr(model, "module", model).get_output_embeddings()
 
     def forward(hidden: Tensor) -> Tensor:
-        # Each target's loss, to be summed in fp32 whatever the model's precision is.
-        losses = functional.linear_cross_entropy(
-            hidden.flatten(0, -2),
-            head.weight,
-            targets,
-            linear_bias=head.bias,
-            reduction="none",
-            options=_OPTIONS,
+        loss: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
+            hidden.flatten(0, -2), head.weight, head, targets
         )
-        return losses.float().sum()
+        return loss
 
     head.forward = forward
     try:
         yield
     finally:
         del head.forward
+
+
+class _SummedLoss(torch.autograd.Function):
+    """Summed in fp32; the factor that comes from behind is applied to each gradient in fp32.
+
+    Torch's own function takes it in the model's precision, where it would be rounded once for all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, _weight: Tensor, head: Any, targets: Tensor) -> Tensor:
+        # The matrix is not saved: ZeRO-3 may release it, and gathers it before the backward pass.
+        ctx.head = head
+        ctx.save_for_backward(hidden, targets)
+        return _losses(hidden, head, targets, reduction="none").float().sum()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden, targets = ctx.saved_tensors
+        learns_hidden, learns_weight, *_ = ctx.needs_input_grad
+        inputs = {
+            "hidden": hidden.detach().requires_grad_(learns_hidden),
+            "weight": ctx.head.weight.detach().requires_grad_(learns_weight),
+        }
+        wanted = [name for name, tensor in inputs.items() if tensor.requires_grad]
+        with torch.enable_grad():
+            loss = _losses(
+                inputs["hidden"], ctx.head, targets, reduction="sum", weight=inputs["weight"]
+            )
+        gradients = torch.autograd.grad(loss, [inputs[name] for name in wanted])
+        scale = factor.item()
+        found = {name: one.mul_(scale) for name, one in zip(wanted, gradients, strict=True)}
+        return found.get("hidden"), found.get("weight"), None, None
+
+
+def _losses(
+    hidden: Tensor, head: Any, targets: Tensor, *, reduction: str, weight: Tensor | None = None
+) -> Tensor:
+    return functional.linear_cross_entropy(
+        hidden,
+        head.weight if weight is None else weight,
+        targets,
+        reduction=reduction,
+        options=_OPTIONS,
+    )

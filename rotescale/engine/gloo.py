@@ -8,7 +8,8 @@ that one lacks. Both take what DeepSpeed 0.19.8 passes to its own, and return wh
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-_TAGS = itertools.cycle(range(1, 1 << 20))
-"""All ranks make the same collectives in the same order, so their counts agree."""
+_tags: dict[Any, Iterator[int]] = defaultdict(lambda: itertools.cycle(range(1, 1 << 20)))
+"""Of each group: its ranks make the same collectives in the same order, so their counts agree."""
 
 Timed = Callable[[], AbstractContextManager[None]]
 """What is entered while messages are waited for."""
@@ -92,7 +93,7 @@ def all_gather(
     """
     rank, world_size = dist.get_rank(group), dist.get_world_size(group)
     places = output.view(-1).chunk(world_size)
-    tag = next(_TAGS)
+    tag = next(_tags[group])
     works = []
     for other in range(world_size):
         if other == rank:

@@ -1,8 +1,9 @@
 """Tensors that lie in a file: what is offloaded to a node's own disk, NVMe if it has one.
 
 The kernel reads pages as they are used and writes them back in its own time, with whatever host
-memory is free as a cache, so that an optimizer's state may be larger than that memory. DeepSpeed's
-own way to NVMe compiles libaio's binding, and gives no views of the state, which checkpoints read.
+memory is free as a cache. Host memory must still hold a save's copy of the state, and gradients.
+DeepSpeed's own way to NVMe compiles libaio's binding, and gives no views of the state, which
+checkpoints read.
 """
 
 from __future__ import annotations

@@ -56,17 +56,17 @@ def deepspeed_config(
     settings: OptimizerSettings,
     *,
     world_size: int,
-    layer: int = 0,
+    layer_parameters: int = 0,
     on_gpu: bool = False,
 ) -> dict[str, Any]:
     """The configuration of DeepSpeed: pure, so that a dry run can show it.
 
     Micro batch and accumulation are 1: how many passes a step takes is decided by packing, and
     the accumulation boundary is set by hand. Torch's own fused AdamW needs no compiler, on the
-    CPU neither, so it also updates what is offloaded. ``layer`` is the size of the model's largest
-    layer, as ``zero3_sizes`` takes it.
+    CPU neither, so it also updates what is offloaded. ``layer_parameters`` is as
+    ``zero3_sizes`` takes it.
     """
-    sizes = zero3_sizes(spec, layer=layer, on_gpu=on_gpu)
+    sizes = zero3_sizes(spec, layer_parameters=layer_parameters, on_gpu=on_gpu)
     offload: dict[str, Any] = {}
     if spec.offload_optimizer != "none":
         # Files that are mapped are memory to DeepSpeed.
@@ -161,7 +161,7 @@ class Zero3Engine:
         model.train()
         self._engine, *_ = deepspeed.initialize(
             model=model,
-            config=configured(layer=largest_layer(model)),
+            config=configured(layer_parameters=largest_layer(model)),
             model_parameters=parameter_groups(model),
         )
         self._optimizer = self._engine.optimizer
@@ -249,7 +249,10 @@ class Zero3Engine:
                 # Adam makes it at the first update, and until then takes no memory for it.
                 continue
             for name in PARTS[1:]:
-                state[name] = state[name].zero_() if name in state else self._new_moment(flat)
+                if name not in state:
+                    state[name] = self._new_moment(flat)
+                elif optimizer_step is None:
+                    state[name].zero_()
             state["step"] = torch.tensor(float(optimizer_step or 0), device=flat.device)
 
     def _slice(self, name: str) -> TensorSlice:

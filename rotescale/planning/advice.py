@@ -110,6 +110,8 @@ def _settings(place: Placement) -> Iterator[tuple[str, Any, bool]]:
     spec = place.spec
     if not spec.model.activation_checkpointing:
         yield "model.activation_checkpointing", True, False
+    if not spec.engine.fused_loss:
+        yield "engine.fused_loss", True, False
     if spec.engine.kind == "zero3":
         if place.sizes.gathered > _FEWER_GATHERED:
             yield "engine.gathered_parameters", _FEWER_GATHERED, False
@@ -282,6 +284,12 @@ def _on_the_rest(place: Placement, timing: Timing) -> Iterator[str]:
             f"A node has cores for {place.room} of its {place.node.gpus_per_node} GPUs: "
             f"{place.node.cpus} of them at cpus_per_worker {place.launch.cpus_per_worker:g}. "
             "Lower it, and no GPU stands idle."
+        )
+    if place.offload_disk_bytes:
+        where = "/local, an emptyDir" if place.launch.place == "kuberay" else "ROTESCALE_LOCAL"
+        yield (
+            f"engine.offload_optimizer=nvme takes {gigabytes(place.offload_disk_bytes)} of each "
+            f"node's own disk, below {where}; whether it has them no plan knows."
         )
     if place.spec.engine.precision == "bf16" and not place.on_gpu:
         yield "bf16 on a CPU is 15 to 40 times slower than fp32: set engine.precision=fp32."

@@ -93,7 +93,9 @@ class Placement:
     def sizes(self) -> Zero3Sizes:
         """ZeRO-3's buffers for this model."""
         return zero3_sizes(
-            self.spec.engine, layer=layer_parameters(self.architecture), on_gpu=self.on_gpu
+            self.spec.engine,
+            layer_parameters=layer_parameters(self.architecture),
+            on_gpu=self.on_gpu,
         )
 
     @property
@@ -234,8 +236,13 @@ class Placement:
             activations=0,
             logits=0,
             system=0,
-            buffers=0 if self._is_eager else self.gradient_bytes * self.sizes.bucket,
+            buffers=self.gradient_bytes * self.sizes.bucket if self._copies_into_bucket else 0,
         )
+
+    @property
+    def _copies_into_bucket(self) -> bool:
+        """Whether gradients are copied into a bucket, which is there at all times."""
+        return self.on_gpu and not self._is_eager
 
     @property
     def _is_eager(self) -> bool:
@@ -284,8 +291,10 @@ class Placement:
         together = max(largest, min(self.sizes.bucket, self.count.trainable))
         copied = together if self.gradient_bytes != self.precision_bytes else 0
         if not self.on_gpu:
+            # They wait where autograd has made them, the last one among them.
             copied += 2 * together * (self.num_workers - 1) // self.num_workers
-        elif together > largest or largest % self.num_workers:
+            return self.precision_bytes * together + self.gradient_bytes * copied
+        if together > largest or largest % self.num_workers:
             copied += together
         return self.precision_bytes * largest + self.gradient_bytes * copied
 
@@ -352,7 +361,8 @@ class Placement:
         """On the CPU glibc keeps what the backward pass has freed, for the next step's.
 
         The update's copies are larger than what is kept, each for itself, so they come on top; what
-        is kept goes back before an evaluation (``freed_memory``).
+        is kept goes back before an evaluation (``freed_memory``). It is too much for a model whose
+        matrices are larger than 32 MiB, which glibc never keeps.
         """
         buffers = training.buffers - self._state().buffers
         gathered = training.gathered - update.gathered

@@ -21,7 +21,7 @@ class Moment:
     buffers: int
     """Of reducing gradients, and of the update."""
     system: int
-    """What CUDA, NCCL and the allocator take."""
+    """What CUDA, NCCL and the allocator take; on the CPU what glibc keeps of freed memory."""
 
     @property
     def total(self) -> int:

@@ -182,7 +182,11 @@ class Timing:
         targets = examples * phase.targets_per_epoch / phase.num_examples
         again = 2 if place.spec.model.activation_checkpointing else 0
         flops = flops_per_token(place.count) * share
-        flops += flops_per_target(place.architecture) * targets
+        # Torch's fused loss computes the logits once more.
+        per_target = (8 / 6 if place.spec.engine.fused_loss else 1) * flops_per_target(
+            place.architecture
+        )
+        flops += per_target * targets
         flops += again * place.count.multiplied * share
         moved = (4 + again // 2) * place.precision_bytes * place.count.total * passes
         layers = place.architecture.num_layers * passes

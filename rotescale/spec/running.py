@@ -36,7 +36,7 @@ class EngineSpec(Part):
     """Parameters of fewer elements stay gathered; 1e12 keeps a small model whole between passes."""
     gathered_parameters: Annotated[Literal["auto"] | PositiveInt, OPERATIONAL] = "auto"
     """Parameters that may be whole on a worker at a time, in elements: less saves memory, and
-    gathers what backward needs a second time. auto: two layers, and at least 1e9."""
+    gathers what backward needs a second time. auto: a layer and ``prefetch_size``, at least 1e9."""
     prefetch_size: Annotated[Literal["auto"] | PositiveInt, OPERATIONAL] = "auto"
     """Parameters that are gathered while others compute, in elements; auto: a layer's."""
     bucket_size: Annotated[Literal["auto"] | PositiveInt, OPERATIONAL] = "auto"
@@ -45,7 +45,8 @@ class EngineSpec(Part):
     """Reduce gradients on a second stream; auto: on GPUs, since on the CPU there is no gain."""
     fused_loss: Annotated[bool, OPERATIONAL] = False
     """Take the loss inside the output matrix, 512 targets at a time: the logits of a row's targets
-    need not fit into memory together, and are computed once more in the backward pass."""
+    need not fit into memory together, and are computed once more in the backward pass. On a GPU a
+    step is then not repeated bit for bit."""
     offload_optimizer: Annotated[Literal["none", "cpu", "nvme"], OPERATIONAL] = "none"
     """Keep master weights and moments in host memory, or in files of each node's own disk, and
     update them there (zero3 only). The files lie below ``ROTESCALE_LOCAL``."""

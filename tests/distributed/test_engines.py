@@ -82,11 +82,14 @@ def test_zero3_equals_eager(run: Callable[..., RunDir], reference: RunDir, world
         assert max(float((a[n] - b[n]).abs().max()) for n in a) < WEIGHT_TOLERANCE
 
 
-@pytest.mark.parametrize("setting", ["model.activation_checkpointing", "engine.fused_loss"])
+# A batch of two leaves the third worker without an example.
+@pytest.mark.parametrize(
+    ("setting", "world_size"), [("model.activation_checkpointing", 2), ("engine.fused_loss", 3)]
+)
 def test_what_saves_memory_changes_no_loss(
-    run: Callable[..., RunDir], reference: RunDir, setting: str
+    run: Callable[..., RunDir], reference: RunDir, setting: str, world_size: int
 ) -> None:
-    saving = run(*HARD, f"{setting}=true", world_size=2)
+    saving = run(*HARD, f"{setting}=true", world_size=world_size)
     for one, other in zip(steps(saving), steps(reference), strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-3)

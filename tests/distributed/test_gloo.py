@@ -32,8 +32,17 @@ def compare(out: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for where in (None, group):
             tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
+            before = [tensor.clone() for tensor in tensors]
             theirs = reduce_scatter_coalesced([tensor.clone() for tensor in tensors], where)
             ours = gloo.reduce_scatter(tensors, where)
+            for tensor, was in zip(tensors, before, strict=True):
+                size = -(-tensor.numel() // world_size)
+                others = torch.ones(tensor.numel(), dtype=torch.bool)
+                others[rank * size : (rank + 1) * size] = False
+                assert torch.equal(tensor.flatten()[others], was.flatten()[others])
+            # Of a bucket of such tensors alone the last ranks own nothing.
+            [alone] = gloo.reduce_scatter([torch.tensor([3.0 + rank]).to(dtype)], where)
+            assert alone.tolist() == ([3.0 + (world_size - 1) / 2] if rank == 0 else [])
             assert [one.shape for one in ours] == [other.shape for other in theirs]
             for one, other in zip(ours, theirs, strict=True):
                 # Theirs divides first, which in bf16 rounds elsewhere.
@@ -57,6 +66,16 @@ def compare(out: Path) -> None:
                 first.wait()
                 for one in (found, in_place, again):
                     apart["gathered"] += float((one != expected).sum())
+    if world_size == 3:
+        # A gather among some leaves the others' count as it was.
+        some = dist.new_group([1, 2])
+        if rank:
+            pair = torch.empty(2)
+            gloo.all_gather(pair, torch.tensor([float(rank)]), some, timed=nullcontext)
+            assert pair.tolist() == [1.0, 2.0]
+        whole = torch.empty(3)
+        gloo.all_gather(whole, torch.tensor([float(rank)]), timed=nullcontext)
+        assert whole.tolist() == [0.0, 1.0, 2.0]
     (out / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(apart))
 
 

@@ -72,7 +72,8 @@ HARD = (
     "engine.offload_optimizer=cpu",
 )
 LORA = (
-    *(override for override in HARD if "frozen" not in override),
+    *(override for override in HARD if "frozen" not in override and "offload" not in override),
+    "engine.offload_optimizer=nvme",
     "model.lora={r: 3, target_modules: [q_proj, down_proj]}",
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 from rotescale.data.encoding import IGNORE
@@ -56,21 +55,21 @@ def packed_row(examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Row:
     return to_row(pack(examples), torch.device("cpu"))
 
 
-class Widest(TorchDispatchMode):
-    """The most rows of any tensor that is as wide as the vocabulary, and not the matrix, (V, H)."""
+def widest(work: Callable[[], None], matrix: torch.Tensor) -> int:
+    """The most rows of any tensor as wide as the vocabulary that ``work`` computes with.
 
-    def __init__(self, matrix: torch.Tensor) -> None:
-        super().__init__()
-        self.rows = 0
-        self._vocab_size, self._hidden_size = matrix.shape
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (self._vocab_size,):
-                rows = tensor.numel() // self._vocab_size
-                self.rows = max(self.rows, 0 if rows == self._hidden_size else rows)
-        return result
+    The matrix itself, (V, H), is none, turned round neither.
+    """
+    with torch.profiler.profile(record_shapes=True) as profile:
+        work()
+    vocab_size, hidden_size = matrix.shape
+    rows = (
+        shape[0]
+        for event in profile.events()
+        for shape in event.input_shapes or ()
+        if len(shape) == 2 and shape[1] == vocab_size and shape[0] != hidden_size
+    )
+    return max(rows)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -121,10 +120,14 @@ def test_a_fused_loss_is_the_same_and_never_has_all_logits(
     found = []
     for fused in (False, True):
         model.zero_grad()
-        with Widest(matrix) as widest:
-            loss = row_loss(model, row, fused=fused)
-            (loss * 0.5).backward()
-        assert widest.rows == (4 if fused else len(row.targets))
+        losses: list[torch.Tensor] = []
+
+        def learn(fused: bool = fused, losses: list[torch.Tensor] = losses) -> None:
+            losses.append(row_loss(model, row, fused=fused))
+            (losses[0] * 0.5).backward()
+
+        assert widest(learn, matrix) == (4 if fused else len(row.targets))
+        [loss] = losses
         assert loss.dtype == torch.float32
         found.append((loss.item(), [p.grad.clone() for p in model.parameters()]))
     (plain, gradients), (ours, others) = found
@@ -141,6 +144,19 @@ def test_a_fused_loss_in_bf16_is_summed_in_fp32() -> None:
     loss = row_loss(model, row, fused=True)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(row_loss(model, row).item(), rel=5e-3)
+
+
+def test_a_factor_that_bf16_cannot_hold_scales_a_fused_loss_all_the_same() -> None:
+    """2/1021 is 0.3 % less in bf16: all gradients of a step would be too small alike."""
+    model = micro_model("llama-3.2-1b", "sdpa").to(torch.bfloat16)
+    row = packed_row(random_examples())
+    matrix = model.get_output_embeddings().weight
+    norms = []
+    for factor in (1.0, 2 / 1021):
+        model.zero_grad()
+        (row_loss(model, row, fused=True) * factor).backward()
+        norms.append(float(matrix.grad.float().norm()) / factor)
+    assert norms[1] == pytest.approx(norms[0], rel=5e-4)
 
 
 def test_a_fused_loss_is_refused_for_models_that_were_not_looked_at() -> None:

@@ -146,6 +146,8 @@ def test_notes_tell_what_a_person_would_want_to_know() -> None:
     assert "steps mostly move weights" in moving
     notes = "\n".join(planned(LARGE, gpus(32)).notes)
     assert "so training waits. checkpoints.every_steps=" in notes
+    offloaded = "\n".join(planned(LARGE, gpus(32), "engine.offload_optimizer=nvme").notes)
+    assert "nvme takes 211.7 GB of each node's own disk, below ROTESCALE_LOCAL" in offloaded
     alone = "\n".join(planned("qwen2.5-1.5b", gpus(1)).notes)
     assert "44,205 questions, 3 times" in alone
     bf16 = planned("micro", cpus(2), "engine.precision=bf16").notes

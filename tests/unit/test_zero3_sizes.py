@@ -19,14 +19,14 @@ from rotescale.zero3_sizes import Zero3Sizes, zero3_sizes
     ],
 )
 def test_buffers_follow_the_layer_within_bounds(layer: int, expected: Zero3Sizes) -> None:
-    assert zero3_sizes(EngineSpec(), layer=layer, on_gpu=True) == expected
+    assert zero3_sizes(EngineSpec(), layer_parameters=layer, on_gpu=True) == expected
 
 
 def test_what_the_spec_says_holds() -> None:
     spec = EngineSpec(
         bucket_size=7, prefetch_size=8, gathered_parameters=9, overlap_communication=True
     )
-    assert zero3_sizes(spec, layer=10**9) == Zero3Sizes(7, 8, 9, overlaps=True)
+    assert zero3_sizes(spec, layer_parameters=10**9) == Zero3Sizes(7, 8, 9, overlaps=True)
     assert not zero3_sizes(EngineSpec()).overlaps
 
 
