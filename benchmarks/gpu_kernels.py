@@ -63,7 +63,7 @@ def attentions(prepared: PreparedModel, device: torch.device) -> dict[str, Any]:
 def fused_loss(prepared: PreparedModel, device: torch.device, *, dtype: str) -> dict[str, Any]:
     """How far the fused loss of one row is from the plain one, and cosine of their gradients."""
     # More targets than are taken at a time.
-    texts = _texts(prepared) * 8
+    texts = _texts(prepared) * 3
     model = _model(prepared, device, "sdpa", dtype)
     losses, gradients, peaks = [], [], []
     for fused in (False, True, True):
