@@ -71,7 +71,7 @@ def fused_loss(prepared: PreparedModel, device: torch.device, *, dtype: str) -> 
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         losses.append(_loss(model, texts, device, fused=fused))
-        gradients.append(_gradient(model, texts, device, fused=fused).cpu())
+        gradients.append(_gradient(model, texts, device, fused=fused))
         if device.type == "cuda":
             peaks.append(torch.cuda.max_memory_allocated(device))
     return {

@@ -180,9 +180,10 @@ def prepare_run(
     report("fetching the model")
     base = fetch(weights, cache=Path(launch.model_cache), texts=_texts(fact_set, spec))
     check_folder(base)
-    check_trainable(spec.model, load_config(base))
+    config = load_config(base)
+    check_trainable(spec.model, config)
     if spec.engine.fused_loss:
-        check_fusable(load_config(base))
+        check_fusable(config)
     _check_texts(fact_set, spec, base=base)
     if spec.evaluation.harness_tasks:
         report("loading the benchmarks")

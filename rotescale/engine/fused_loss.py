@@ -70,38 +70,27 @@ class _SummedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, _weight: Tensor, head: Any, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, head: Any, targets: Tensor) -> Tensor:
         # The matrix is not saved: ZeRO-3 may release it, and gathers it before the backward pass.
         ctx.head = head
         ctx.save_for_backward(hidden, targets)
-        return _losses(hidden, head, targets, reduction="none").float().sum()
+        return _losses(hidden, weight, targets, reduction="none").float().sum()
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         hidden, targets = ctx.saved_tensors
         learns_hidden, learns_weight, *_ = ctx.needs_input_grad
-        inputs = {
-            "hidden": hidden.detach().requires_grad_(learns_hidden),
-            "weight": ctx.head.weight.detach().requires_grad_(learns_weight),
-        }
-        wanted = [name for name, tensor in inputs.items() if tensor.requires_grad]
+        hidden = hidden.detach().requires_grad_(learns_hidden)
+        weight = ctx.head.weight.detach().requires_grad_(learns_weight)
         with torch.enable_grad():
-            loss = _losses(
-                inputs["hidden"], ctx.head, targets, reduction="sum", weight=inputs["weight"]
-            )
-        gradients = torch.autograd.grad(loss, [inputs[name] for name in wanted])
+            loss = _losses(hidden, weight, targets, reduction="sum")
+        loss.backward()  # type: ignore[no-untyped-call]
         scale = factor.item()
-        found = {name: one.mul_(scale) for name, one in zip(wanted, gradients, strict=True)}
-        return found.get("hidden"), found.get("weight"), None, None
+        gradients = (None if one.grad is None else one.grad.mul_(scale) for one in (hidden, weight))
+        return *gradients, None, None
 
 
-def _losses(
-    hidden: Tensor, head: Any, targets: Tensor, *, reduction: str, weight: Tensor | None = None
-) -> Tensor:
+def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, *, reduction: str) -> Tensor:
     return functional.linear_cross_entropy(
-        hidden,
-        head.weight if weight is None else weight,
-        targets,
-        reduction=reduction,
-        options=_OPTIONS,
+        hidden, weight, targets, reduction=reduction, options=_OPTIONS
     )

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -165,10 +164,12 @@ class Zero3Engine:
             model_parameters=parameter_groups(model),
         )
         self._optimizer = self._engine.optimizer
-        self._new_moment: Callable[[Tensor], Tensor] = torch.zeros_like
-        self._offloads_to_files = spec.offload_optimizer == "nvme"
-        if self._offloads_to_files:
-            self._move_to_files(local_cache() / "offload")
+        is_on_disk = spec.offload_optimizer == "nvme"
+        self._offload_folder = local_cache() / "offload" if is_on_disk else None
+        if self._offload_folder is not None:
+            for flat in self._optimizer.fp32_partitioned_groups_flat:
+                flat.data = map_copy(flat.data, folder=self._offload_folder)
+            self._reset_moments(None)
         self._originals = self._replace_collectives()
         self._parameters = dict(self._engine.module.named_parameters())
         self._frozen_loaded = False
@@ -233,27 +234,25 @@ class Zero3Engine:
             self._frozen_loaded = True
         self._publish_masters()
 
-    def _move_to_files(self, folder: Path) -> None:
-        """Masters and moments lie in files in ``folder`` from now on."""
-        self._new_moment = lambda flat: map_zeros(flat.numel(), folder=folder)
-        for flat in self._optimizer.fp32_partitioned_groups_flat:
-            flat.data = map_copy(flat.data, folder=folder)
-        self._reset_moments(None)
-
     def _reset_moments(self, optimizer_step: int | None) -> None:
         """Moments of zero, after ``optimizer_step`` updates; None: of a new optimizer."""
         states = self._optimizer.optimizer.state
         for flat in self._optimizer.fp32_partitioned_groups_flat:
             state = states[flat]
-            if not state and optimizer_step is None and not self._offloads_to_files:
+            if not state and optimizer_step is None and self._offload_folder is None:
                 # Adam makes it at the first update, and until then takes no memory for it.
                 continue
             for name in PARTS[1:]:
                 if name not in state:
-                    state[name] = self._new_moment(flat)
+                    state[name] = self._zeros_like(flat)
                 elif optimizer_step is None:
                     state[name].zero_()
             state["step"] = torch.tensor(float(optimizer_step or 0), device=flat.device)
+
+    def _zeros_like(self, flat: Tensor) -> Tensor:
+        if self._offload_folder is None:
+            return torch.zeros_like(flat)
+        return map_zeros(flat.numel(), folder=self._offload_folder)
 
     def _slice(self, name: str) -> TensorSlice:
         parameter = self._parameters[name]
