@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from rotescale.tensors import partition
+
 _tags: dict[Any, Iterator[int]] = defaultdict(lambda: itertools.cycle(range(1, 1 << 20)))
 """Of each group: its ranks make the same collectives in the same order, so their counts agree."""
 
@@ -65,8 +67,8 @@ def reduce_scatter(tensors: Sequence[Tensor], group: Any = None) -> list[Tensor]
 def _part(tensor: Tensor, rank: int, world_size: int) -> Tensor:
     """The flat view of what a rank owns."""
     flat = tensor.view(-1)
-    size = -(-len(flat) // world_size)
-    return flat[rank * size : (rank + 1) * size]
+    start, stop = partition(len(flat), rank=rank, world_size=world_size)
+    return flat[start:stop]
 
 
 @dataclass(frozen=True, slots=True)

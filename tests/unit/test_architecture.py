@@ -14,20 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each layer imports only earlier ones, and modules of its own package.
 LAYERS = [
     {"credentials"},
-    {
-        "errors",
-        "cores",
-        "direct",
-        "fork_server",
-        "node_drain",
-        "texts",
-        "freed_memory",
-        "engine.gloo",
-    },
+    {"errors", "cores", "direct", "fork_server", "node_drain", "texts", "freed_memory"},
     {"object_client"},
     {"object_store"},
     {"tensors", "storage", "schedule", "faults", "step_clock"},
-    {"spec", "ranges", "local_copy"},
+    {"spec", "ranges", "local_copy", "engine.gloo"},
     {"hardware", "zero3_sizes", "engine.fused_loss"},
     {"kuberay_spec", "spec_file", "facts"},
     {"launch_spec"},
