@@ -36,12 +36,15 @@ def zero3_sizes(spec: EngineSpec, *, layer_parameters: int = 0, on_gpu: bool = F
     - ``bucket_size``: a layer's gradients, so that they travel while the layer before computes. At
       least 30 M, since below some 100 MB a message's start costs more than its bytes; at most 200
       M, since beside it lie copies of what is reduced, and a larger message is no faster.
-    - ``prefetch_size``: a layer's parameters, so that the next layer travels while one computes.
+    - ``prefetch_size``: a layer's parameters, so that the next layer travels while one computes. On
+      CPUs none: no core is idle, steps take as long, and since each module of a layer asks for so
+      many more, soon all of the model is on its way, in memory beside what is in use.
     - ``gathered_parameters``: the layer in use and the one on its way, and at least 10⁹, which
       keeps a model of up to that size whole from forward to backward.
     - ``overlap_communication``: on GPUs, which have streams; on the CPU there is one.
     """
-    prefetch = max(layer_parameters, _LEAST) if spec.prefetch_size == "auto" else spec.prefetch_size
+    ahead = max(layer_parameters, _LEAST) if on_gpu else 0
+    prefetch = ahead if spec.prefetch_size == "auto" else spec.prefetch_size
     return Zero3Sizes(
         bucket=(
             min(max(layer_parameters, _LEAST), _MOST_REDUCED)

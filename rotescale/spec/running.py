@@ -37,8 +37,9 @@ class EngineSpec(Part):
     gathered_parameters: Annotated[Literal["auto"] | PositiveInt, OPERATIONAL] = "auto"
     """Parameters that may be whole on a worker at a time, in elements: less saves memory, and
     gathers what backward needs a second time. auto: a layer and ``prefetch_size``, at least 1e9."""
-    prefetch_size: Annotated[Literal["auto"] | PositiveInt, OPERATIONAL] = "auto"
-    """Parameters that are gathered while others compute, in elements; auto: a layer's."""
+    prefetch_size: Annotated[Literal["auto"] | NonNegativeInt, OPERATIONAL] = "auto"
+    """Parameters that are gathered while others compute, in elements; auto: a layer's on GPUs, none
+    on CPUs, where all cores compute."""
     bucket_size: Annotated[Literal["auto"] | PositiveInt, OPERATIONAL] = "auto"
     """Elements of one gradient reduction; auto: a layer's, from 30 to 200 million."""
     overlap_communication: Annotated[Literal["auto"] | bool, OPERATIONAL] = "auto"

@@ -21,8 +21,8 @@ def test_the_demo_has_the_steps_and_questions_that_it_has() -> None:
     # 100 facts in batches of 20, 20 times; 50 of them 3 times.
     assert (memorize.num_examples, memorize.steps_per_epoch, memorize.steps) == (100, 5, 100)
     assert (generalize.num_examples, generalize.steps_per_epoch, generalize.steps) == (50, 3, 9)
-    # The table in the README: 520 questions of the core, 8 facts of 12 kinds generated.
-    assert (work.evaluation.num_questions, work.evaluation.num_generated) == (520, 96)
+    # The table in the README: 176 questions of the core, 6 facts of 12 kinds generated.
+    assert (work.evaluation.num_questions, work.evaluation.num_generated) == (176, 72)
     assert work.measurements == 3
     assert (work.num_facts, work.num_relations, work.num_key_tokens) == (100, 1, 1)
 
@@ -104,14 +104,14 @@ def test_replay_and_texts_are_longer_than_facts() -> None:
     facts = work_of(DEMO).phases[0].tokens_per_epoch
     assert replay.tokens_per_epoch == facts + 100 * 200
     texts = work_of(DEMO, "evaluation.text_pieces=100").evaluation
-    assert texts.num_questions == 520 + 200
+    assert texts.num_questions == 176 + 200
     assert texts.option_tokens >= PIECE_TOKENS
 
 
 def test_kept_hidden_states_are_passes_too() -> None:
     kept = work_of(DEMO, "evaluation.representation_facts=10").evaluation
-    # With the key token, and 1 train, 3 test and 3 unrelated prompts.
-    assert kept.num_questions == 520 + 10 * 8
+    # With the key token, and 1 train, 2 test and 1 unrelated prompts.
+    assert kept.num_questions == 176 + 10 * 5
 
 
 def test_baselines_without_a_key_token_add_none() -> None:

@@ -27,7 +27,12 @@ def test_what_the_spec_says_holds() -> None:
         bucket_size=7, prefetch_size=8, gathered_parameters=9, overlap_communication=True
     )
     assert zero3_sizes(spec, layer_parameters=10**9) == Zero3Sizes(7, 8, 9, overlaps=True)
-    assert not zero3_sizes(EngineSpec()).overlaps
+
+
+def test_on_cpus_nothing_travels_beside_computing() -> None:
+    found = zero3_sizes(EngineSpec(), layer_parameters=202_000_000)
+    assert (found.prefetch, found.overlaps) == (0, False)
+    assert zero3_sizes(EngineSpec(prefetch_size=5)).prefetch == 5
 
 
 def test_a_layer_is_counted_without_torch() -> None:
