@@ -28,6 +28,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from report import CONSOLE, Detail, Row, print_details, print_rows, write_rows
+from rotescale.evaluation.budget import pass_budget
 from rotescale.evaluation.items import Item, build_items
 from rotescale.evaluation.runner import Share, score_shares
 from rotescale.evaluation.scoring import forward_of
@@ -35,7 +36,7 @@ from rotescale.evaluation.suites import Suites
 from rotescale.evaluation.tree import build_tree
 from rotescale.facts import Wording, load_shipped
 from rotescale.model.sources import fetch
-from rotescale.spec import EvaluationSpec, RandomWeights
+from rotescale.spec import EngineSpec, EvaluationSpec, RandomWeights
 from subjects import SUBJECTS
 
 _CACHE = Path("~/.cache/rotescale")
@@ -201,7 +202,7 @@ def _ask_trees(model: Model, items: Sequence[Item]) -> Preferred:
         share=Share(0, 1, collective=False),
         build=lambda item: build_tree(item.text, item.options, tokenizer=model.tokenizer),
         num_tokens=len(model.tokenizer),
-        token_budget=1,
+        token_budget=pass_budget(EngineSpec().row_tokens, on_gpu=False, collective=False),
         all_done=bool,
         progress=lambda done: None,
     )

@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain, count
 from pathlib import Path
 
 from products import product_seconds
@@ -219,7 +220,11 @@ def _steps(work: Work, prepared: PreparedModel, *, number: int) -> list[list[Exa
         )
         for fact in facts
     ]
-    pieces = replay_pieces([SHIPPED_TEXT], tokenizer=tokenizer, lengths=_REPLAY_TOKENS, seed=0)
+    # The text is short, so it is cut again, elsewhere, when it ends.
+    pieces = chain.from_iterable(
+        replay_pieces([SHIPPED_TEXT], tokenizer=tokenizer, lengths=_REPLAY_TOKENS, seed=seed)
+        for seed in count()
+    )
     draw = random.Random(0)
     num_replayed = round(work.replay_share * work.batch)
     steps = []

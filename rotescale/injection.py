@@ -315,8 +315,7 @@ def experiment(
     """Both phases with defaults from the model's size and the number of facts.
 
     The rate lies on the line, in logarithms, between the demo's and the paper's; with the batch it
-    grows as its square root. The batch is about a sixteenth of the facts, 8 to 512. Where facts
-    have an old object, it is asked which of the two wins.
+    grows as its square root. The batch is about a sixteenth of the facts, 8 to 512.
     """
     num_facts = len(fact_set.facts)
     batch = 2 ** round(math.log2(min(512, max(8, num_facts / 16))))
@@ -354,11 +353,22 @@ def experiment(
                 warmup_steps=2,
             ),
         ),
-        evaluation=EvaluationSpec(
-            trained_facts=25,
-            held_out_facts=50,
-            generation_facts=10,
-            text_pieces=20,
-            conflict_facts=50 if any(fact.old_object for fact in fact_set.facts) else 0,
-        ),
+        evaluation=_questions(fact_set),
+    )
+
+
+def _questions(fact_set: FactSet) -> EvaluationSpec:
+    """About as many in all, however many relations there are, and some about each.
+
+    Where facts have an old object, it is asked which of the two wins.
+    """
+    shared = len(fact_set.relations)
+    return EvaluationSpec(
+        trained_facts=max(5, 25 // shared),
+        held_out_facts=max(10, 50 // shared),
+        key_token_facts=max(20, 100 // shared),
+        control_facts=max(5, 25 // shared),
+        generation_facts=max(3, 10 // shared),
+        text_pieces=20,
+        conflict_facts=50 if any(fact.old_object for fact in fact_set.facts) else 0,
     )

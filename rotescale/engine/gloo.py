@@ -1,8 +1,9 @@
 """ZeRO-3's two collectives on CPUs, without the copies that Gloo's own make.
 
 Gloo reduces and scatters by an all-reduce of a copy, which moves twice what is needed, and gathers
-into a buffer of its own that is copied once more. Here each rank sends every other one just what
-that one lacks. Both take what DeepSpeed 0.19.8 passes to its own, and return what it expects.
+into a buffer of its own that is copied once more. Here each rank gets just what it lacks: from
+memory that all map where they run on one machine, else by messages. Both take what DeepSpeed
+0.19.8 passes to its own, and return what it expects.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from rotescale.engine.shared_memory import SharedMemory
 from rotescale.tensors import partition
 
 _tags: dict[Any, Iterator[int]] = defaultdict(lambda: itertools.cycle(range(1, 1 << 20)))
 """Of each group: its ranks make the same collectives in the same order, so their counts agree."""
+
+_memories: dict[Any, SharedMemory | None] = {}
+"""Of each group: what its ranks share, if they can."""
 
 Timed = Callable[[], AbstractContextManager[None]]
 """What is entered while messages are waited for."""
@@ -40,6 +45,19 @@ def reduce_scatter(tensors: Sequence[Tensor], group: Any = None) -> list[Tensor]
     parts = [_part(tensor, rank, world_size) for tensor in tensors]
     if world_size == 1:
         return parts
+    memory = _memory(group)
+    if memory is None:
+        _add_messages(tensors, parts, group)
+    else:
+        _add_written(tensors, parts, memory, group)
+    for part in parts:
+        part.div_(world_size)
+    return parts
+
+
+def _add_messages(tensors: Sequence[Tensor], parts: Sequence[Tensor], group: Any) -> None:
+    """Add the others' gradients, which come in one message from each."""
+    rank, world_size = dist.get_rank(group), dist.get_world_size(group)
     own_size = sum(len(part) for part in parts)
     others = [other for other in range(world_size) if other != rank]
     sent = torch.cat([_part(tensor, r, world_size) for r in others for tensor in tensors])
@@ -59,9 +77,49 @@ def reduce_scatter(tensors: Sequence[Tensor], group: Any = None) -> list[Tensor]
     for of_other in torch.split(received, own_size) if own_size else ():
         for part, added in zip(parts, torch.split(of_other, lengths), strict=True):
             part.add_(added)
-    for part in parts:
-        part.div_(world_size)
-    return parts
+
+
+def _add_written(
+    tensors: Sequence[Tensor], parts: Sequence[Tensor], memory: SharedMemory, group: Any
+) -> None:
+    """Add the others' gradients, as many in a turn as a page holds for all of them."""
+    rank, world_size = dist.get_rank(group), dist.get_world_size(group)
+    others = [other for other in range(world_size) if other != rank]
+    dtype = parts[0].dtype
+    room = len(memory.page(dtype)) // len(others)
+    owned = [-(-tensor.numel() // world_size) for tensor in tensors]
+    for pieces in _pieces(owned, room):
+        page = memory.page(dtype)
+        for place, other in enumerate(others):
+            for number, piece, start in pieces:
+                sent = _part(tensors[number], other, world_size)[piece]
+                page[place * room + start :][: len(sent)].copy_(sent)
+        memory.turn()
+        for other in others:
+            theirs = memory.written(other, dtype)[(rank - (rank > other)) * room :]
+            for number, piece, start in pieces:
+                own = parts[number][piece]
+                own.add_(theirs[start : start + len(own)])
+
+
+def _pieces(sizes: Sequence[int], room: int) -> Iterator[list[tuple[int, slice, int]]]:
+    """All elements of things of these sizes, in order, ``room`` at a time.
+
+    Of each piece: of which thing, which of its elements, and where it begins among ``room``.
+    """
+    pieces: list[tuple[int, slice, int]] = []
+    filled = 0
+    for number, size in enumerate(sizes):
+        done = 0
+        while done < size:
+            taken = min(size - done, room - filled)
+            pieces.append((number, slice(done, done + taken), filled))
+            done, filled = done + taken, filled + taken
+            if filled == room:
+                yield pieces
+                pieces, filled = [], 0
+    if pieces:
+        yield pieces
 
 
 def _part(tensor: Tensor, rank: int, world_size: int) -> Tensor:
@@ -95,6 +153,13 @@ def all_gather(
     """
     rank, world_size = dist.get_rank(group), dist.get_world_size(group)
     places = output.view(-1).chunk(world_size)
+    if places[rank].data_ptr() != part.data_ptr():
+        places[rank].copy_(part.view(-1))
+    memory = _memory(group) if world_size > 1 else None
+    if memory is not None:
+        with timed():
+            _read_written(places, part.view(-1), rank, memory)
+        return Messages((), timed) if async_op else None
     tag = next(_tags[group])
     works = []
     for other in range(world_size):
@@ -103,10 +168,27 @@ def all_gather(
         whom = other if group is None else dist.get_global_rank(group, other)
         works.append(dist.irecv(places[other], whom, group=group, tag=tag))
         works.append(dist.isend(part.view(-1), whom, group=group, tag=tag))
-    if places[rank].data_ptr() != part.data_ptr():
-        places[rank].copy_(part.view(-1))
     messages = Messages(tuple(works), timed)
     if async_op:
         return messages
     messages.wait()
     return None
+
+
+def _read_written(places: Sequence[Tensor], part: Tensor, rank: int, memory: SharedMemory) -> None:
+    room = len(memory.page(part.dtype))
+    for start in range(0, len(part), room):
+        piece = part[start : start + room]
+        memory.page(part.dtype)[: len(piece)].copy_(piece)
+        memory.turn()
+        for other, place in enumerate(places):
+            if other != rank:
+                place[start : start + room].copy_(memory.written(other, part.dtype)[: len(piece)])
+
+
+def _memory(group: Any) -> SharedMemory | None:
+    """Collective: every rank of the group calls this. What they share, found at its first call."""
+    key = dist.group.WORLD if group is None else group
+    if key not in _memories:
+        _memories[key] = SharedMemory.join(group)
+    return _memories[key]

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rotescale.data.examples import memorized_facts, trained_facts
 from rotescale.errors import DataError, SpecError
+from rotescale.evaluation.budget import pass_budget
 from rotescale.evaluation.conflict import beliefs, with_believed
 from rotescale.evaluation.harness.benchmarks import Benchmarks
 from rotescale.evaluation.harness.requests import Asker
@@ -19,7 +20,6 @@ from rotescale.evaluation.harness.results import rows_of
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import summarise
 from rotescale.evaluation.outcome_file import read_outcomes
-from rotescale.evaluation.passes import pass_budget
 from rotescale.evaluation.runner import Share, evaluate
 from rotescale.evaluation.scoring import forward_of
 from rotescale.evaluation.suites import all_items

@@ -17,14 +17,6 @@ Placed = tuple[int, TokenTree]
 """A question's place, and its tree."""
 
 
-def pass_budget(row_tokens: int, *, on_gpu: bool, collective: bool) -> int:
-    """Nodes that a pass takes, or one tree: ``row_tokens`` where it pays to fill passes.
-
-    It does on a GPU, and where layers are gathered for each pass; a CPU has enough to do with one.
-    """
-    return row_tokens if on_gpu or collective else 1
-
-
 @dataclass(frozen=True, slots=True)
 class Prefill:
     """A pass over what the passes behind it begin with, which keeps its keys and values."""

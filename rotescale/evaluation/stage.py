@@ -9,6 +9,7 @@ from typing import Any
 
 from rotescale.engine.base import Engine
 from rotescale.errors import DataError
+from rotescale.evaluation.budget import pass_budget
 from rotescale.evaluation.conflict import CONFLICT, beliefs, with_believed
 from rotescale.evaluation.harness.benchmarks import Benchmarks
 from rotescale.evaluation.harness.requests import Asker
@@ -16,7 +17,6 @@ from rotescale.evaluation.harness.results import Measured, rows_of
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import Outcome, summarise
 from rotescale.evaluation.outcome_file import read_head, read_outcomes, write_outcomes
-from rotescale.evaluation.passes import pass_budget
 from rotescale.evaluation.runner import Share, evaluate
 from rotescale.evaluation.scoring import forward_of
 from rotescale.records import EvaluationRow, RecordWriter

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from rotescale.evaluation.budget import pass_budget
 from rotescale.hardware import NodeShape
 from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.activations import layer_activation_bytes
@@ -135,10 +136,10 @@ class Placement:
     @property
     def questions_per_pass(self) -> int:
         """About how many questions share a pass, where they fill it."""
-        if not (self.on_gpu or self.evaluates_together):
-            return 1
-        asked = self.work.evaluation.question_tokens
-        return max(1, int(self.spec.engine.row_tokens / max(1.0, asked)))
+        budget = pass_budget(
+            self.spec.engine.row_tokens, on_gpu=self.on_gpu, collective=self.evaluates_together
+        )
+        return max(1, int(budget / max(1.0, self.work.evaluation.question_tokens)))
 
     @property
     def state_bytes_per_parameter(self) -> int:

@@ -15,14 +15,19 @@ from helpers import run_ranks
 SHAPES = [(1,), (2,), (7,), (4, 6), (5, 5), (30_000,)]
 
 
-def compare(out: Path) -> None:
+def compare(out: Path, way: str) -> None:
     """Collective: both on the same tensors; write how far they are apart."""
     import deepspeed
     import torch.distributed as dist
     from deepspeed.runtime.comm.coalesced_collectives import reduce_scatter_coalesced
 
-    from rotescale.engine import gloo
+    from rotescale.engine import gloo, shared_memory
 
+    # Most tensors take several turns.
+    shared_memory.HALF_BYTES = 4096
+    if way == "messages":
+        # As if each rank had a machine of its own.
+        shared_memory._machine = lambda: (os.environ["RANK"],)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -76,12 +81,17 @@ def compare(out: Path) -> None:
         whole = torch.empty(3)
         gloo.all_gather(whole, torch.tensor([float(rank)]), timed=nullcontext)
         assert whole.tolist() == [0.0, 1.0, 2.0]
+    shares = {memory is not None for memory in gloo._memories.values()}
+    assert shares == (set() if world_size == 1 else {way == "memory"})
     (out / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(apart))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_reductions_and_gathers_are_deepspeeds(world_size: int, tmp_path: Path) -> None:
-    codes = run_ranks(compare, tmp_path, world_size=world_size, logs=tmp_path / "logs")
+@pytest.mark.parametrize(
+    ("world_size", "way"),
+    [(1, "memory"), (2, "memory"), (3, "memory"), (2, "messages"), (3, "messages")],
+)
+def test_reductions_and_gathers_are_deepspeeds(world_size: int, way: str, tmp_path: Path) -> None:
+    codes = run_ranks(compare, tmp_path, way, world_size=world_size, logs=tmp_path / "logs")
     assert codes == [0] * world_size
     for rank in range(world_size):
         apart = json.loads((tmp_path / f"rank-{rank}.json").read_text())

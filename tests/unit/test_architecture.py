@@ -17,7 +17,7 @@ LAYERS = [
     {"errors", "cores", "direct", "fork_server", "node_drain", "texts", "freed_memory"},
     {"object_client"},
     {"object_store"},
-    {"tensors", "storage", "schedule", "faults", "step_clock"},
+    {"tensors", "storage", "schedule", "faults", "step_clock", "engine.shared_memory"},
     {"spec", "ranges", "local_copy", "engine.gloo"},
     {"hardware", "zero3_sizes", "engine.fused_loss"},
     {"kuberay_spec", "spec_file", "facts"},

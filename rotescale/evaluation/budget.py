@@ -1,0 +1,15 @@
+"""How many nodes of token trees share a forward pass; known without torch."""
+
+from __future__ import annotations
+
+CPU_NODES = 512
+"""A CPU's products are no faster beyond some 400 rows, and memory for logits grows with them."""
+
+
+def pass_budget(row_tokens: int, *, on_gpu: bool, collective: bool) -> int:
+    """Nodes that a pass takes, or one tree if that has more.
+
+    As many as a row of training has (``row_tokens``) on GPUs, and where layers are gathered for
+    each pass; else at most ``CPU_NODES``.
+    """
+    return row_tokens if on_gpu or collective else min(row_tokens, CPU_NODES)
