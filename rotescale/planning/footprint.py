@@ -285,15 +285,16 @@ class Placement:
 
         Read in DeepSpeed 0.19.8's ZeRO-3: a gradient as autograd makes it, which stays where it is
         if the bucket cannot hold it; of what is reduced together a copy in the dtype of the
-        reduction, and on GPUs one that is joined and padded. On CPUs (``engine/gloo.py``) the
-        others' parts are joined, and as much comes from them.
+        reduction, and on GPUs one that is joined and padded. On CPUs (``engine/gloo.py``) they
+        wait where autograd has made them; between nodes the others' parts are joined, and as much
+        comes from them.
         """
         largest = max(self.count.trained_sizes)
         together = max(largest, min(self.sizes.bucket, self.count.trainable))
         copied = together if self.gradient_bytes != self.precision_bytes else 0
         if not self.on_gpu:
-            # They wait where autograd has made them, the last one among them.
-            copied += 2 * together * (self.num_workers - 1) // self.num_workers
+            if self.num_nodes > 1:
+                copied += 2 * together * (self.num_workers - 1) // self.num_workers
             return self.precision_bytes * together + self.gradient_bytes * copied
         if together > largest or largest % self.num_workers:
             copied += together

@@ -29,7 +29,7 @@ NONE = Range(0.0, 0.0)
 
 # What is reached of a vendor's rate, at best and where it goes badly: guesses, but for the CPU's.
 COMPUTE = (0.6, 0.25)
-CPU_COMPUTE = (0.85, 0.45)
+CPU_COMPUTE = (0.85, 0.35)
 MEMORY = (0.85, 0.5)
 NETWORK = (0.85, 0.45)
 STORAGE = (0.9, 0.35)
