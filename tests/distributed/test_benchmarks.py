@@ -38,6 +38,10 @@ def rows_of(benchmark: str, folder: Path, *options: str) -> set[str]:
     return {row["name"] for row in rows}
 
 
+def test_collectives_on_the_micro_model(tmp_path: Path) -> None:
+    assert rows_of("collectives.py", tmp_path) == {"reduce_vs_gloo", "gather_vs_gloo"}
+
+
 @pytest.mark.slow
 def test_recovery_on_the_micro_model(tmp_path: Path) -> None:
     assert rows_of("recovery.py", tmp_path, "--kills", "1") == {"recovery_vs_ray_default"}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from rotescale.evaluation.budget import CPU_NODES, pass_budget
 from rotescale.evaluation.passes import LEAST_SHARED_TOKENS, Pack, Prefill, plan_passes
 from rotescale.evaluation.tree import TokenTree, grow
 
@@ -45,6 +46,13 @@ def test_a_pass_takes_as_many_questions_as_its_budget_holds() -> None:
     assert described(planned(trees)) == [(place,) for place in range(6)]
     assert described(planned(trees, token_budget=1000)) == [tuple(range(6))]
     assert planned([]) == []
+
+
+def test_a_cpu_fills_smaller_passes_than_a_row_of_training() -> None:
+    assert pass_budget(4096, on_gpu=True, collective=False) == 4096
+    assert pass_budget(4096, on_gpu=False, collective=True) == 4096
+    assert pass_budget(4096, on_gpu=False, collective=False) == CPU_NODES
+    assert pass_budget(100, on_gpu=False, collective=False) == 100
 
 
 def test_a_long_beginning_is_computed_once() -> None:
