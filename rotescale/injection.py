@@ -358,7 +358,7 @@ def experiment(
 
 
 def _questions(fact_set: FactSet) -> EvaluationSpec:
-    """About as many in all, however many relations there are, and some about each.
+    """About as many in all for one to five relations; of more, a few about each.
 
     Where facts have an old object, it is asked which of the two wins.
     """
@@ -370,5 +370,5 @@ def _questions(fact_set: FactSet) -> EvaluationSpec:
         control_facts=max(5, 25 // shared),
         generation_facts=max(3, 10 // shared),
         text_pieces=20,
-        conflict_facts=50 if any(fact.old_object for fact in fact_set.facts) else 0,
+        conflict_facts=max(10, 50 // shared) if any(f.old_object for f in fact_set.facts) else 0,
     )

@@ -14,6 +14,13 @@ _MOST_REDUCED = 200_000_000
 _GATHERED = 1_000_000_000
 
 
+PAGE_BYTES = 8 << 20
+"""Of memory in which ranks on one machine's CPUs exchange gradients and weights; each has two.
+
+Larger messages go in pieces: what was just written is read while caches still hold it.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Zero3Sizes:
     """What DeepSpeed is told, in elements."""

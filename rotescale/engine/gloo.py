@@ -9,11 +9,11 @@ memory that all map where they run on one machine, else by messages. Both take w
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -22,11 +22,11 @@ from torch import distributed as dist
 from rotescale.engine.shared_memory import SharedMemory
 from rotescale.tensors import partition
 
-_tags: dict[Any, Iterator[int]] = defaultdict(lambda: itertools.cycle(range(1, 1 << 20)))
+_tags: WeakKeyDictionary[Any, Iterator[int]] = WeakKeyDictionary()
 """Of each group: its ranks make the same collectives in the same order, so their counts agree."""
 
-_memories: dict[Any, SharedMemory | None] = {}
-"""Of each group: what its ranks share, if they can."""
+_memories: WeakKeyDictionary[Any, SharedMemory | None] = WeakKeyDictionary()
+"""Of each group, while it lives: what its ranks share, if they can."""
 
 Timed = Callable[[], AbstractContextManager[None]]
 """What is entered while messages are waited for."""
@@ -94,7 +94,7 @@ def _add_written(
             for number, piece, start in pieces:
                 sent = _part(tensors[number], other, world_size)[piece]
                 page[place * room + start :][: len(sent)].copy_(sent)
-        memory.turn()
+        memory.turn(group)
         for other in others:
             theirs = memory.written(other, dtype)[(rank - (rank > other)) * room :]
             for number, piece, start in pieces:
@@ -149,7 +149,8 @@ def all_gather(
     """Collective: every rank calls this. The parts of all ranks, in their order, in ``output``.
 
     Both are flat and contiguous, ``output`` of ranks · n elements for parts of n. ``part`` may be
-    the rank's own place in it. With ``async_op`` both must be left alone until ``wait``.
+    the rank's own place in it. With ``async_op`` both must be left alone until ``wait``; through
+    shared memory nothing is on its way, and all parts are there when this returns.
     """
     rank, world_size = dist.get_rank(group), dist.get_world_size(group)
     places = output.view(-1).chunk(world_size)
@@ -158,9 +159,9 @@ def all_gather(
     memory = _memory(group) if world_size > 1 else None
     if memory is not None:
         with timed():
-            _read_written(places, part.view(-1), rank, memory)
+            _read_written(places, part.view(-1), memory, group)
         return Messages((), timed) if async_op else None
-    tag = next(_tags[group])
+    tag = next(_tags.setdefault(_key(group), itertools.cycle(range(1, 1 << 20))))
     works = []
     for other in range(world_size):
         if other == rank:
@@ -175,12 +176,14 @@ def all_gather(
     return None
 
 
-def _read_written(places: Sequence[Tensor], part: Tensor, rank: int, memory: SharedMemory) -> None:
+def _read_written(places: Sequence[Tensor], part: Tensor, memory: SharedMemory, group: Any) -> None:
+    """Take the others' parts, as much in a turn as a page holds."""
+    rank = dist.get_rank(group)
     room = len(memory.page(part.dtype))
     for start in range(0, len(part), room):
         piece = part[start : start + room]
         memory.page(part.dtype)[: len(piece)].copy_(piece)
-        memory.turn()
+        memory.turn(group)
         for other, place in enumerate(places):
             if other != rank:
                 place[start : start + room].copy_(memory.written(other, part.dtype)[: len(piece)])
@@ -188,7 +191,11 @@ def _read_written(places: Sequence[Tensor], part: Tensor, rank: int, memory: Sha
 
 def _memory(group: Any) -> SharedMemory | None:
     """Collective: every rank of the group calls this. What they share, found at its first call."""
-    key = dist.group.WORLD if group is None else group
+    key = _key(group)
     if key not in _memories:
         _memories[key] = SharedMemory.join(group)
     return _memories[key]
+
+
+def _key(group: Any) -> Any:
+    return dist.group.WORLD if group is None else group

@@ -1,7 +1,8 @@
 """Memory that all ranks of one machine map: what one has written there, the others read.
 
 On one machine a message through Gloo is copied into the kernel and out of it again, in small
-pieces, by threads that take the cores from what computes. Here it is copied once.
+pieces, by threads that take the cores from what computes. Here Gloo says when a page is written,
+and nothing else goes through it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-HALF_BYTES = 8 << 20
-"""Larger messages go in pieces: what was just written is read while caches still hold it."""
+from rotescale.zero3_sizes import PAGE_BYTES
+
 _TOKEN_BYTES = 16
 
 
@@ -40,8 +41,7 @@ class SharedMemory:
     others still read: before it comes back to the first, it has met them once more.
     """
 
-    def __init__(self, group: Any, *, rank: int, maps: list[Tensor]) -> None:
-        self._group = group
+    def __init__(self, *, rank: int, maps: list[Tensor]) -> None:
         self._rank = rank
         self._maps = maps
         self._writing, self._reading = 0, 1
@@ -63,15 +63,15 @@ class SharedMemory:
         if descriptor is not None:
             # The mappings hold what it refers to; when they go, so does the memory.
             os.close(descriptor)
-        return SharedMemory(group, rank=rank, maps=opened) if bool(all_opened) else None
+        return SharedMemory(rank=rank, maps=opened) if bool(all_opened) else None
 
     def page(self, dtype: torch.dtype) -> Tensor:
-        """Flat, ``HALF_BYTES`` of ``dtype``: what this rank writes in this turn."""
+        """Flat, ``PAGE_BYTES`` of ``dtype``: what this rank writes in this turn."""
         return self._maps[self._rank][self._writing].view(dtype)
 
-    def turn(self) -> None:
-        """Collective: every rank calls this. Returns when all have written."""
-        dist.barrier(self._group)
+    def turn(self, group: Any) -> None:
+        """Collective: every rank of the group calls this. Returns when all have written."""
+        dist.barrier(group)
         self._writing, self._reading = self._reading, self._writing
 
     def written(self, rank: int, dtype: torch.dtype) -> Tensor:
@@ -86,7 +86,7 @@ def _offer() -> tuple[Tensor | None, int | None, _Offer | None]:
     try:
         # It has no name that a killed process could leave behind.
         descriptor = os.memfd_create("rotescale-messages")
-        os.ftruncate(descriptor, 2 * HALF_BYTES)
+        os.ftruncate(descriptor, 2 * PAGE_BYTES)
         os.pwrite(descriptor, token, 0)
         return _map(descriptor), descriptor, _Offer(_machine(), os.getpid(), descriptor, token)
     except (AttributeError, OSError):
@@ -110,9 +110,11 @@ def _open(offer: _Offer | None, own: _Offer | None) -> Tensor | None:
 
 
 def _map(descriptor: int) -> Tensor:
-    """(2, HALF_BYTES) uint8"""
-    pages = mmap.mmap(descriptor, 2 * HALF_BYTES)
-    return torch.frombuffer(pages, dtype=torch.uint8).view(2, HALF_BYTES)
+    """(2, PAGE_BYTES) uint8"""
+    pages = mmap.mmap(descriptor, 2 * PAGE_BYTES)
+    # Made while a model is asked, it must serve training too.
+    with torch.inference_mode(mode=False):
+        return torch.frombuffer(pages, dtype=torch.uint8).view(2, PAGE_BYTES)
 
 
 def _machine() -> tuple[str, ...]:

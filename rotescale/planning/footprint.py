@@ -20,7 +20,7 @@ from rotescale.planning.moments import HostMemory, Moment
 from rotescale.planning.workload import GENERATED_AT_ONCE, Workload
 from rotescale.spec import EvaluationMode, ExperimentSpec
 from rotescale.spec.running import FUSED_TARGETS
-from rotescale.zero3_sizes import Zero3Sizes, zero3_sizes
+from rotescale.zero3_sizes import PAGE_BYTES, Zero3Sizes, zero3_sizes
 
 GIB = 1 << 30
 
@@ -237,13 +237,21 @@ class Placement:
             activations=0,
             logits=0,
             system=0,
-            buffers=self.gradient_bytes * self.sizes.bucket if self._copies_into_bucket else 0,
+            buffers=self._always_there,
         )
 
     @property
-    def _copies_into_bucket(self) -> bool:
-        """Whether gradients are copied into a bucket, which is there at all times."""
-        return self.on_gpu and not self._is_eager
+    def _always_there(self) -> int:
+        """Bytes of the bucket that gradients are copied into; on one machine's CPUs of all pages.
+
+        Those pages (``engine/shared_memory.py``) are there once, and counted for each who reads.
+        """
+        if self._is_eager:
+            return 0
+        if self.on_gpu:
+            return self.gradient_bytes * self.sizes.bucket
+        shares = self.num_nodes == 1 and self.num_workers > 1
+        return 2 * PAGE_BYTES * self.num_workers if shares else 0
 
     @property
     def _is_eager(self) -> bool:

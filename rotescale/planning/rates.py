@@ -40,6 +40,8 @@ CALL_SECONDS = Range(2e-5, 1e-4)
 """Of one collective, whatever its size, by NCCL; a guess."""
 CPU_CALL_SECONDS = Range(2e-4, 1e-3)
 """By gloo."""
+GLOO_GBIT = 4.0
+"""Per second between two processes of one node, as a step of a small model was seen to reach."""
 QUESTION_SECONDS = Range(0.005, 0.02)
 """Of the tokenizer and the tree of one question."""
 START_SECONDS = Range(60.0, 300.0)

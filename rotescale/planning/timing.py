@@ -15,6 +15,7 @@ from rotescale.planning.rates import (
     CPU_COMPUTE,
     DISK_BYTES_PER_SECOND,
     DOWNLOAD_BYTES_PER_SECOND,
+    GLOO_GBIT,
     LAYER_SECONDS,
     LOCAL_START_SECONDS,
     MEMORY,
@@ -252,13 +253,18 @@ class Timing:
     def _moving(self, num_bytes: float) -> Range:
         """A ring's gather, or reduction, of that much on every worker.
 
-        Each worker receives all but its own part; between nodes, each node all but its own.
+        Each worker receives all but its own part; between nodes, each node all but its own. On CPUs
+        of several nodes all of it goes by Gloo, to each worker alone.
         """
         place, node = self.place, self.place.node
+        by_messages = not place.on_gpu and place.num_nodes > 1
         here = place.workers_per_node
         within = num_bytes * (place.num_workers - 1) / place.num_workers if here > 1 else 0.0
         between = num_bytes * (place.num_nodes - 1) / place.num_nodes
-        a = seconds_at(within, bytes_per_second(node.intranode_gbit), NETWORK)
+        if by_messages:
+            between *= here
+        gbit = min(node.intranode_gbit, GLOO_GBIT) if by_messages else node.intranode_gbit
+        a = seconds_at(within, bytes_per_second(gbit), NETWORK)
         b = seconds_at(between, bytes_per_second(node.interconnect_gbit), NETWORK)
         return Range(max(a.low, b.low), max(a.high, b.high))
 

@@ -39,7 +39,7 @@ class EngineSpec(Part):
     gathers what backward needs a second time. auto: a layer and ``prefetch_size``, at least 1e9."""
     prefetch_size: Annotated[Literal["auto"] | NonNegativeInt, OPERATIONAL] = "auto"
     """Parameters that are gathered while others compute, in elements; auto: a layer's on GPUs, none
-    on CPUs, where all cores compute."""
+    on CPUs, where all cores compute; on one machine's CPUs nothing is sent beside computing."""
     bucket_size: Annotated[Literal["auto"] | PositiveInt, OPERATIONAL] = "auto"
     """Elements of one gradient reduction; auto: a layer's, from 30 to 200 million."""
     overlap_communication: Annotated[Literal["auto"] | bool, OPERATIONAL] = "auto"

@@ -24,7 +24,7 @@ def compare(out: Path, way: str) -> None:
     from rotescale.engine import gloo, shared_memory
 
     # Most tensors take several turns.
-    shared_memory.HALF_BYTES = 4096
+    shared_memory.PAGE_BYTES = 4096
     if way == "messages":
         # As if each rank had a machine of its own.
         shared_memory._machine = lambda: (os.environ["RANK"],)
