@@ -4,7 +4,8 @@ Run it from the repository: ``python benchmarks/collectives.py [--json PATH] [--
 
 A step's worth on two ranks, in float32: all gradients reduced in buckets, and all weights gathered.
 The peers are DeepSpeed's ``reduce_scatter_coalesced`` over Gloo, and Gloo's all-gather into one
-tensor. All are timed in turn, on the same tensors; results must be equal.
+tensor, all begun before the first is waited for. All are timed in turn, on the same tensors;
+results must be equal.
 """
 
 from __future__ import annotations
@@ -74,47 +75,55 @@ def _measure(shapes: Sequence[tuple[int, ...]], bucket: int) -> Found:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-    rank = distributed.get_rank()
-    generator = torch.Generator().manual_seed(rank)
+    generator = torch.Generator().manual_seed(distributed.get_rank())
     gradients = [torch.randn(shape, generator=generator) for shape in shapes]
-    buckets = _buckets(gradients, bucket)
+    held = [torch.empty_like(gradient) for gradient in gradients]
+    buckets = _buckets(held, bucket)
     parts = [gradient.flatten()[: -(-gradient.numel() // _WORLD_SIZE)] for gradient in gradients]
     wholes = [part.new_empty(_WORLD_SIZE * len(part)) for part in parts]
     # Which way is taken is decided once for each group.
     by_memory, by_messages = (distributed.new_group(range(_WORLD_SIZE)) for _ in range(2))
-    gloo._memories.update({by_memory: SharedMemory.join(by_memory), by_messages: None})
-
-    def gather(one: Callable[..., Any]) -> list[Tensor]:
-        for whole, part in zip(wholes, parts, strict=True):
-            one(whole, part)
-        return wholes
+    shared = SharedMemory.join(by_memory)
+    if shared is None:
+        raise RuntimeError("processes of this machine cannot share memory (memfd, /proc/PID/fd)")
+    gloo._memories.update({by_memory: shared, by_messages: None})
 
     def reduce(one: Callable[..., Any]) -> list[Tensor]:
-        return [part for tensors in buckets for part in one([t.clone() for t in tensors])]
+        return [part for tensors in buckets for part in one(tensors)]
+
+    def gather(one: Callable[..., Any]) -> list[Tensor]:
+        # As ZeRO-3 does: all are begun, then waited for.
+        for work in [one(whole, part) for whole, part in zip(wholes, parts, strict=True)]:
+            work.wait()
+        return wholes
 
     ways: dict[tuple[str, str], Callable[[], list[Tensor]]] = {}
     for way, group in zip(_WAYS, (by_memory, by_messages, None), strict=True):
         if group is None:
             reduces: Callable[..., Any] = reduce_scatter_coalesced
-            gathers: Callable[..., Any] = distributed.all_gather_into_tensor
+            gathers: Callable[..., Any] = partial(distributed.all_gather_into_tensor, async_op=True)
         else:
             reduces = partial(gloo.reduce_scatter, group=group)
-            gathers = partial(gloo.all_gather, group=group, timed=nullcontext)
+            gathers = partial(gloo.all_gather, group=group, async_op=True, timed=nullcontext)
         ways["reduce", way] = partial(reduce, reduces)
         ways["gather", way] = partial(gather, gathers)
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in ways}
-    results: dict[str, list[Tensor]] = {}
+    expected: dict[str, list[Tensor]] = {}
     agree = True
     for number in range(1 + _REPEATS):
-        for key, call in ways.items():
+        for (what, way), call in ways.items():
+            for one, gradient in zip(held, gradients, strict=True):
+                one.copy_(gradient)
+            for whole in wholes:
+                whole.fill_(torch.nan)
             distributed.barrier()
             began = time.perf_counter()
             result = call()
+            took = time.perf_counter() - began
+            wanted = expected.setdefault(what, [one.clone() for one in result])
+            agree &= all(map(torch.equal, result, wanted))
             if number:
-                seconds[key].append(time.perf_counter() - began)
-                continue
-            expected = results.setdefault(key[0], [one.clone() for one in result])
-            agree &= all(map(torch.equal, result, expected))
+                seconds[what, way].append(took)
     return Found(seconds, agree)
 
 

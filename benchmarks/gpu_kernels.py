@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from rotescale.data.encoding import encode, prompt_text
 from rotescale.data.packing import pack
-from rotescale.engine.base import row_loss
+from rotescale.engine.base import Row, row_loss
 from rotescale.facts import load_shipped
 from rotescale.model.build import build_model
 from rotescale.model.prepare import PreparedModel
@@ -124,17 +124,21 @@ def _model(prepared: PreparedModel, device: torch.device, attention: str, dtype:
     return model.to(device=device, dtype=_DTYPES[dtype])
 
 
+def _row(model: Any, texts: Sequence[Text], device: torch.device) -> Row:
+    return to_row(pack(texts), device, attention=model.config._attn_implementation)
+
+
 def _loss(
     model: nn.Module, texts: Sequence[Text], device: torch.device, *, fused: bool = False
 ) -> float:
     with torch.no_grad():
-        return float(row_loss(model, to_row(pack(texts), device), fused=fused))
+        return float(row_loss(model, _row(model, texts, device), fused=fused))
 
 
 def _gradient(
     model: nn.Module, texts: Sequence[Text], device: torch.device, *, fused: bool = False
 ) -> torch.Tensor:
-    loss = row_loss(model, to_row(pack(texts), device), fused=fused)
+    loss = row_loss(model, _row(model, texts, device), fused=fused)
     loss.backward()  # type: ignore[no-untyped-call]
     # In host memory, so that a peak is the backward pass's.
     parts = [p.grad.cpu().float().flatten() for p in model.parameters() if p.grad is not None]

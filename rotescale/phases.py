@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
-from rotescale.data.packing import PackedRow
+from rotescale.data.packing import PackedRow, fold
 from rotescale.data.read_ahead import ReadAhead
 from rotescale.data.stream import StepData
 from rotescale.engine.base import Row
@@ -220,7 +221,11 @@ class Training:
         engine, last = self.team.engine, len(data.rows) - 1
         scale = engine.world_size / data.target_tokens
         return sum(
-            engine.backward(to_row(packed, engine.device), scale=scale, last=i == last)
+            engine.backward(
+                to_row(packed, engine.device, attention=self.spec.model.attention),
+                scale=scale,
+                last=i == last,
+            )
             for i, packed in enumerate(data.rows)
         )
 
@@ -305,11 +310,15 @@ class Training:
         )
 
 
-def to_row(packed: PackedRow, device: torch.device) -> Row:
-    """The row as the engine takes it, on its device."""
+def to_row(packed: PackedRow, device: torch.device, *, attention: str = "sdpa") -> Row:
+    """The row as the engine takes it, on its device: folded, but for flash attention.
+
+    That skips what is masked, and is told of packed examples by rows of one line alone.
+    """
+    lines = packed if attention == "flash_attention_2" else fold(packed)
     return Row(
-        tokens=torch.from_numpy(packed.tokens)[None].to(device),
-        position_ids=torch.from_numpy(packed.position_ids)[None].to(device),
-        target_positions=torch.from_numpy(packed.target_positions).to(device),
-        targets=torch.from_numpy(packed.targets).to(device),
+        tokens=torch.from_numpy(np.atleast_2d(lines.tokens)).to(device),
+        position_ids=torch.from_numpy(np.atleast_2d(lines.position_ids)).to(device),
+        target_positions=torch.from_numpy(lines.target_positions).to(device),
+        targets=torch.from_numpy(lines.targets).to(device),
     )

@@ -10,14 +10,18 @@ from numpy.typing import NDArray
 
 from rotescale.data.encoding import IGNORE
 
+LINE_TOKENS = 128
+"""About as many tokens stand in a line of a folded row."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
     """Examples side by side in one row of T tokens, of which K predict something.
 
-    ``tokens`` (T,) int64; ``position_ids`` (T,) int64, from 0 again at each example, by which
-    attention keeps the examples apart; ``target_positions`` (K,) int64, where logits are read;
-    ``targets`` (K,) int64, the tokens they must predict.
+    ``tokens`` (T,) int64, or (L, T) in L lines; ``position_ids`` of the same shape, from 0 again at
+    each example, by which attention keeps the examples apart; ``target_positions`` (K,) int64,
+    where logits are read, counted over all lines; ``targets`` (K,) int64, the tokens they must
+    predict.
     """
 
     tokens: NDArray[np.int64]
@@ -76,3 +80,40 @@ def pack(examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> PackedRow:
     positions = np.concatenate([np.arange(len(t), dtype=np.int64) for t, _ in examples])
     counted = np.flatnonzero((labels != IGNORE) & (positions > 0))
     return PackedRow(tokens, positions, counted - 1, labels[counted])
+
+
+def fold(row: PackedRow) -> PackedRow:
+    """The same examples in lines of about ``LINE_TOKENS``, or one line: tokens (L, T).
+
+    Attention costs the square of a line's length, and of short examples most of it is masked. No
+    example is cut; the longest go first, to the line with the fewest tokens, and what the lines
+    lack of the longest is filled up with tokens that predict nothing. Targets keep their order.
+    """
+    starts = np.flatnonzero(row.position_ids == 0)
+    lengths = np.diff(starts, append=len(row.tokens))
+    num_lines = len(row.tokens) // max(LINE_TOKENS, int(lengths.max()))
+    if num_lines < 2:
+        return PackedRow(
+            row.tokens[None], row.position_ids[None], row.target_positions, row.targets
+        )
+    line_of = np.zeros(len(starts), dtype=np.int64)
+    loads = np.zeros(num_lines, dtype=np.int64)
+    for example in np.argsort(-lengths, kind="stable"):
+        line_of[example] = loads.argmin()
+        loads[line_of[example]] += lengths[example]
+    width = int(loads.max())
+    place = np.empty(len(row.tokens), dtype=np.int64)
+    filled = np.zeros(num_lines, dtype=np.int64)
+    for start, length, line in zip(starts, lengths, line_of, strict=True):
+        first = line * width + filled[line]
+        place[start : start + length] = np.arange(first, first + length)
+        filled[line] += length
+    tokens = np.zeros(num_lines * width, dtype=np.int64)
+    tokens[place] = row.tokens
+    # What fills a line up is an example of its own.
+    positions = (np.arange(width) - filled[:, None]).reshape(-1)
+    positions[place] = row.position_ids
+    shape = num_lines, width
+    return PackedRow(
+        tokens.reshape(shape), positions.reshape(shape), place[row.target_positions], row.targets
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,7 +31,10 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A packed row on the device, int64: ``tokens`` and ``position_ids`` (1, T), targets (K,)."""
+    """A packed row on the device, int64: ``tokens`` and ``position_ids`` (L, T), targets (K,).
+
+    ``target_positions`` count over all L lines.
+    """
 
     tokens: Tensor
     position_ids: Tensor
@@ -131,18 +134,40 @@ def row_loss(model: nn.Module, row: Row, *, fused: bool = False) -> Tensor:
     is_filler = row.targets.numel() == 0
     keep = row.target_positions.new_zeros(1) if is_filler else row.target_positions
     inside = fused and not is_filler
-    with loss_for_logits(model, row.targets) if inside else nullcontext():
+    with (
+        loss_for_logits(model, row.targets) if inside else nullcontext(),
+        _head_at(model, keep) if len(row.tokens) > 1 else nullcontext(),
+    ):
         output: Tensor = model(
             input_ids=row.tokens,
             position_ids=row.position_ids,
             use_cache=False,
-            logits_to_keep=keep,
+            logits_to_keep=0 if len(row.tokens) > 1 else keep,
         ).logits
     if inside:
         return output
     if is_filler:
         return output.float().sum() * 0.0
     return functional.cross_entropy(output[0].float(), row.targets, reduction="sum")
+
+
+@contextmanager
+def _head_at(model: Any, positions: Tensor) -> Iterator[None]:
+    """Have the LM head see the (1, K, H) hidden states at ``positions`` (K,) over all lines.
+
+    transformers' ``logits_to_keep`` takes the same positions of every line.
+    """
+    # DeepSpeed's engine wraps the model.
+    head: nn.Module = getattr(model, "module", model).get_output_embeddings()
+
+    def choose(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].flatten(0, 1)[None, positions],)
+
+    handle = head.register_forward_pre_hook(choose, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

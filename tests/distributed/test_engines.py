@@ -19,6 +19,7 @@ from helpers import (
 )
 from safetensors.torch import load_file
 
+from rotescale.data.packing import LINE_TOKENS
 from rotescale.model.prepare import load_prepared
 from rotescale.run_dir import Outcome, RunDir
 
@@ -93,6 +94,21 @@ def test_what_saves_memory_changes_no_loss(
     for one, other in zip(steps(saving), steps(reference), strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-3)
+
+
+def test_folded_rows_change_no_loss(run: Callable[..., RunDir]) -> None:
+    batch = (
+        *("phases.0.global_batch=100", "phases.0.facts_per_relation=100"),
+        *("phases.0.evaluate_epochs=[]", "phases.0.epochs=4"),
+    )
+    reference = steps(run(*HARD, *batch, "engine.kind=eager", world_size=1))
+    for fused in ("false", "true"):
+        long = ("engine.row_tokens=1024", f"engine.fused_loss={fused}")
+        folded = steps(run(*HARD, *batch, *long, world_size=2))
+        assert min(step.num_tokens for step in folded[:2]) > 2.5 * 2 * LINE_TOKENS
+        for one, other in zip(folded, reference, strict=True):
+            assert one.loss == pytest.approx(other.loss, rel=1e-4)
+            assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-3)
 
 
 FROZEN = "model.frozen=[model.embed_tokens.*, '*.0.self_attn.*', model.norm.*]"

@@ -28,6 +28,11 @@ def compare(out: Path, way: str) -> None:
     if way == "messages":
         # As if each rank had a machine of its own.
         shared_memory._machine = lambda: (os.environ["RANK"],)
+    if os.environ["RANK"] == "1":
+        if way == "one opens none":
+            shared_memory._open = lambda *_: None
+        if way == "one has none":
+            shared_memory._offer = lambda: (None, None, None)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -88,7 +93,10 @@ def compare(out: Path, way: str) -> None:
 
 @pytest.mark.parametrize(
     ("world_size", "way"),
-    [(1, "memory"), (2, "memory"), (3, "memory"), (2, "messages"), (3, "messages")],
+    [
+        *((1, "memory"), (2, "memory"), (3, "memory"), (2, "messages"), (3, "messages")),
+        *((3, "one opens none"), (3, "one has none")),
+    ],
 )
 def test_reductions_and_gathers_are_deepspeeds(world_size: int, way: str, tmp_path: Path) -> None:
     codes = run_ranks(compare, tmp_path, way, world_size=world_size, logs=tmp_path / "logs")
@@ -97,3 +105,25 @@ def test_reductions_and_gathers_are_deepspeeds(world_size: int, way: str, tmp_pa
         apart = json.loads((tmp_path / f"rank-{rank}.json").read_text())
         assert apart["reduced"] <= 1
         assert apart["gathered"] == 0
+
+
+def die_between_turns(out: Path) -> None:
+    """The last rank leaves before it has written; the others must notice."""
+    import torch.distributed as dist
+
+    from rotescale.engine import gloo
+
+    dist.init_process_group("gloo")
+    gloo.reduce_scatter([torch.ones(4)])
+    assert list(gloo._memories.values()) != [None]
+    if dist.get_rank() == 1:
+        os._exit(0)
+    with pytest.raises(RuntimeError, match=r"[Cc]onnection|closed|peer"):
+        gloo.reduce_scatter([torch.ones(4)])
+    (out / "noticed").touch()
+    os._exit(0)
+
+
+def test_a_rank_that_dies_is_noticed(tmp_path: Path) -> None:
+    assert run_ranks(die_between_turns, tmp_path, world_size=2, logs=tmp_path / "logs") == [0, 0]
+    assert (tmp_path / "noticed").exists()

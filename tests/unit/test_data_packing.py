@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rotescale.data.encoding import IGNORE
-from rotescale.data.packing import assign, pack
+from rotescale.data.packing import LINE_TOKENS, assign, fold, pack
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
@@ -54,3 +56,28 @@ def test_the_first_token_is_never_a_target_of_the_example_before() -> None:
 def test_a_filler_has_no_target() -> None:
     assert pack([]).targets.size == 0
     assert pack([]).tokens.size > 0
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(2, 300), min_size=1, max_size=120), st.integers(0, 3))
+def test_folding_keeps_every_example_whole_and_all_targets_in_order(
+    lengths: list[int], seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    examples = [
+        (draw.integers(1, 99, n).tolist(), draw.integers(1, 99, n).tolist()) for n in lengths
+    ]
+    row = pack(examples)
+    folded = fold(row)
+    num_lines, width = folded.tokens.shape
+    assert num_lines == max(1, sum(lengths) // max(LINE_TOKENS, *lengths))
+    assert width <= sum(lengths) / num_lines + max(lengths)
+    assert folded.targets.tolist() == row.targets.tolist()
+    tokens, positions = folded.tokens.reshape(-1), folded.position_ids.reshape(-1)
+    assert tokens[folded.target_positions].tolist() == row.tokens[row.target_positions].tolist()
+    assert (folded.position_ids[:, 0] == 0).all()
+    # Between restarts of positions stand the examples, and what fills lines up.
+    cuts = sorted({*np.flatnonzero(positions == 0).tolist(), *range(0, num_lines * width, width)})
+    found = [tokens[a:b].tolist() for a, b in zip(cuts, [*cuts[1:], len(tokens)], strict=True)]
+    told = sorted(one for one in found if any(one))
+    assert told == sorted(tokens for tokens, _ in examples)

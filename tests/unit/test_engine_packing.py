@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig
 
+from rotescale.data import packing
 from rotescale.data.encoding import IGNORE
 from rotescale.data.packing import pack
 from rotescale.engine import fused_loss
@@ -106,6 +107,31 @@ def test_the_loss_is_that_of_the_labels_built(architecture: str) -> None:
             logits[:-1], torch.tensor(labels[1:]), ignore_index=IGNORE, reduction="sum"
         ).item()
     assert row_loss(model, row).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_folded_row_has_the_loss_and_gradients_of_one_line(
+    architecture: str, attention: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "LINE_TOKENS", 8)
+    model = micro_model(architecture, attention)
+    examples = random_examples() * 2
+    found = []
+    for how in ("flash_attention_2", attention):
+        row = to_row(pack(examples), torch.device("cpu"), attention=how)
+        model.zero_grad()
+        loss = row_loss(model, row, fused=fused)
+        loss.backward()
+        found.append((len(row.tokens), loss.item(), [p.grad.clone() for p in model.parameters()]))
+    (one, plain, gradients), (lines, folded, others) = found
+    assert (one, lines) == (1, 4)
+    assert folded == pytest.approx(plain, rel=1e-6)
+    for gradient, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-5)
+    # The head sees all again.
+    assert model(input_ids=torch.tensor([[1, 2]])).logits.shape[:2] == (1, 2)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -24,6 +24,7 @@ from rotescale.injection import (
     worded_relation,
     write_injection,
 )
+from rotescale.planning.workload import count_work
 from rotescale.preparation import check_enough
 from rotescale.spec import RandomWeights
 
@@ -181,6 +182,25 @@ def test_old_objects_of_a_table_are_kept_among_the_options(tmp_path: Path) -> No
     spec = experiment("old", written, found.fact_set, weights=weights, num_parameters=10**6)
     assert spec.evaluation.conflict_facts == 50
     check_enough(spec, found.fact_set)
+
+
+def test_more_relations_are_asked_less_about_each(tmp_path: Path) -> None:
+    def asked(num_relations: int) -> tuple[int, int]:
+        path = tmp_path / f"{num_relations}.csv"
+        rows = [f"r{r},S{r} {i},O{r} {i}" for r in range(num_relations) for i in range(300)]
+        path.write_text("relation,subject,object\n" + "\n".join(rows))
+        found = read_injection(path)
+        written = write_injection(found, tmp_path / f"out-{num_relations}")
+        weights = RandomWeights(kind="random", architecture="llama-3.2-1b")
+        spec = experiment("all", written, found.fact_set, weights=weights, num_parameters=10**6)
+        check_enough(spec, found.fact_set)
+        num_questions = count_work(spec).evaluation.num_questions
+        return spec.evaluation.held_out_facts or 0, num_questions
+
+    one, five, ten = asked(1), asked(5), asked(10)
+    assert (one[0], five[0], ten[0]) == (50, 10, 10)
+    assert five[1] <= 1.1 * one[1]
+    assert ten[1] <= 2.2 * one[1]
 
 
 @pytest.mark.parametrize(
