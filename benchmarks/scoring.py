@@ -114,6 +114,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", default="smollm2-135m", help="comma-separated: %(default)s")
+    parser.add_argument("--work", default=",".join(_FLOORS), help="%(default)s")
     parser.add_argument("--prompts", type=int, default=20, help="short ones: %(default)s")
     parser.add_argument("--in-context", type=int, default=2, help="long ones: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="of the short ones: %(default)s")
@@ -125,8 +126,10 @@ def main() -> None:
         short, long = _short_prompts(options.prompts), _in_context(options.in_context)
         texts = [text for item in (*short, *long) for text in (item.text, *item.options)]
         model = Model.load(name, texts=texts)
-        rows.append(_compare("short_prompts", name, model, short, repeats=options.repeats))
-        rows.append(_compare("in_context", name, model, long, repeats=1))
+        if "short_prompts" in options.work.split(","):
+            rows.append(_compare("short_prompts", name, model, short, repeats=options.repeats))
+        if "in_context" in options.work.split(","):
+            rows.append(_compare("in_context", name, model, long, repeats=1))
     print_rows(rows)
     if options.json:
         write_rows(rows, options.json)
