@@ -177,7 +177,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "cpus": 96,
         "storage_gbit": 16.0,
     },
-    # Between processes, through memory that they share (``engine/shared_memory.py``).
+    # Between processes, through memory that they share (``engine/shared_memory.py``); a guess.
     "cpu": {
         "intranode_gbit": 30.0,
         "interconnect_gbit": 10.0,

@@ -38,16 +38,22 @@ def assign(lengths: Sequence[int], *, row_tokens: int, world_size: int) -> list[
     rows, since each is a forward pass and under ZeRO-3 those are collective: the missing ones
     are empty lists. A pure function of its arguments, so that all ranks agree without a word.
     """
-    by_length = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    ranks: list[list[int]] = [[] for _ in range(world_size)]
-    loads = [0] * world_size
-    for example in by_length:
-        rank = loads.index(min(loads))
-        ranks[rank].append(example)
-        loads[rank] += lengths[example]
-    rows = [_fill_rows(sorted(mine), lengths, row_tokens=row_tokens) for mine in ranks]
+    ranks = _deal(lengths, world_size)
+    rows = [_fill_rows(mine, lengths, row_tokens=row_tokens) for mine in ranks]
     num_passes = max(len(mine) for mine in rows)
     return [mine + [[] for _ in range(num_passes - len(mine))] for mine in rows]
+
+
+def _deal(lengths: Sequence[int], number: int) -> list[list[int]]:
+    """The longest example goes first, to whoever has the fewest tokens; each in their order."""
+    by_length = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    dealt: list[list[int]] = [[] for _ in range(number)]
+    loads = [0] * number
+    for example in by_length:
+        least = loads.index(min(loads))
+        dealt[least].append(example)
+        loads[least] += lengths[example]
+    return [sorted(mine) for mine in dealt]
 
 
 def _fill_rows(examples: list[int], lengths: Sequence[int], *, row_tokens: int) -> list[list[int]]:
@@ -90,30 +96,17 @@ def fold(row: PackedRow) -> PackedRow:
     lack of the longest is filled up with tokens that predict nothing. Targets keep their order.
     """
     starts = np.flatnonzero(row.position_ids == 0)
-    lengths = np.diff(starts, append=len(row.tokens))
-    num_lines = len(row.tokens) // max(LINE_TOKENS, int(lengths.max()))
-    if num_lines < 2:
-        return PackedRow(
-            row.tokens[None], row.position_ids[None], row.target_positions, row.targets
-        )
-    line_of = np.zeros(len(starts), dtype=np.int64)
-    loads = np.zeros(num_lines, dtype=np.int64)
-    for example in np.argsort(-lengths, kind="stable"):
-        line_of[example] = loads.argmin()
-        loads[line_of[example]] += lengths[example]
-    width = int(loads.max())
+    lengths = np.diff(starts, append=len(row.tokens)).tolist()
+    num_lines = max(1, len(row.tokens) // max(LINE_TOKENS, *lengths))
+    lines = _deal(lengths, num_lines)
+    width = max(sum(lengths[example] for example in line) for line in lines)
+    tokens, positions = (np.zeros((num_lines, width), dtype=np.int64) for _ in range(2))
     place = np.empty(len(row.tokens), dtype=np.int64)
-    filled = np.zeros(num_lines, dtype=np.int64)
-    for start, length, line in zip(starts, lengths, line_of, strict=True):
-        first = line * width + filled[line]
-        place[start : start + length] = np.arange(first, first + length)
-        filled[line] += length
-    tokens = np.zeros(num_lines * width, dtype=np.int64)
-    tokens[place] = row.tokens
-    # What fills a line up is an example of its own.
-    positions = (np.arange(width) - filled[:, None]).reshape(-1)
-    positions[place] = row.position_ids
-    shape = num_lines, width
-    return PackedRow(
-        tokens.reshape(shape), positions.reshape(shape), place[row.target_positions], row.targets
-    )
+    for number, line in enumerate(lines):
+        moved = np.concatenate([np.arange(starts[e], starts[e] + lengths[e]) for e in line])
+        tokens[number, : len(moved)] = row.tokens[moved]
+        positions[number, : len(moved)] = row.position_ids[moved]
+        # What fills a line up is an example of its own.
+        positions[number, len(moved) :] = np.arange(width - len(moved))
+        place[moved] = number * width + np.arange(len(moved))
+    return PackedRow(tokens, positions, place[row.target_positions], row.targets)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rotescale.engine.fused_loss import loss_for_logits
+from rotescale.engine.fused_loss import loss_for_logits, output_matrix
 from rotescale.spec import EvaluationMode
 from rotescale.step_clock import StepClock
 from rotescale.tensors import Part, TensorSlice
@@ -157,13 +157,11 @@ def _head_at(model: Any, positions: Tensor) -> Iterator[None]:
 
     transformers' ``logits_to_keep`` takes the same positions of every line.
     """
-    # DeepSpeed's engine wraps the model.
-    head: nn.Module = getattr(model, "module", model).get_output_embeddings()
 
     def choose(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0].flatten(0, 1)[None, positions],)
 
-    handle = head.register_forward_pre_hook(choose, prepend=True)
+    handle = output_matrix(model).register_forward_pre_hook(choose, prepend=True)
     try:
         yield
     finally:

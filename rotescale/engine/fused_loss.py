@@ -40,6 +40,11 @@ def check_fusable(config: PretrainedConfig) -> None:
         )
 
 
+def output_matrix(model: Any) -> Any:
+    """The module of a model, or of DeepSpeed's engine around it, that gives the logits."""
+    return getattr(model, "module", model).get_output_embeddings()
+
+
 @contextmanager
 def loss_for_logits(model: Any, targets: Tensor) -> Iterator[None]:
     """Have the model return, in place of logits, their summed cross-entropy: () float32.
@@ -47,8 +52,7 @@ def loss_for_logits(model: Any, targets: Tensor) -> Iterator[None]:
     The output matrix must be asked at the target positions alone: ``targets`` are (n,) int64. It
     is called as the module that it is, so what ZeRO-3 does before and after it is done.
     """
-    # DeepSpeed's engine wraps the model.
-    head: Any = getattr(model, "module", model).get_output_embeddings()
+    head = output_matrix(model)
 
     def forward(hidden: Tensor) -> Tensor:
         loss: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]

@@ -81,6 +81,11 @@ class Placement:
         return -(-self.num_workers // self.workers_per_node)
 
     @property
+    def shares_memory(self) -> bool:
+        """Whether workers exchange through memory of one machine; on CPUs, else by messages."""
+        return not self.on_gpu and self.num_nodes == 1 and self.num_workers > 1
+
+    @property
     def precision_bytes(self) -> int:
         """Bytes of a weight in forward and backward."""
         return BYTES_PER_PARAMETER[self.spec.engine.precision]
@@ -250,8 +255,7 @@ class Placement:
             return 0
         if self.on_gpu:
             return self.gradient_bytes * self.sizes.bucket
-        shares = self.num_nodes == 1 and self.num_workers > 1
-        return 2 * PAGE_BYTES * self.num_workers if shares else 0
+        return 2 * PAGE_BYTES * self.num_workers if self.shares_memory else 0
 
     @property
     def _is_eager(self) -> bool:
@@ -301,7 +305,7 @@ class Placement:
         together = max(largest, min(self.sizes.bucket, self.count.trainable))
         copied = together if self.gradient_bytes != self.precision_bytes else 0
         if not self.on_gpu:
-            if self.num_nodes > 1:
+            if not self.shares_memory:
                 copied += 2 * together * (self.num_workers - 1) // self.num_workers
             return self.precision_bytes * together + self.gradient_bytes * copied
         if together > largest or largest % self.num_workers:

@@ -27,7 +27,7 @@ class Range:
 
 NONE = Range(0.0, 0.0)
 
-# What is reached of a vendor's rate, at best and where it goes badly: guesses, but for the CPU's.
+# What is reached of a vendor's rate, at best and where it goes badly: guesses.
 COMPUTE = (0.6, 0.25)
 CPU_COMPUTE = (0.85, 0.35)
 MEMORY = (0.85, 0.5)

@@ -257,7 +257,7 @@ class Timing:
         of several nodes all of it goes by Gloo, to each worker alone.
         """
         place, node = self.place, self.place.node
-        by_messages = not place.on_gpu and place.num_nodes > 1
+        by_messages = not (place.on_gpu or place.shares_memory)
         here = place.workers_per_node
         within = num_bytes * (place.num_workers - 1) / place.num_workers if here > 1 else 0.0
         between = num_bytes * (place.num_nodes - 1) / place.num_nodes

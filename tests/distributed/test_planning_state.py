@@ -27,7 +27,7 @@ from rotescale.zero3_sizes import PAGE_BYTES
 
 WORLD_SIZE = 2
 WEIGHTS = RandomWeights(
-    kind="random", hidden_size=512, intermediate_size=1024, num_layers=4, vocab_size=2000
+    kind="random", hidden_size=256, intermediate_size=512, num_layers=3, vocab_size=2000
 )
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -101,7 +101,7 @@ def test_state_is_as_large_as_is_said(
     # On the CPU there is no bucket, but what the ranks write for each other.
     pages = 2 * PAGE_BYTES * WORLD_SIZE
     assert place.moments()["measuring"].buffers == pages
-    expected = place.state_bytes / WORLD_SIZE + pages
+    expected = place.state_bytes / WORLD_SIZE
     codes = run_ranks(
         measure,
         precision,
@@ -113,4 +113,4 @@ def test_state_is_as_large_as_is_said(
     assert codes == [0] * WORLD_SIZE
     for rank in range(WORLD_SIZE):
         measured = json.loads((tmp_path / f"rank-{rank}.json").read_text())
-        assert measured == pytest.approx(expected, rel=0.03)
+        assert measured - pages == pytest.approx(expected, rel=0.03)
