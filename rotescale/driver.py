@@ -343,8 +343,6 @@ def _worker_environment() -> dict[str, str]:
     return {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # Large tensors in pages of 2 MB: a step allocates anew what it has just freed.
-        "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE", "1"),
         **passed,
     }
 
