@@ -47,12 +47,14 @@ def train(
         engine.clock.start()
         lengths = [len(example[0]) for example in step]
         dealt = assign(lengths, row_tokens=spec.row_tokens, world_size=engine.world_size)
-        rows = [pack([step[place] for place in places]) for places in dealt[engine.rank]]
+        rows = [
+            to_row(pack([step[place] for place in places]), engine.device)
+            for places in dealt[engine.rank]
+        ]
         num_targets = sum(sum(label >= 0 for label in labels[1:]) for _, labels in step)
         scale = engine.world_size / num_targets
         loss = sum(
-            engine.backward(to_row(row, engine.device), scale=scale, last=i == len(rows) - 1)
-            for i, row in enumerate(rows)
+            engine.backward(row, scale=scale, last=i == len(rows) - 1) for i, row in enumerate(rows)
         )
         with engine.clock.part("communication"):
             [total] = engine.all_sum([loss])
@@ -60,6 +62,7 @@ def train(
         parts.append(engine.clock.take())
         seconds.append(time.perf_counter() - began)
         losses.append(total / num_targets)
-        tokens += sum(lengths)
+        tokens += sum(row.tokens.numel() for row in rows)
+    [computed] = engine.all_sum([tokens])
     engine.close()
-    return Trained(tuple(seconds), tuple(losses), tokens, tuple(parts))
+    return Trained(tuple(seconds), tuple(losses), round(computed), tuple(parts))

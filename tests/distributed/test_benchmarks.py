@@ -115,6 +115,20 @@ def test_growth_of_few_points(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_plan_of_memory_of_a_small_model(tmp_path: Path) -> None:
+    rows_json = tmp_path / "rows.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--models", "llama-100m"]
+    command += ["--json", str(rows_json)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    rows = json.loads(rows_json.read_text())
+    cases = [(row["name"], row["workers"]) for row in rows]
+    assert cases == [(name, n) for n in (1, 2) for name in ("training", "measuring")]
+    for row in rows:
+        assert abs(row["error"]) <= 0.15, row
+
+
+@pytest.mark.slow
 def test_streaming_of_few_facts(tmp_path: Path) -> None:
     rows_json = tmp_path / "rows.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "streaming.py"), "--model", "micro"]
