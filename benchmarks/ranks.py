@@ -20,10 +20,12 @@ PROCESSES.set_forkserver_preload(["peers", "transformers.models.llama.modeling_l
 _terminal = -1
 
 
-def run_ranks(task: Callable[..., Any], *arguments: Any, world_size: int, logs: Path) -> list[Any]:
+def run_ranks(
+    task: Callable[..., Any], *arguments: Any, world_size: int, logs: Path, threads: int = 1
+) -> list[Any]:
     """What ``task(*arguments)`` returns on each rank; RuntimeError with the traceback of one.
 
-    What libraries print goes into files in ``logs``.
+    Each rank computes with ``threads``. What libraries print goes into files in ``logs``.
     """
     port = str(_free_port())
     workers = []
@@ -38,7 +40,8 @@ def run_ranks(task: Callable[..., Any], *arguments: Any, world_size: int, logs: 
         receiver, sender = PROCESSES.Pipe(duplex=False)
         # Not a daemon: the peers start processes of their own.
         process = PROCESSES.Process(
-            target=_rank, args=(task, arguments, variables, sender, logs / f"rank-{rank}.log")
+            target=_rank,
+            args=(task, arguments, variables, threads, sender, logs / f"rank-{rank}.log"),
         )
         process.start()
         sender.close()
@@ -71,6 +74,7 @@ def _rank(
     task: Callable[..., Any],
     arguments: tuple[Any, ...],
     variables: dict[str, str],
+    threads: int,
     sender: multiprocessing.connection.Connection[Any, Any],
     log: Path,
 ) -> None:
@@ -82,8 +86,7 @@ def _rank(
     os.dup2(descriptor, 2)
     import torch
 
-    # One core for each rank, as the demo has it.
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     try:
         sender.send((task(*arguments), None))
     except BaseException:
