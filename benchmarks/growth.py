@@ -4,8 +4,9 @@ Run it from the repository: ``python benchmarks/growth.py [--json PATH] [--pictu
 
 Steps of training (ZeRO-3, one thread per worker) by examples in the global batch, by workers, and
 by the size of a Llama with random weights; the reading of a step by the number of facts in the
-shards; prompts (one process, a token tree each) by the number of options, the tokens of the prompt
-and the size of the model. Each is the median of some, after one that is not counted. The columns
+shards; prompts (a token tree each) by the number of options, the tokens of the prompt, the size of
+the model, and by workers, each of which holds the whole model and takes its share, with one thread.
+Each is the median of some, after one that is not counted. There is no peer. The columns
 tell seconds per thing (example, option, prompt token, parameter), which falls as long as more of it
 costs less each.
 """
@@ -27,12 +28,12 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from encoded import encode_facts, open_facts
-from ranks import run_ranks
+from ranks import run_ranks, timed
 from report import CONSOLE, median
 from rotescale.evaluation.scoring import forward_of, score_trees
-from rotescale.evaluation.tree import build_tree
+from rotescale.evaluation.tree import TokenTree, build_tree
 from rotescale.facts import load_shipped
-from rotescale.model.prepare import PreparedModel
+from rotescale.model.prepare import PreparedModel, load_prepared
 from rotescale.spec import EngineSpec, RandomWeights
 from stepping import Example, train
 from subjects import SUBJECTS, Subject, make_folder, num_parameters
@@ -40,6 +41,8 @@ from subjects import SUBJECTS, Subject, make_folder, num_parameters
 _ENGINE = EngineSpec(persistence_threshold=1_000_000_000_000)
 _TOKENS_PER_EXAMPLE = 12
 _LEARNING_RATE = 1e-5
+_SHARED_PROMPTS = 4
+"""Or as many more as give every worker as many."""
 _SIZES = {
     "micro": (64, 2, 4, 176),
     "llama-5m": (192, 6, 3, 512),
@@ -132,11 +135,13 @@ def _measure(plan: Plan, folder: Path) -> Iterable[Cell]:
         yield steps.cell("workers", workers, plan.model, prepared, batch=middle, workers=workers)
     for number in plan.facts:
         yield _reading(prepared, folder / f"facts-{number}", number)
-    prompts = _Prompts(plan.repeats)
+    prompts = _Prompts(plan.repeats, folder)
     for number in plan.options:
         yield prompts.cell("options", number, plan.model, prepared, options=number)
     for number in plan.prompt_tokens:
         yield prompts.cell("prompt tokens", number, plan.model, prepared, tokens=number)
+    for workers in plan.workers:
+        yield prompts.by_workers(workers, plan.model, prepared)
     for name in plan.sizes:
         subject = _random(name)
         of_size = make_folder(subject, out=folder / f"size-{name}")
@@ -204,10 +209,10 @@ def _reading(prepared: PreparedModel, root: Path, num_facts: int) -> Cell:
 
 
 class _Prompts:
-    """Measures prompts with their options, in this process."""
+    """Measures prompts with their options."""
 
-    def __init__(self, repeats: int) -> None:
-        self._repeats = repeats
+    def __init__(self, repeats: int, folder: Path) -> None:
+        self._repeats, self._folder = repeats, folder
         facts = load_shipped(_RELATIONS).facts
         self._objects = list(dict.fromkeys(fact.object for fact in facts))
         self._loaded: tuple[Path, Callable[..., Any]] | None = None
@@ -222,12 +227,8 @@ class _Prompts:
         options: int = 100,
         tokens: int = 10,
     ) -> Cell:
-        tokenizer = prepared.tokenizer()
-        words = "the writer of the book about the river and the sea is " * tokens
-        ids = tokenizer(words, add_special_tokens=False)["input_ids"][:tokens]
-        prompt = tokenizer.decode(ids).strip()
-        options = min(options, len(self._objects))
-        tree = build_tree(prompt, self._objects[:options], tokenizer=tokenizer)
+        """In this process."""
+        tree = self._tree(prepared, options=options, tokens=tokens)
         forward = self._model(prepared)
         seconds = []
         with torch.inference_mode():
@@ -237,11 +238,46 @@ class _Prompts:
                 seconds.append(time.perf_counter() - began)
         return Cell("prompt", by, amount, median(seconds[1:]), name)
 
+    def by_workers(self, workers: int, name: str, prepared: PreparedModel) -> Cell:
+        """A prompt's share of the time that some take together, shared out among the workers."""
+        tree = self._tree(prepared, options=100, tokens=10)
+        num_prompts = workers * -(-_SHARED_PROMPTS // workers)
+        found = run_ranks(
+            _ask,
+            *(prepared.folder, tree, num_prompts // workers, self._repeats),
+            world_size=workers,
+            logs=self._folder,
+        )[0]
+        return Cell("prompt", "workers", workers, median(found) / num_prompts, name)
+
+    def _tree(self, prepared: PreparedModel, *, options: int, tokens: int) -> TokenTree:
+        tokenizer = prepared.tokenizer()
+        words = "the writer of the book about the river and the sea is " * tokens
+        ids = tokenizer(words, add_special_tokens=False)["input_ids"][:tokens]
+        prompt = tokenizer.decode(ids).strip()
+        options = min(options, len(self._objects))
+        return build_tree(prompt, self._objects[:options], tokenizer=tokenizer)
+
     def _model(self, prepared: PreparedModel) -> Any:
         if self._loaded is None or self._loaded[0] != prepared.folder:
             model = AutoModelForCausalLM.from_pretrained(prepared.base, dtype=torch.float32)
             self._loaded = (prepared.folder, forward_of(model.eval()))
         return self._loaded[1]
+
+
+def _ask(folder: Path, tree: TokenTree, num_prompts: int, repeats: int) -> list[float]:
+    """Collective: every rank calls this. Seconds until all ranks have scored their prompts."""
+    torch.distributed.init_process_group("gloo")
+    prepared = load_prepared(folder)
+    model = AutoModelForCausalLM.from_pretrained(prepared.base, dtype=torch.float32)
+    forward = forward_of(model.eval())
+
+    def ask() -> None:
+        for _ in range(num_prompts):
+            score_trees(forward, [tree], num_tokens=prepared.num_tokens)
+
+    with torch.inference_mode():
+        return [timed(ask).seconds for _ in range(1 + repeats)][1:]
 
 
 def _print(cells: Sequence[Cell]) -> None:

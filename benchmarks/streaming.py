@@ -4,8 +4,10 @@ Run it from the repository: ``python benchmarks/streaming.py [--json PATH] [--fa
 
 For each number of facts a fresh process encodes them as ``rotescale run`` does, with SmolLM2's
 tokenizer and a process to a core where there is a shard for each, opens them, and goes through the
-epoch's global batches. Memory is what all of its processes hold of their own (anonymous, sampled);
-pages of the mapped shards, which the system takes back when it needs them, do not count.
+epoch's global batches. Memory is what its processes hold of their own (anonymous, sampled): the one
+that holds most, which is compared over the numbers of facts, and all together, which is compared
+where as many processes encode. Pages of the mapped shards, which the system takes back when it
+needs them, do not count.
 
 The peer is Hugging Face ``datasets``: ``from_generator`` and ``map`` for the encoding (up to
 ``--peer-facts``), and over the same shards ``to_iterable_dataset`` with its shuffle buffer for an
@@ -38,6 +40,22 @@ from subjects import SUBJECTS, make_folder
 
 _SAMPLE_SECONDS = 0.05
 _SAMPLE = 100
+_FIRST_BATCH_SECONDS = 5.0
+_MIDDLE_SECONDS = 2.0
+_MEMORY_FLOOR = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The most that processes held at a time, in bytes of their own."""
+
+    one: int = 0
+    """Of the process that held most."""
+    all: int = 0
+    """Of all together."""
+
+    def or_more(self, other: Held) -> Held:
+        return Held(max(self.one, other.one), max(self.all, other.all))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     sizes = sorted(int(number) for number in options.facts.split(","))
     rows: list[Row] = []
-    peaks: dict[int, int] = {}
+    peaks: dict[int, Held] = {}
     with tempfile.TemporaryDirectory(prefix="rotescale-streaming-") as folder:
         prepared = make_folder(SUBJECTS[options.model], out=Path(folder)).folder
         for number in sizes:
@@ -87,33 +105,50 @@ def main() -> None:
             if number in (sizes[0], sizes[-1]):
                 peer, _ = _alone(stream_with_datasets, run, number, SEED, BATCH)
                 rows += _streaming_rows(ours, peer)
-    first, last = sizes[0], sizes[-1]
-    rows.append(
+    print_rows(rows + _memory_rows(peaks))
+    if options.json:
+        write_rows(rows + _memory_rows(peaks), options.json)
+
+
+def _memory_rows(peaks: dict[int, Held]) -> list[Row]:
+    """The most facts beside the fewest; of all processes, beside the fewest that as many encode."""
+    sizes = sorted(peaks)
+    last = sizes[-1]
+    alike = next(n for n in sizes if encoding_processes(n) == encoding_processes(last))
+    rows = [("peak_memory_vs_fewest", sizes[0], peaks[last].one, peaks[sizes[0]].one)]
+    if alike != last:
+        rows.append(("peak_memory_of_all", alike, peaks[last].all, peaks[alike].all))
+    return [
         Row(
-            "peak_memory_vs_fewest",
-            f"{last:,} against {first:,}",
-            ours=peaks[last] / 1e6,
-            peer=peaks[first] / 1e6,
+            name,
+            f"{last:,} against {number:,}",
+            ours=most / 1e6,
+            peer=least / 1e6,
             agree=True,
-            floor=1.1,
+            floor=_MEMORY_FLOOR,
             unit="MB",
         )
-    )
-    print_rows(rows)
-    if options.json:
-        write_rows(rows, options.json)
+        for name, number, most, least in rows
+    ]
 
 
-def _tell(ours: Ours, peak: int) -> None:
+def _seconds(seconds: float, limit: float) -> str:
+    text = f"{seconds:.2f} s"
+    return text if seconds <= limit else f"[red]{text}, above {limit:g} s[/red]"
+
+
+def _tell(ours: Ours, peak: Held) -> None:
     number = ours.num_facts
+    first = _seconds(ours.first_batch_seconds, _FIRST_BATCH_SECONDS)
+    middle = _seconds(ours.middle_seconds, _MIDDLE_SECONDS)
     CONSOLE.print(
         f"{number:,} facts: encoded in {encoding_processes(number)} process(es), "
         f"{ours.encode_seconds:.1f} s "
         f"({number / ours.encode_seconds:,.0f} facts/s, {ours.disk_bytes / 1e6:,.0f} MB on the "
-        f"disk); first batch after {ours.first_batch_seconds:.2f} s, the one in the middle of the "
-        f"epoch after {ours.middle_seconds:.2f} s; an epoch in {ours.epoch_seconds:.1f} s "
-        f"({number / ours.epoch_seconds:,.0f} examples/s); peak memory {peak / 1e6:,.0f} MB; every "
-        f"example once: {'yes' if ours.each_once else '[red]no[/red]'}"
+        f"disk); first batch after {first}, the one in the middle of the epoch after {middle}; an "
+        f"epoch in {ours.epoch_seconds:.1f} s ({number / ours.epoch_seconds:,.0f} examples/s); "
+        f"peak memory {peak.one / 1e6:,.0f} MB of one process, {peak.all / 1e6:,.0f} MB of all; "
+        f"every example once: {'yes' if ours.each_once else '[red]no[/red]'}"
     )
 
 
@@ -150,30 +185,30 @@ def _streaming_rows(ours: Ours, peer: Peer) -> list[Row]:
     ]
 
 
-def _alone(task: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
-    """What ``task(*arguments)`` returns in a fresh process, and the most that it held, in bytes."""
+def _alone(task: Callable[..., Any], *arguments: Any) -> tuple[Any, Held]:
+    """What ``task(*arguments)`` returns in a fresh process, and the most that was held."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         future = pool.submit(task, *arguments)
-        most = 0
+        most = Held()
         done = threading.Event()
         future.add_done_callback(lambda _: done.set())
         while not done.wait(_SAMPLE_SECONDS):
-            most = max(most, _anonymous())
+            most = most.or_more(_anonymous())
         return future.result(), most
 
 
-def _anonymous() -> int:
-    """Bytes that all processes below this one hold of their own."""
-    total = 0
+def _anonymous() -> Held:
+    """What the processes below this one hold of their own now."""
+    held = []
     for process in psutil.Process().children(recursive=True):
         try:
             text = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
         except OSError:
             continue
-        total += sum(
+        held += [
             int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("RssAnon")
-        )
-    return total
+        ]
+    return Held(max(held, default=0), sum(held))
 
 
 def _measure(prepared_folder: Path, root: Path, num_facts: int) -> Ours:

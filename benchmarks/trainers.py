@@ -65,9 +65,10 @@ def train_with_sft(
     engine: EngineSpec,
     settings: OptimizerSettings,
     steps: Sequence[Sequence[Any]],
+    each: int,
     learning_rate: float,
 ) -> Measured:
-    """Collective: every rank calls this. TRL's SFTTrainer, a rank's examples in one row.
+    """Collective: every rank calls this. TRL's SFTTrainer, ``each`` examples of a rank in one row.
 
     It packs them without padding (``padding_free``, which its ``packing`` sets too), so that the
     steps have the examples of ours.
@@ -85,7 +86,6 @@ def train_with_sft(
             callbacks=callbacks,
         )
 
-    each = len(steps[0]) // int(os.environ["WORLD_SIZE"])
     return _train(make, folder, engine, settings, steps, each, learning_rate)
 
 

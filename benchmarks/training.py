@@ -3,13 +3,15 @@
 Run it from the repository: ``python benchmarks/training.py [--json PATH] [--models LIST]``.
 
 Both train the same weights on the same examples in the same steps, with the same DeepSpeed
-configuration; their losses must agree. Ours has one thread for each worker, as many as there are
-cores in all. The Trainer pads each of its batches to its longest text; the best of three batch
-sizes counts, with gradients accumulated to the same global batch, and the better of one thread and
-two at that size. ``mixed`` steps have 20 % pieces of other text, of 64 to 512 tokens, beside facts.
+configuration; their losses must agree. Ours has one thread for each worker, and trains before the
+peer and after it; its steps of both times count. The Trainer pads each of its batches to its
+longest text; the best of three batch sizes counts, with gradients accumulated to the same global
+batch, and the better of one thread and two at that size. ``mixed`` steps have 20 % pieces of other
+text, of 64 to 512 tokens, beside facts.
 
-The peer of ``memorize_64_vs_sft_packed`` is TRL's SFTTrainer, which flattens each rank's texts into
-one row as ours does; where TRL is not installed (``make .venv/.peers``) it is left out.
+The peer of ``memorize_64_vs_sft_packed`` is TRL's SFTTrainer, which flattens a batch's texts into
+one row as ours does, in the same trials; where TRL is not installed (``make .venv/.peers``) it is
+left out.
 
 ``matmul_share_512`` has no peer but the machine: what share of a step its matrix products would
 take, each measured as a kernel by itself, on all ranks at once.
@@ -122,17 +124,9 @@ def main() -> None:
 def _compare(work: Work, model: str, prepared: PreparedModel, *, steps: int, logs: Path) -> Row:
     """Ours and the Trainer on the same steps."""
     examples = _steps(work, prepared, number=_WARM_UP_STEPS + steps)
-    ours = run_ranks(
-        train,
-        prepared.folder,
-        SUBJECTS[model].engine,
-        examples,
-        _LEARNING_RATE,
-        world_size=_WORLD_SIZE,
-        logs=logs,
-    )[0]
+    ours = _ours(model, prepared, examples, logs=logs)
     share = work.batch // _WORLD_SIZE
-    tried = [share] if work.packs else sorted({share, max(1, share // 2), max(1, share // 4)})
+    tried = sorted({share, max(1, share // 2), max(1, share // 4)})
     peers: dict[Trial, Trained] = {}
 
     def best(trials: Iterable[Trial]) -> Trial:
@@ -143,11 +137,13 @@ def _compare(work: Work, model: str, prepared: PreparedModel, *, steps: int, log
     size = best(Trial(each, 1) for each in tried).each
     chosen = best([Trial(size, _MORE_THREADS)])
     peer = peers[chosen]
+    after = _ours(model, prepared, examples, logs=logs)
+    both = ours.seconds[_WARM_UP_STEPS:] + after.seconds[_WARM_UP_STEPS:]
     CONSOLE.print(f"{model}, {work.name}: {work.batch} examples in each step")
     CONSOLE.print(f"  ours: {ours.tokens:,} tokens; of a step's time " + _told(ours))
     name = "SFTTrainer" if work.packs else "Trainer"
     CONSOLE.print(f"  {name}, {chosen}: {peer.tokens:,} tokens")
-    details = [Detail("ours", ours.seconds[_WARM_UP_STEPS:])]
+    details = [Detail("ours, before and after", both)]
     details += [
         Detail(f"{name}, {trial}", of.seconds[_WARM_UP_STEPS:]) for trial, of in peers.items()
     ]
@@ -155,12 +151,24 @@ def _compare(work: Work, model: str, prepared: PreparedModel, *, steps: int, log
     return Row(
         work.name,
         model,
-        ours=work.batch / median(ours.seconds[_WARM_UP_STEPS:]),
+        ours=work.batch / median(both),
         peer=work.batch / median(peer.seconds[_WARM_UP_STEPS:]),
-        agree=_close(ours.losses, peer.losses),
+        agree=_close(ours.losses, peer.losses) and _close(after.losses, ours.losses),
         floor=work.floor,
         unit="examples/s",
     )
+
+
+def _ours(
+    model: str, prepared: PreparedModel, examples: Sequence[Sequence[Example]], *, logs: Path
+) -> Trained:
+    trained: Trained = run_ranks(
+        train,
+        *(prepared.folder, SUBJECTS[model].engine, examples, _LEARNING_RATE),
+        world_size=_WORLD_SIZE,
+        logs=logs,
+    )[0]
+    return trained
 
 
 def _peer(
@@ -172,10 +180,10 @@ def _peer(
     trial: Trial,
     logs: Path,
 ) -> Trained:
-    task, sizes = (train_with_sft, ()) if work.packs else (train_with_trainer, (trial.each,))
     seconds, losses, tokens = run_ranks(
-        task,
-        *(prepared.folder, SUBJECTS[model].engine, SETTINGS, examples, *sizes, _LEARNING_RATE),
+        train_with_sft if work.packs else train_with_trainer,
+        *(prepared.folder, SUBJECTS[model].engine, SETTINGS),
+        *(examples, trial.each, _LEARNING_RATE),
         world_size=_WORLD_SIZE,
         logs=logs,
         threads=trial.threads,
@@ -190,15 +198,7 @@ def _matmul_share(model: str, prepared: PreparedModel, *, steps: int, logs: Path
         work = Work("", _KEY_PROMPT, "all", batch, None)
         examples = _steps(work, prepared, number=_WARM_UP_STEPS + steps)
         engine = SUBJECTS[model].engine
-        ours = run_ranks(
-            train,
-            prepared.folder,
-            engine,
-            examples,
-            _LEARNING_RATE,
-            world_size=_WORLD_SIZE,
-            logs=logs,
-        )[0]
+        ours = _ours(model, prepared, examples, logs=logs)
         lengths = [len(tokens) for tokens, _ in examples[-1]]
         dealt = assign(lengths, row_tokens=engine.row_tokens, world_size=_WORLD_SIZE)
         fullest = max(dealt, key=lambda rows: sum(lengths[i] for row in rows for i in row))

@@ -108,7 +108,7 @@ def test_growth_of_few_points(tmp_path: Path) -> None:
     cells = json.loads((tmp_path / "cells.json").read_text())
     found = {(cell["what"], cell["by"]) for cell in cells}
     steps = {("step", by) for by in ("examples", "workers", "parameters")}
-    prompts = {("prompt", by) for by in ("options", "prompt tokens", "parameters")}
+    prompts = {("prompt", by) for by in ("options", "prompt tokens", "workers", "parameters")}
     assert found == {*steps, *prompts, ("reading", "facts")}
     assert all(cell["seconds"] > 0 for cell in cells)
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
@@ -139,7 +139,7 @@ def test_streaming_of_few_facts(tmp_path: Path) -> None:
     assert all(row["agree"] for row in rows)
     names = [row["name"] for row in rows]
     each = ["encode_vs_map", "first_batch", "middle_vs_skip", "epoch_vs_iterable"]
-    assert names == [*each, *each, "peak_memory_vs_fewest"]
+    assert names == [*each, *each, "peak_memory_vs_fewest", "peak_memory_of_all"]
 
 
 @pytest.mark.slow
