@@ -464,6 +464,43 @@ def test_a_click_or_a_key_on_a_heading_sorts(chromium: Any, shown_page: Path) ->
 
 
 @needs_browser
+def test_every_column_of_every_table_sorts_both_ways(chromium: Any, shown_page: Path) -> None:
+    show(chromium, shown_page, width=WIDE)
+    # Of each column: the keys of its cells as numbers, "" for none, or their text.
+    keys = """
+      const [table, column] = arguments;
+      return Array.from(document.querySelectorAll("table")[table].tBodies[0].rows, (row) => {
+        const cell = row.cells[column];
+        return cell.dataset.sort ?? cell.textContent.trim();
+      });
+    """
+    click = """
+      document.querySelectorAll("table")[arguments[0]]
+        .querySelectorAll("th button")[arguments[1]].click();
+    """
+    widths = chromium.execute_script(
+        "return Array.from(document.querySelectorAll('table'), (table) =>"
+        " table.querySelectorAll('th button').length)"
+    )
+    assert len(widths) > 3
+    assert all(widths)
+    for table, num_columns in enumerate(widths):
+        for column_index in range(num_columns):
+            before = chromium.execute_script(keys, table, column_index)
+            for downwards in (False, True):
+                chromium.execute_script(click, table, column_index)
+                shown = chromium.execute_script(keys, table, column_index)
+                assert sorted(shown) == sorted(before)
+                try:
+                    numbers = [float(key) for key in shown if key]
+                except ValueError:
+                    continue
+                assert numbers == sorted(numbers, reverse=downwards), (table, column_index)
+                # Cells without a value come last, whichever way.
+                assert all(shown[: len(numbers)]), (table, column_index)
+
+
+@needs_browser
 def test_wide_tables_scroll_inside_their_box(chromium: Any, shown_page: Path) -> None:
     show(chromium, shown_page, width=PHONE)
     boxes = chromium.execute_script(
