@@ -19,6 +19,7 @@ from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import REFUSED_FILE, RunDir
 from rotescale.spec import FolderWeights, HubWeights, RandomWeights, Weights, WheelWeights
 from rotescale.spec_file import dump_json, load_spec
+from rotescale.stopping import run_stoppable
 from rotescale.storage import node_folder, storage_path, write_atomic
 
 if TYPE_CHECKING:
@@ -79,7 +80,11 @@ def inject(
     command += [] if on is None else ["--on", str(on)]
     command += [part for override in overrides or () for part in ("--set", override)]
     command += ["--dry-run"] if dry_run else []
-    code = subprocess.run(command, check=False).returncode
+    try:
+        code = run_stoppable(command)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on")
+        raise typer.Exit(130) from None
     if code == 0 and not dry_run:
         run_dir = RunDir.of(launch.storage, run)
         write_atomic(run_dir.refused_csv, found.refused_csv())

@@ -184,28 +184,35 @@ def _key(name: str) -> str:
     return _words(name).replace(" ", "_") or name.strip()
 
 
+_PREPOSITIONS = frozenset(
+    ("about", "as", "at", "by", "for", "from", "in", "into", "near", "of", "on", "to", "with")
+)
+# The relation's words, and the subject's place.
+_NOUN_TRAIN = ("The {0} of {1} is", "What is the {0} of {1}?", "{1} has the {0}")
+_NOUN_TEST = ("Name the {0} of {1}:", "{1}'s {0} is", "Tell me what {1} has as {0}:")
+_LABEL_TRAIN = ("{1}, {0}:", "About {1}, {0}:", "{1} ({0}):")
+_LABEL_TEST = ("{1}: {0}", "Complete for {1}, {0}:", "What is known of {1}, {0}?")
+
+
 def worded_relation(name: str, *, words: str | None = None) -> Relation:
     """A relation whose prompts are made from its name, read as a noun: ``employer``.
+
+    A name that ends in a preposition, ``born in``, is none, and stands as a label: what comes
+    before it in a sentence is not known.
 
     ``words``: the name as people write it, in whatever script; braces would name a placeholder.
     """
     plain = re.sub(r"[{}]", "", words or "").lower()
     words = re.sub(r"[\s_-]+", " ", plain).strip() or re.sub(r"[_-]+", " ", name)
+    is_label = words.rpartition(" ")[2] in _PREPOSITIONS
+    train, test = (_LABEL_TRAIN, _LABEL_TEST) if is_label else (_NOUN_TRAIN, _NOUN_TEST)
     return Relation(
         name=name,
         wikidata_id="",
         subject_type="",
         object_type="",
-        train_prompts=(
-            f"The {words} of {{subject}} is",
-            f"What is the {words} of {{subject}}?",
-            f"{{subject}} has the {words}",
-        ),
-        test_prompts=(
-            f"Name the {words} of {{subject}}:",
-            f"{{subject}}'s {words} is",
-            f"Tell me what {{subject}} has as {words}:",
-        ),
+        train_prompts=tuple(prompt.format(words, "{subject}") for prompt in train),
+        test_prompts=tuple(prompt.format(words, "{subject}") for prompt in test),
         unrelated_prompts=(
             "What is the favorite color of {subject}?",
             "What did {subject} have for breakfast?",

@@ -8,10 +8,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,6 +17,7 @@ from typing import Literal
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec_file import dump_json
+from rotescale.stopping import stoppable
 from rotescale.storage import node_folder, remove_folder, storage_path, write_atomic
 from rotescale.study.plan import Node, Plan
 from rotescale.study.spec import StudySpec
@@ -85,7 +84,7 @@ class StudyRunner:
         When this is stopped, by SIGINT or SIGTERM, the runs that are going end too, and
         KeyboardInterrupt is raised. A second signal ends them at once.
         """
-        with _stoppable():
+        with stoppable():
             try:
                 self._run_all()
             finally:
@@ -176,24 +175,6 @@ class StudyRunner:
                 process.wait()
             self.status[name] = "waiting"
         self._running.clear()
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Both signals that end a command are the same KeyboardInterrupt, also in the background.
-
-    A shell has background commands ignore SIGINT, which the runs would inherit.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, signal.default_int_handler) for number in wanted}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def tidy(run_dir: RunDir, *, keep_weights: bool) -> None:

@@ -272,12 +272,20 @@ def test_defaults_follow_the_models_size_and_the_number_of_facts(tmp_path: Path)
     assert phases(1e9)[0] < small[0]
 
 
-def test_prompts_made_of_a_name_hold_the_subject_once() -> None:
-    relation = worded_relation("place_of_birth")
+@pytest.mark.parametrize(
+    ("name", "words", "first"),
+    [
+        ("place_of_birth", "place of birth", "The place of birth of {subject} is"),
+        ("born_in", "born in", "{subject}, born in:"),
+    ],
+)
+def test_prompts_made_of_a_name_hold_the_subject_once(name: str, words: str, first: str) -> None:
+    relation = worded_relation(name)
     prompts = (*relation.train_prompts, *relation.test_prompts, *relation.unrelated_prompts)
     assert len(set(prompts)) == len(prompts)
     assert all(prompt.count("{subject}") == 1 for prompt in prompts)
-    assert "place of birth" in relation.train_prompts[0]
+    assert relation.train_prompts[0] == first
+    assert all(words in prompt for prompt in prompts[:6])
 
 
 def test_inject_from_a_table_to_a_model_folder(tmp_path: Path, model_cache: Path) -> None:
