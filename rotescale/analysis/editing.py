@@ -26,7 +26,12 @@ EDITED = "edit"
 """The stage behind the edits; before them it is ``base``."""
 
 _STAGES = {"pre": "base", "post": EDITED}
-_PROMPTS = {"rewrite_acc": "train", "rephrase_acc": "test"}
+_PROMPTS = {
+    "rewrite_acc": "train",
+    "rephrase_acc": "test",
+    "wrong_relation_acc": "wrong_relation",
+    "reversed_acc": "reversed",
+}
 _VALUES: Mapping[str, Callable[[float], float]] = {
     TOKEN_ACCURACY: float,
     WHOLE_TARGET: lambda value: float(value >= 1.0),

@@ -19,8 +19,15 @@ from rotescale.facts.types import Fact, FactSet, Relation
 UNKNOWN = "<|endoftext|>"
 """What EasyEdit takes for the old object of a fact that a model has never met."""
 
-METRICS = ("rewrite_acc", "rephrase_acc")
-"""EasyEdit's own accuracies: parts of the target's tokens that are predicted, not of answers."""
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "rewrite_acc": ("rewrite_acc",),
+    "rephrase_acc": ("rephrase_acc",),
+    "wrong_relation_acc": ("locality", "wrong_relation_acc"),
+    "reversed_acc": ("portability", "reversed_acc"),
+}
+"""EasyEdit's own accuracies, by where they stand in a result: parts of the target's tokens that are
+predicted, not of answers; of locality, parts of the answer's tokens that the edit has left alone,
+which there is behind the edit only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +135,23 @@ def _of_result(result: object, known: Mapping[tuple[str, str], int], *, where: s
             "requests that were made of them"
         )
     found = [
-        Edited(fact, moment, metric, _mean(result[moment][metric], where=f"{where}, {metric}"))
+        Edited(fact, moment, metric, _mean(value, where=f"{where}, {metric}"))
         for moment in ("pre", "post")
-        for metric in METRICS
-        if isinstance(result.get(moment), dict) and metric in result[moment]
+        for metric, path in METRICS.items()
+        if (value := _at(result.get(moment), path)) is not None
     ]
     if not found:
         raise DataError(f"{where}: neither 'pre' nor 'post' has any of {', '.join(METRICS)}")
     return found
+
+
+def _at(values: object, path: Sequence[str]) -> object:
+    """What stands there, or None."""
+    for name in path:
+        if not isinstance(values, dict):
+            return None
+        values = values.get(name)
+    return values
 
 
 def _mean(value: object, *, where: str) -> float:

@@ -72,6 +72,7 @@ def test_a_users_file_is_exported_and_its_results_are_imported(
             "post": {
                 "rewrite_acc": [1.0 if number < 4 else 0.5],
                 "rephrase_acc": [1.0 if number == 0 else 0.5],
+                "portability": {"reversed_acc": [0.5]},
             },
         }
         for number, request in enumerate(requests)
@@ -95,6 +96,8 @@ def test_a_users_file_is_exported_and_its_results_are_imported(
             ("edit", "train", "whole_target"): 4 / 6,
             ("edit", "test", "token_accuracy"): 3.5 / 6,
             ("edit", "test", "whole_target"): 1 / 6,
+            ("edit", "reversed", "token_accuracy"): 0.5,
+            ("edit", "reversed", "whole_target"): 0.0,
         }
     )
     assert {(row["relation"], row["split"], row["suite"], row["count"]) for row in rows} == {

@@ -52,12 +52,23 @@ def test_results_come_back_to_their_facts(tmp_path: Path) -> None:
         tmp_path / "results.json",
         result(3, pre={"rewrite_acc": [0.0]}, post={"rewrite_acc": [1.0, 0.5], "locality": {}}),
         result(150, post={"rewrite_acc": 1.0, "rephrase_acc": [0.25]}),
+        result(
+            151,
+            pre={"portability": {"reversed_acc": [0.0, 0.5]}},
+            post={
+                "locality": {"wrong_relation_acc": [1.0, 0.0]},
+                "portability": {"reversed_acc": [0.75]},
+            },
+        ),
     )
     assert [(e.fact, e.moment, e.metric, e.value) for e in read_results(path, FACTS)] == [
         (3, "pre", "rewrite_acc", 0.0),
         (3, "post", "rewrite_acc", 0.75),
         (150, "post", "rewrite_acc", 1.0),
         (150, "post", "rephrase_acc", 0.25),
+        (151, "pre", "reversed_acc", 0.25),
+        (151, "post", "wrong_relation_acc", 0.5),
+        (151, "post", "reversed_acc", 0.75),
     ]
 
 

@@ -276,7 +276,8 @@ def test_the_command_says_where_the_page_is(
 def edits(run: RunDir) -> list[dict[str, Any]]:
     """What EasyEdit might say of the run's first facts."""
     requests = edit_requests(load_saved(run.facts_json), range(3))
-    post = {"rewrite_acc": [1.0], "rephrase_acc": [0.5]}
+    post: dict[str, Any] = {"rewrite_acc": [1.0], "rephrase_acc": [0.5]}
+    post["locality"] = {"wrong_relation_acc": [1.0]}
     return [{"requested_rewrite": request, "post": post} for request in requests]
 
 
@@ -297,6 +298,7 @@ def test_what_an_editor_reached_stands_beside_a_run(
     start = page.text.index("ROME")
     cells = [text for text in page.text[start:] if text.strip()]
     assert cells[:3] == ["ROME", "mother", "train prompts"]
+    assert "wrong relation" in cells[:30]
     assert "1.00" in cells[3:6]
     with pytest.raises(SpecError, match="write it as METHOD=FILE"):
         rotescale("report", str(reported_run.root), "--easyedit", "results.json")

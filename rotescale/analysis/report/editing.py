@@ -12,6 +12,7 @@ from rotescale.analysis.results import HEADINGS
 from rotescale.records import EvaluationRow
 
 _KINDS = ("train", "test")
+_EDITED_KINDS = (*_KINDS, "wrong_relation", "reversed")
 
 
 def editing_section(material: Material) -> Section | str:
@@ -25,9 +26,11 @@ def editing_section(material: Material) -> Section | str:
         "Model editing",
         "Facts that were edited, with the prompt of the edit (train) and one rephrasing (test), as "
         "EasyEdit measured them: a target counts where each of its tokens is predicted behind the "
-        "true ones before it. Beside them, of this project's own settings, exact generation on the "
-        "facts that a phase told with prompts, before training and at its end. An editor is told "
-        "each fact with a meaningful prompt; held-out facts have no counterpart.",
+        "true ones before it. So does the question reversed; asked with another relation's prompt, "
+        "an answer counts that the edit has left as it was. Beside them, of this project's own "
+        "settings, exact generation on the facts that a phase told with prompts, before training "
+        "and at its end. An editor is told each fact with a meaningful prompt; held-out facts have "
+        "no counterpart.",
         (table("Whole targets, and single tokens of them", headings, rows),),
     )
 
@@ -36,7 +39,7 @@ def _edited(material: Material) -> list[list[Content]]:
     rows: list[list[Content]] = []
     for method, values in material.editings.items():
         for relation in dict.fromkeys(row.relation for row in values):
-            for kind in _KINDS:
+            for kind in _EDITED_KINDS:
                 before, after, tokens = (
                     _value(values, relation, kind, stage=stage, metric=metric)
                     for stage, metric in (
