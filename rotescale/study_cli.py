@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +11,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rotescale.errors import TrainingError
+from rotescale.errors import SpecError, TrainingError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.spec_file import load_spec
 
 if TYPE_CHECKING:
     from rotescale.study.runner import StudyRunner
+    from rotescale.study.spec import Cell
 
 console = Console()
 
@@ -40,22 +42,14 @@ def study(
 ) -> None:
     """Run a study, or what is left of it, and collect its results in one table."""
     from rotescale.analysis.study_progress import study_progress
-    from rotescale.evaluation.harness.tasks import check_tasks
-    from rotescale.facts import load_source
-    from rotescale.preparation import check_beliefs, check_enough
     from rotescale.study.plan import make_plan
     from rotescale.study.runner import StudyRunner, failures
     from rotescale.study.spec import load_study
 
+    launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
+    _check_place(launch)
     spec, cells = load_study(path, tuple(overrides or ()))
     plan = make_plan(spec.name, cells)
-    sources = {facts: load_source(facts) for facts in {cell.spec.facts for cell in cells}}
-    for cell in cells:
-        check_beliefs(cell.spec)
-        check_enough(cell.spec, sources[cell.spec.facts])
-    for asked in {cell.spec.evaluation for cell in cells}:
-        check_tasks(asked)
-    launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
     runner = StudyRunner(
         study=spec,
         plan=plan,
@@ -66,6 +60,7 @@ def study(
             f"{_now()} {name}: [{_STYLES.get(status, 'dim')}]{status}[/]"
         ),
     )
+    _check_cells(cells, runner)
     console.print(_plan_table(runner))
     if dry_run:
         return
@@ -84,6 +79,36 @@ def study(
     if not finished:
         lines = "\n".join(failures(runner))
         raise TrainingError(f"not all runs of the study have finished:\n{lines}")
+
+
+def _check_place(launch: LaunchSpec) -> None:
+    """Raise SpecError where a study's runs cannot be started from here."""
+    if launch.place == "kuberay":
+        raise SpecError(
+            f"launch spec {launch.name}: place: kuberay starts a cluster for one run, and a study "
+            "has several; start a Ray cluster, and there this command with a launch spec of "
+            "place: ray and address: auto (on KubeRay: a RayCluster, and `ray job submit -- "
+            "rotescale study STUDY --on LAUNCH`)"
+        )
+
+
+def _check_cells(cells: Sequence[Cell], runner: StudyRunner) -> None:
+    """Raise an error where a run would, or where runs are about different facts."""
+    from rotescale.evaluation.harness.tasks import check_tasks
+    from rotescale.facts import load_source
+    from rotescale.preparation import check_beliefs, check_enough
+    from rotescale.study.same_facts import check_same_facts, saved_facts
+
+    sources = {facts: load_source(facts) for facts in {cell.spec.facts for cell in cells}}
+    for cell in cells:
+        check_beliefs(cell.spec)
+        check_enough(cell.spec, sources[cell.spec.facts])
+    for asked in {cell.spec.evaluation for cell in cells}:
+        check_tasks(asked)
+    finished = [name for name, status in runner.status.items() if status == "finished"]
+    left = [cell.spec for cell in cells if cell.spec.name not in finished]
+    known = saved_facts(runner.folder.run(name) for name in finished)
+    check_same_facts([*known, *((spec.name, sources[spec.facts]) for spec in left)])
 
 
 def _now() -> str:
@@ -108,14 +133,10 @@ def _plan_table(runner: StudyRunner) -> Table:
 
 
 def _collect(runner: StudyRunner) -> None:
-    from rotescale.analysis.study_table import (
-        check_same_facts,
-        shared_cost,
-        study_rows,
-        write_table,
-    )
+    from rotescale.analysis.study_table import shared_cost, study_rows, write_table
+    from rotescale.study.same_facts import check_same_facts, saved_facts
 
-    check_same_facts(runner.folder, [node.name for node in runner.plan.nodes])
+    check_same_facts(saved_facts(runner.folder.run(node.name) for node in runner.plan.nodes))
     rows = study_rows(runner.study, runner.plan, runner.folder)
     write_table(rows, runner.folder.table)
     trained, alone = shared_cost(runner.plan, runner.folder)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,9 @@ from rotescale.storage import write_atomic
 from rotescale.study.plan import Plan
 from rotescale.study.runner import StudyDir
 from rotescale.study.spec import METHOD, StudySpec
+
+AXIS = "axis_"
+"""What the column of an axis begins with; no other column does, so an axis may have any name."""
 
 _MEASURED = tuple(
     name for name in EvaluationRow.model_fields if name not in ("kind", "attempt", "seed")
@@ -64,15 +66,14 @@ def study_rows(study: StudySpec, plan: Plan, folder: StudyDir) -> list[dict[str,
     for name, cell in plan.ends.items():
         lineage = plan.lineage(name)
         cost = sum((costs[one] for one in lineage), Cost())
-        place = {METHOD: cell.labels[METHOD]}
-        place |= {axis.name: cell.labels.get(axis.name, "") for axis in study.axes}
+        place = {"run": name, METHOD: cell.labels[METHOD]}
+        place |= {AXIS + axis.name: cell.labels.get(axis.name, "") for axis in study.axes}
         own = {row.key for one in lineage for row in evaluations[one] if row.stage == "base"}
         base = [row for row in bases[cell.spec.prefix_digest(0)] if row.key not in own]
         for row in (*base, *(row for one in lineage for row in evaluations[one])):
             rows.append(
                 {
                     **place,
-                    "run": name,
                     "seed": cell.spec.seed,
                     **{field: getattr(row, field) for field in _MEASURED},
                     "is_end": row.stage == cell.spec.phases[-1].name and row.epoch is None,
@@ -118,19 +119,28 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     write_atomic(path, table.getvalue())
 
 
-def check_same_facts(folder: StudyDir, names: Iterable[str]) -> None:
-    """Raise DataError where runs of one table are about different facts of the same relations."""
-    digests: dict[tuple[str, ...], tuple[str, str]] = {}
-    for name in names:
-        resolved = folder.run(name).resolved_json
-        if not resolved.exists():
-            continue
-        digest = json.loads(resolved.read_text(encoding="utf-8"))["facts_digest"]
-        facts = json.loads(folder.run(name).facts_json.read_text(encoding="utf-8"))
-        relations = tuple(relation["name"] for relation in facts["relations"])
-        earlier, theirs = digests.setdefault(relations, (name, digest))
-        if theirs != digest:
-            raise DataError(
-                f"{earlier} and {name}: runs about different facts of {', '.join(relations)}; one "
-                "table cannot hold both: run them again, or keep them in two studies"
-            )
+def read_labels(path: Path) -> dict[str, dict[str, str]]:
+    """Run that a cell ends with -> method, and axes to the labels there, of a table.
+
+    Axes that a baseline leaves alone are missing. Raises DataError where there is no table, or one
+    whose columns say nothing of runs and axes.
+    """
+    if not path.exists():
+        raise DataError(
+            f"{path}: missing; run `rotescale study` first, which collects what its runs have "
+            "measured"
+        )
+    import pyarrow.parquet
+
+    names = pyarrow.parquet.read_schema(path).names
+    if names[:2] != ["run", METHOD]:
+        raise DataError(
+            f"{path}: its columns begin with {', '.join(names[:3])}, not with run and {METHOD}; "
+            "run `rotescale study` again, which writes it anew and trains nothing that is finished"
+        )
+    places = [METHOD, *(name for name in names if name.startswith(AXIS))]
+    rows = pyarrow.parquet.read_table(path, columns=["run", *places]).to_pylist()
+    return {
+        row["run"]: {name.removeprefix(AXIS): row[name] for name in places if row[name] != ""}
+        for row in rows
+    }

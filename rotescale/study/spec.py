@@ -17,10 +17,10 @@ from rotescale.spec import ExperimentSpec, Name, Part
 from rotescale.spec_file import load_spec, overridden_spec, read_fields
 
 AxisName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=30)]
-"""Lower-case letters, digits and underscores: a column of the study's table."""
+"""Lower-case letters, digits and underscores."""
 
 METHOD = "method"
-"""The column that tells the grid from the baselines."""
+"""What tells the grid from the baselines: a label of every cell, and a column of the table."""
 
 Overrides = dict[str, Any]
 """Field of the experiment -> its value."""
@@ -30,7 +30,7 @@ class Axis(Part):
     """One thing that is varied."""
 
     name: AxisName
-    """The column in the table."""
+    """Any but ``method``; in the table a column ``axis_NAME``."""
     field: str | None = None
     """The experiment's field that ``values`` lists, such as ``phases.memorize.epochs``."""
     values: tuple[Any, ...] | dict[str, Overrides] = Field(min_length=1)
@@ -44,7 +44,10 @@ class Axis(Part):
                 "a mapping of labels to fields and values"
             )
         if self.name == METHOD:
-            raise ValueError(f"axis {self.name!r}: the table has this column already; rename it")
+            raise ValueError(
+                f"axis {self.name!r}: that tells the grid from its baselines; rename the axis, or "
+                "make its values baselines"
+            )
         return self
 
     def points(self) -> dict[str, Overrides]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,10 @@ def test_compare_puts_runs_side_by_side_and_refuses_other_folders(
     assert "mean of 1" in capsys.readouterr().out
     with pytest.raises(SpecError, match="not the folder of a run"):
         rotescale("compare", tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    resolved = json.loads(run_dir.resolved_json.read_text()) | {"facts_digest": "0" * 64}
+    (other / "resolved.json").write_text(json.dumps(resolved))
+    told = f"{run_dir.root} and {other}: runs about different facts; compare only runs about"
+    with pytest.raises(SpecError, match=re.escape(told)):
+        rotescale("compare", run_dir.root, other)

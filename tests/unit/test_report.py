@@ -395,8 +395,8 @@ def test_results_about_two_sets_of_facts_are_refused(
 ) -> None:
     copied = tmp_path / "runs"
     shutil.copytree(reported_study.root.parent, copied, ignore=_WITHOUT)
-    path = copied / "grid-k2-seed0" / "resolved.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"facts_digest": "0" * 64}))
+    path = copied / "grid-k2-seed0" / "facts.json"
+    path.write_text(path.read_text().replace("The child 1\"", "The child 1b\""))
     with pytest.raises(DataError, match="runs about different facts of mother"):
         rotescale("report", copied / "grid")
 

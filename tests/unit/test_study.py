@@ -170,6 +170,10 @@ def test_a_shared_run_asks_about_twice_as_many_facts_as_its_cells(
             "are both called 'grid-a'",
         ),
         ({"axes": [{"name": "k", "values": [1]}]}, "axis 'k': with a field, values is a list"),
+        (
+            {"axes": [{"name": "method", "field": "seed", "values": [0, 1]}]},
+            "axis 'method': that tells the grid from its baselines; rename the axis",
+        ),
         ({"axes": [GRID["axes"][0]] * 2}, "two axes share a name"),
         ({"baselines": [{**GRID["baselines"][0], "over": ["lr"]}]}, "over ['lr'], no axis"),
         (
@@ -238,7 +242,7 @@ def test_a_study_runs_goes_on_and_is_collected(tmp_path: Path, model_cache: Path
     folder = StudyDir(launch.storage, study.name)
     assert CheckpointStore(folder.run(cells[0]), 1).newest() is None
     rows = study_rows(study, plan, folder)
-    assert {(row["k"], row["stage"]) for row in rows} == {
+    assert {(row["axis_k"], row["stage"]) for row in rows} == {
         (k, stage) for k in ("2", "6") for stage in ("base", "memorize", "generalize")
     }
     assert {row["method"] for row in rows} == {"rote"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rotescale.analysis import paper
-from rotescale.analysis.report.estimates import OWN, Estimate, What, estimate, scope, shared_axes
+from rotescale.analysis.report.estimates import OWN, Estimate, What, estimate, scope
 from rotescale.analysis.report.figures import (
     Axis,
     Line,
@@ -21,12 +21,12 @@ from rotescale.analysis.report.sections import (
     MOST_FIGURES,
     STYLES,
     changes_table,
+    curves,
     ends,
     having,
     place_headings,
     placed,
     point,
-    rest_name,
     settings_of,
     shown,
     stages_picture,
@@ -147,11 +147,7 @@ def _by_stage(
 def heat_section(material: Material) -> Section | str:
     """Accuracy at the end by k facts and p prompts of the last phase."""
     groups = [group for group in material.groups if group.first.generalize is not None]
-    axes = shared_axes(groups, _facts) | shared_axes(groups, _prompts)
-    grids: dict[str, dict[tuple[int, int], Group]] = {}
-    for group in groups:
-        place = (_facts(group), _prompts(group))
-        grids.setdefault(rest_name(group, axes) if axes else "", {})[place] = group
+    grids = curves(groups, lambda group: (_facts(group), _prompts(group)), _facts, _prompts)
     what = What(OWN, "test")
     chosen = {name: grid for name, grid in grids.items() if len(grid) > 1}
     known = [group for grid in chosen.values() for group in having(grid.values(), what)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rotescale.analysis.report.estimates import OWN, What, estimate, scope, shared_axes
+from rotescale.analysis.report.estimates import OWN, What, estimate, scope
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
 from rotescale.analysis.report.material import BASE, Cell, Group, Material, Stage
 from rotescale.analysis.report.page import Picture, Section
@@ -13,9 +13,9 @@ from rotescale.analysis.report.sections import (
     MAIN_KINDS,
     MOST_FIGURES,
     STYLES,
+    curves,
     having,
     point,
-    rest_name,
 )
 from rotescale.analysis.results import HEADINGS
 
@@ -103,13 +103,9 @@ def memorize_epochs(group: Group) -> int | None:
 def _separate(material: Material) -> list[Picture]:
     """One picture of each kind of prompts at the end, over separate schedules."""
     groups = [group for group in material.groups if memorize_epochs(group) is not None]
-    axes = shared_axes(groups, memorize_epochs)
+    lines = curves(groups, lambda group: memorize_epochs(group) or 0)
     pictures = []
     for kind in ("train", "test"):
-        lines: dict[str, dict[int, Group]] = {}
-        for group in groups:
-            epochs = memorize_epochs(group) or 0
-            lines.setdefault(rest_name(group, axes), {})[epochs] = group
         drawn = []
         for name, by_epochs in lines.items():
             found = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rotescale.analysis.editing import read_editing
 from rotescale.analysis.results import core_relations
-from rotescale.analysis.study_table import Cost, check_same_facts
+from rotescale.analysis.study_table import Cost, read_labels
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.metrics import Outcome
 from rotescale.evaluation.outcome_file import read_outcomes
@@ -22,6 +22,7 @@ from rotescale.spec import ExperimentSpec, PhaseSpec
 from rotescale.spec_file import load_spec
 from rotescale.storage import StoragePath
 from rotescale.study.runner import StudyDir
+from rotescale.study.same_facts import check_same_facts, saved_facts
 from rotescale.study.spec import METHOD
 
 Stage = tuple[str, int | None]
@@ -224,13 +225,13 @@ def _of_run(run: RunDir) -> Material:
 
 
 def _of_study(study: StudyDir) -> Material:
-    labels = _labels(study)
+    labels = read_labels(study.table)
     specs = {
         path.stem: load_spec(ExperimentSpec, path)
         for path in sorted((study.root / "specs").glob("*.json"))
     }
-    check_same_facts(study, specs)
     runs = {name: study.run(name) for name in specs if study.run(name).resolved_json.exists()}
+    check_same_facts(saved_facts(runs.values()))
     records = {run: read_records(run) for run in runs.values()}
     cells = []
     for name, place in labels.items():
@@ -250,24 +251,6 @@ def _num_options(runs: Iterable[RunDir]) -> int | None:
     facts = {run.facts_json.read_bytes() for run in runs}
     found = {len(fact["distractors"]) + 1 for text in facts for fact in json.loads(text)["facts"]}
     return found.pop() if len(found) == 1 else None
-
-
-def _labels(study: StudyDir) -> dict[str, dict[str, str]]:
-    """Run that a cell ends with -> the cell's labels, out of the study's table."""
-    if not study.table.exists():
-        raise DataError(
-            f"{study.table}: missing; run `rotescale study` first, which collects what its runs "
-            "have measured"
-        )
-    import pyarrow.parquet
-
-    schema = pyarrow.parquet.read_schema(study.table)
-    axes = schema.names[: schema.names.index("run")]
-    table = pyarrow.parquet.read_table(study.table, columns=[*axes, "run"])
-    rows = {row["run"]: row for row in table.to_pylist()}
-    return {
-        name: {axis: row[axis] for axis in axes if row[axis] != ""} for name, row in rows.items()
-    }
 
 
 def _places(
@@ -321,13 +304,34 @@ def _groups(cells: Sequence[Cell], study: str) -> tuple[Group, ...]:
         # Cells that differ in what they ask alone are no sample of one procedure.
         seeds = {cell.spec.seed for cell in same}
         found += [same] if len(seeds) == len(same) else [[cell] for cell in same]
-    shared = [_shared_labels(same) for same in found]
+    shared = _labels_apart(found)
     axes = dict.fromkeys(axis for cell in cells for axis in cell.labels)
     varied = [axis for axis in axes if len({one.get(axis) for one in shared}) > 1]
     return tuple(
         Group(_name(labels, varied) or study, labels, tuple(same))
         for labels, same in zip(shared, found, strict=True)
     )
+
+
+def _labels_apart(groups: Sequence[Sequence[Cell]]) -> list[dict[str, str]]:
+    """Each group's labels: those that its cells share; all of them where these are another's too.
+
+    That is where one axis sets the seed and something else: its labels are one cell's each.
+    """
+    shared = [_shared_labels(same) for same in groups]
+    return [
+        _all_labels(same) if shared.count(labels) > 1 else labels
+        for labels, same in zip(shared, groups, strict=True)
+    ]
+
+
+def _all_labels(cells: Sequence[Cell]) -> dict[str, str]:
+    """Each axis with the labels of all cells, such as ``a and b``."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for cell in cells:
+        for axis, label in cell.labels.items():
+            found[axis][label] = None
+    return {axis: " and ".join(labels) for axis, labels in found.items()}
 
 
 def _shared_labels(cells: Sequence[Cell]) -> dict[str, str]:

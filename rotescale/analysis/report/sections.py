@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
-from rotescale.analysis.report.estimates import OWN, Estimate, What, difference, estimate
+from rotescale.analysis.report.estimates import (
+    OWN,
+    Estimate,
+    What,
+    difference,
+    estimate,
+    shared_axes,
+)
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, Point, lines_picture
 from rotescale.analysis.report.material import Group, Material, Stage
 from rotescale.analysis.report.page import Content, Html, Number, Picture, Section, number, table
 from rotescale.analysis.results import HEADINGS
 from rotescale.evaluation.items import CORE, SPLITS
 from rotescale.study.spec import METHOD
+
+_Place = TypeVar("_Place")
 
 Maker = Callable[[Material], "Section | str"]
 """Makes a section; a sentence instead where nothing of it was measured, saying what would be."""
@@ -182,3 +192,21 @@ def rest_name(group: Group, without: Iterable[str]) -> str:
     """The labels of a group but those of some axes; empty where none are left."""
     left = {axis: label for axis, label in group.labels.items() if axis not in set(without)}
     return ", ".join(v if a == METHOD else f"{a} {v}" for a, v in left.items())
+
+
+def curves(
+    groups: Iterable[Group], of: Callable[[Group], _Place], *more: Callable[[Group], object]
+) -> dict[str, dict[_Place, Group]]:
+    """Settings by their place in a figure, a figure or line for each setting of everything else.
+
+    An axis that sets the place, or what ``more`` gives, is no part of the rest; a method always is.
+    """
+    kept = list(groups)
+    axes = {axis for one in (of, *more) for axis in shared_axes(kept, one)} - {METHOD}
+    found: dict[str, dict[_Place, Group]] = {}
+    for group in kept:
+        on_it = found.setdefault(rest_name(group, axes), {})
+        place = of(group)
+        assert place not in on_it, f"{on_it[place].name} and {group.name} at {place} of one figure"
+        on_it[place] = group
+    return found

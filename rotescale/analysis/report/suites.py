@@ -7,18 +7,18 @@ from dataclasses import replace
 
 from rotescale.analysis import paper
 from rotescale.analysis.report.epochs import on_the_way, way_points, way_title
-from rotescale.analysis.report.estimates import OWN, What, estimate, scope, shared_axes
+from rotescale.analysis.report.estimates import OWN, What, estimate, scope
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
 from rotescale.analysis.report.material import Group, Material, Stage
 from rotescale.analysis.report.page import Content, Picture, Section, number, table
 from rotescale.analysis.report.sections import (
     Maker,
+    curves,
     ends,
     measured,
     place_headings,
     placed,
     point,
-    rest_name,
     shown,
     stage_name,
     stages_picture,
@@ -63,6 +63,8 @@ _HEADINGS = {_CAPABILITY: ["text"], HARNESS: ["task", "metric"]}
 """What a row of a suite's table is about, where that is no fact."""
 _VALUES = {_CAPABILITY: "nats per token", HARNESS: "values of their metrics"}
 _UNITS = {_CAPABILITY: "pieces of text", HARNESS: "documents"}
+_MOST_ENDS = 2
+"""Figures of separate schedules."""
 _BOTH_SPLITS = ("repurposed",)
 """Suites whose figures show trained facts too; in others only held-out ones are drawn."""
 
@@ -215,21 +217,16 @@ def _over_epochs(
         name, title = f"{suite}-{place + 1}", way_title(group, on_the_way(material))
         if lines:
             pictures.append(lines_picture(name, title, lines, x=axes[0], y=axes[1]))
-    ways: dict[str, list[tuple[int, Group, Stage]]] = {}
-    groups = [group for group in material.groups if group.first.memorize is not None]
-    fixed = shared_axes(groups, _last)
-    for group in groups:
-        if on_way := way_points(group):
-            epochs, stage = on_way[-1]
-            ways.setdefault(rest_name(group, fixed), []).append((epochs, group, stage))
-    for place, (name, found) in enumerate(ways.items()):
-        if len({epochs for epochs, _, _ in found}) > 1 and place < 2:
-            lines = _lines(whats, sorted(found, key=lambda one: one[0]))
-            title = "At the end of phase 1, separate schedules"
-            title += f" ({name})" if name else ""
-            pictures.append(
-                lines_picture(f"{suite}-ends-{place + 1}", title, lines, x=axes[0], y=axes[1])
-            )
+    ended = (group for group in material.groups if way_points(group))
+    ways = curves(ended, lambda group: way_points(group)[-1][0])
+    several = [(name, found) for name, found in ways.items() if len(found) > 1]
+    for place, (name, found) in enumerate(several[:_MOST_ENDS]):
+        places = [(epochs, found[epochs], way_points(found[epochs])[-1][1]) for epochs in found]
+        lines = _lines(whats, sorted(places, key=lambda one: one[0]))
+        title = "At the end of phase 1, separate schedules" + (f" ({name})" if name else "")
+        if lines:
+            name = f"{suite}-ends-{place + 1}"
+            pictures.append(lines_picture(name, title, lines, x=axes[0], y=axes[1]))
     if pictures:
         return pictures
     drawn = []
@@ -239,10 +236,6 @@ def _over_epochs(
         title = own if len(material.groups) == 1 else group.name
         drawn.append(stages_picture(f"{suite}-{place + 1}", title, group, labelled, y=axes[1]))
     return [picture for picture in drawn if picture is not None]
-
-
-def _last(group: Group) -> int | None:
-    return max((epoch for epoch, _ in way_points(group)), default=None)
 
 
 def _lines(whats: Iterable[What], places: Sequence[tuple[int, Group, Stage]]) -> list[Line]:
