@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rotescale.analysis import paper
 from rotescale.analysis.report.build import write_report
 from rotescale.analysis.report.editing import editing_section
 from rotescale.analysis.report.estimates import What, difference, estimate
+from rotescale.analysis.report.header import opening
 from rotescale.analysis.report.material import load_material
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.metrics import mean_over_seeds
@@ -110,7 +112,8 @@ def test_a_runs_page_has_a_section_for_what_was_measured(reported_run: RunDir) -
     ]
     assert set(sections) <= set(page.ids)
     told = " ".join(page.text)
-    assert "CPUs; no GPU was used" in told
+    assert "1 x CPU on 1 node" in told
+    assert "GPUs: no GPU was used" in told
     assert "4 held-out facts, 1 seed, 95 % intervals over facts" in told
     assert "evaluation.reversal_facts" in told
     assert "at the first train prompt: 4 of 8 facts." in told
@@ -227,6 +230,34 @@ def test_a_studys_page_has_seeds_methods_and_runs(reported_study: StudyDir) -> N
     assert "2 seeds, 95 % intervals over facts and seeds" in told
     assert "rote, k 2" in told
     assert "shared by several" in told
+
+
+def test_the_header_names_devices_and_nodes_of_every_set_of_workers(
+    reported_study: StudyDir,
+) -> None:
+    material = load_material(reported_study.root)
+    assert "<dd>1 x CPU on 1 node</dd>" in "".join(map(str, opening(material)))
+    run = material.runs[0]
+    seen = material.records[run]
+    [event] = [event for event in seen.events if event.name == "attempt"]
+    [device] = [event for event in seen.events if event.name == "device"]
+    gpu = {**device.details, "device": "NVIDIA H100 80GB HBM3", "num_devices": 3}
+    events = (
+        event.model_copy(update={"details": {"nodes": ["a", "a", "b"]}}),
+        device.model_copy(update={"details": gpu}),
+        # A second set, of an attempt that did not come to name its devices.
+        event.model_copy(update={"attempt": event.attempt + 1, "details": {"nodes": ["b"]}}),
+    )
+    records = {**material.records, run: replace(seen, events=events)}
+    of = len(material.runs)
+    told = "".join(map(str, opening(replace(material, records=records))))
+    assert (
+        f"1 x CPU on 1 node (in {of} of {of} runs); "
+        f"3 x NVIDIA H100 80GB HBM3 on 2 nodes (in 1 of {of} runs)"
+    ) in told
+    nothing = {**material.records, run: replace(seen, events=(device,))}
+    told = "".join(map(str, opening(replace(material, records=nothing))))
+    assert f"CPU was asked for, and nothing recorded (in 1 of {of} runs)" in told
 
 
 def test_settings_are_means_over_seeds_of_what_was_stored(reported_study: StudyDir) -> None:
@@ -396,7 +427,7 @@ def test_results_about_two_sets_of_facts_are_refused(
     copied = tmp_path / "runs"
     shutil.copytree(reported_study.root.parent, copied, ignore=_WITHOUT)
     path = copied / "grid-k2-seed0" / "facts.json"
-    path.write_text(path.read_text().replace("The child 1\"", "The child 1b\""))
+    path.write_text(path.read_text().replace('The child 1"', 'The child 1b"'))
     with pytest.raises(DataError, match="runs about different facts of mother"):
         rotescale("report", copied / "grid")
 

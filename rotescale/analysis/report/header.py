@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from rotescale.analysis.report.material import Material
 from rotescale.analysis.report.page import (
@@ -18,9 +19,11 @@ from rotescale.analysis.report.page import (
 from rotescale.analysis.study_table import Cost
 from rotescale.launch_spec import LaunchSpec
 from rotescale.preparation import Resolved
+from rotescale.records import EventRow
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec, FolderWeights, HubWeights, Weights, WheelWeights
 from rotescale.spec_file import load_spec
+from rotescale.utilisation import device_of
 
 
 def opening(material: Material) -> list[Html]:
@@ -170,10 +173,33 @@ def _gpus(run: RunDir) -> int:
 
 
 def _devices(material: Material) -> str:
-    with_gpu = sum(bool(_gpus(run)) for run in material.runs)
-    if not with_gpu:
-        return "CPUs; no GPU was used"
-    return f"a GPU per worker in {with_gpu} of {len(material.runs)} runs"
+    """What computed, such as ``8 x NVIDIA H100 80GB HBM3 on 2 nodes``, of every set of workers.
+
+    Where these differ, with the number of runs.
+    """
+    found: Counter[str] = Counter()
+    for run in material.runs:
+        found.update(_computed_on(run, material.records[run].events))
+    if len(found) == 1:
+        return next(iter(found))
+    number = len(material.runs)
+    return "; ".join(f"{what} (in {of} of {number} runs)" for what, of in sorted(found.items()))
+
+
+def _computed_on(run: RunDir, events: Sequence[EventRow]) -> set[str]:
+    """Each set of workers that the run has had; what was asked for where none was recorded."""
+    asked_for = "GPU" if _gpus(run) else "CPU"
+    found = set()
+    for event in events:
+        if event.name == "attempt" and (ranks := event.details.get("nodes")):
+            device = device_of(events, event.attempt)
+            name = asked_for if device is None else device.device
+            found.add(f"{len(ranks)} x {name} on {_counted(len(set(ranks)), 'node')}")
+    return found or {f"{asked_for} was asked for, and nothing recorded"}
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _dates(material: Material) -> str:
