@@ -63,6 +63,7 @@ def inside_checks(
             f"{versions['ray']} is installed, and {ray_version} was expected",
             "let both be the same: kuberay.ray_version is the image's",
         )
+    yield from _names(found["names"])
     for name, place in (("storage", launch.storage), ("model_cache", launch.model_cache)):
         problem = found[name]
         if problem:
@@ -81,6 +82,18 @@ def inside_checks(
             "warn",
             f"{shared // _MIB} MiB are free",
             "gloo and NCCL pass data through it; make it larger",
+        )
+
+
+def _names(problem: str | None) -> Iterator[Check]:
+    if problem == "":
+        yield _ok("DNS", "names of the cluster are found")
+    elif problem is not None:
+        yield Check(
+            "DNS",
+            "fail",
+            problem,
+            "let k8s/base/network-policy.yaml allow the address that the pods' resolv.conf names",
         )
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import sys
 import uuid
 from importlib import metadata
@@ -27,13 +28,18 @@ MARK = "rotescale-probe: "
 """What the line begins with, among whatever else is printed."""
 VARIABLE = "ROTESCALE_PROBE"
 PACKAGES = ("rotescale", "ray", "torch", "deepspeed", "transformers")
+_IN_A_POD = "KUBERNETES_SERVICE_HOST"
+_CLUSTER_NAME = "kubernetes.default.svc"
+"""A name that each cluster's DNS knows."""
 
 
 def probe(launch: LaunchSpec) -> dict[str, Any]:
     """``versions`` of packages, None where one is missing; ``storage`` and ``model_cache``: an
-    empty text where they can be used, or what is wrong; free bytes of ``/dev/shm``."""
+    empty text where they can be used, or what is wrong; ``names``: the same of DNS in a pod, None
+    outside; free bytes of ``/dev/shm``."""
     return {
         "python": platform.python_version(),
+        "names": _unresolved(_CLUSTER_NAME) if _IN_A_POD in os.environ else None,
         "versions": {name: _version(name) for name in PACKAGES},
         "storage": _problem(storage_path(launch.storage)),
         "model_cache": _problem(Path(launch.model_cache).expanduser()),
@@ -63,6 +69,15 @@ def _problem(folder: StoragePath) -> str:
         remove(path)
     except Exception as error:  # noqa: BLE001 (whatever it is, it is the answer)
         return hidden(f"{type(error).__name__}: {error}")
+    return ""
+
+
+def _unresolved(name: str) -> str:
+    """Why there is no address of that name; empty where there is one."""
+    try:
+        socket.getaddrinfo(name, 443)
+    except OSError as error:
+        return f"{name}: {error.strerror}"
     return ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import socket
 import sys
 import threading
 import time
@@ -36,6 +37,7 @@ Object = dict[str, Any]
 NAMESPACE = "research"
 FOUND: Object = {
     "python": "3.11.9",
+    "names": None,
     "versions": dict.fromkeys(PACKAGES, "1.0") | {"ray": RAY_VERSION},
     "storage": "",
     "model_cache": "",
@@ -340,6 +342,8 @@ def test_the_role_allows_what_is_needed_and_changes_nothing_else() -> None:
         ({"versions": FOUND["versions"] | {"ray": "2.9.0"}}, "Ray", "fail"),
         ({"model_cache": "OSError: read-only"}, "model_cache", "fail"),
         ({"shared_memory": 1 << 20}, "/dev/shm", "warn"),
+        ({"names": ""}, "DNS", "ok"),
+        ({"names": "kubernetes.default.svc: Try again"}, "DNS", "fail"),
     ],
 )
 def test_what_a_probe_found_is_judged(change: Object, name: str, verdict: str) -> None:
@@ -360,6 +364,27 @@ def test_a_probe_of_this_machine(tmp_path: Path) -> None:
     assert "file" in found["model_cache"]
     assert found["versions"]["ray"] == RAY_VERSION
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_probe_in_a_pod_asks_for_a_name_of_the_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = LaunchSpec(storage=str(tmp_path / "runs"), model_cache=str(tmp_path / "models"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert probe(launch)["names"] is None
+    asked: list[str] = []
+
+    def no_server(name: str, _port: int) -> None:
+        asked.append(name)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr(socket, "getaddrinfo", no_server)
+    found = probe(launch)["names"]
+    assert found == "kubernetes.default.svc: Temporary failure in name resolution"
+    monkeypatch.setattr(socket, "getaddrinfo", lambda name, _port: asked.append(name))
+    assert probe(launch)["names"] == ""
+    assert asked == ["kubernetes.default.svc"] * 2
 
 
 def test_the_command_line(

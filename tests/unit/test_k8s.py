@@ -149,6 +149,57 @@ def test_the_network_policy_is_about_the_pods_of_runs() -> None:
     assert web["except"] == ["169.254.0.0/16"], "a node's own credentials are served there"
 
 
+def link_local(*folders: str) -> set[tuple[str, str, int]]:
+    """Address, protocol and port of what pods may reach on their own node."""
+    return {
+        (peer["ipBlock"]["cidr"].removesuffix("/32"), port["protocol"], port["port"])
+        for folder in folders
+        for policy in named("NetworkPolicy", folder).values()
+        for rule in policy["spec"]["egress"]
+        for peer in rule["to"]
+        if peer.get("ipBlock", {}).get("cidr", "").startswith("169.254.")
+        for port in rule["ports"]
+    }
+
+
+def test_names_are_asked_for_wherever_a_cluster_answers() -> None:
+    dns = {
+        (address, protocol, 53)
+        for address in ("169.254.20.10", "169.254.169.254")
+        for protocol in ("UDP", "TCP")
+    }
+    assert link_local("base") == dns | {("169.254.170.23", "TCP", 80)}
+    assert link_local("eks") == set(), "a node's role stays out of reach on EC2"
+
+
+def test_gkes_metadata_is_open_on_gke_alone() -> None:
+    assert link_local("gke") == {
+        *(("169.254.169.254", "TCP", port) for port in (80, 8080)),
+        *(("169.254.169.252", "TCP", port) for port in (987, 988)),
+    }
+    runs = named("NetworkPolicy", "base")["rotescale-runs"]["spec"]["podSelector"]
+    (policy,) = named("NetworkPolicy", "gke").values()
+    assert policy["spec"]["podSelector"] == runs
+    assert policy["spec"]["policyTypes"] == ["Egress"]
+    for folder in FOLDERS:
+        listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+        assert folder.name == "gke" or not any("gke" in name for name in listed)
+
+
+@pytest.mark.parametrize("folder", ["gke", "eks"])
+def test_claims_of_a_cloud_are_on_a_shared_file_system(folder: str) -> None:
+    kustomization = yaml.safe_load((K8S / folder / "kustomization.yaml").read_text())
+    assert "../base" in kustomization["resources"]
+    (patch,) = kustomization["patches"]
+    assert patch["target"] == {"kind": "PersistentVolumeClaim"}
+    (change,) = yaml.safe_load(patch["patch"])
+    assert change["path"] == "/spec/storageClassName"
+    own = named("StorageClass", folder)
+    assert change["value"] in (own or {"standard-rwx"})
+    for storage_class in own.values():
+        assert storage_class["parameters"]["uid"] == str(USER_ID), "the pods write it"
+
+
 def test_the_image_has_the_cuda_of_torchs_wheel() -> None:
     base = re.search(r"^FROM nvidia/cuda:(\d+)\.(\d+)\.\d+-", DOCKERFILE, re.MULTILINE)
     assert base is not None
