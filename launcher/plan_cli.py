@@ -103,9 +103,10 @@ def _model(made: Plan) -> Table:
     table = _plain()
     table.add_row("model", f"{made.model}, {sizes.published:,} parameters{_grown(made)}")
     table.add_row("training state", "\n".join(_state(made)))
+    longest = max((phase.full_save for phase in made.phases), key=lambda save: save.high)
     table.add_row(
         "checkpoint",
-        f"{gigabytes(sizes.checkpoint)} full (12 B/parameter), "
+        f"{gigabytes(sizes.checkpoint)} full (12 B/parameter), written in {duration(longest)}; "
         f"{gigabytes(sizes.weights_checkpoint)} at a phase's end; "
         f"up to {gigabytes(sizes.disk)} of storage in all",
     )

@@ -81,6 +81,20 @@ def _not_root(template: Manifest) -> Iterator[str]:
         yield "the container of Ray runs as root; leave runAsUser to the pod"
 
 
+def _image_stays_as_it_is(template: Manifest) -> Iterator[str]:
+    # The first is ours; what Google's daemon writes is not known here.
+    container = template["spec"]["containers"][0]
+    if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
+        yield f"{container['name']} may change its image; set readOnlyRootFilesystem: true"
+    mounted = {mount["mountPath"] for mount in container.get("volumeMounts", [])}
+    home = next((one["value"] for one in container.get("env", []) if one["name"] == "HOME"), "")
+    for folder in ("/tmp", home):
+        if folder not in mounted:
+            yield (
+                f"{container['name']} has nowhere to write {folder or 'HOME'}; mount an emptyDir"
+            )
+
+
 def _secrets_by_reference(template: Manifest) -> Iterator[str]:
     for container in _containers(template):
         for variable in container.get("env", []):
@@ -103,5 +117,6 @@ POD_RULES: tuple[Rule, ...] = (
     _privileges,
     _host_paths,
     _not_root,
+    _image_stays_as_it_is,
     _secrets_by_reference,
 )

@@ -13,6 +13,11 @@ SPEC_FOLDER = "/etc/rotescale"
 """Where the driver finds the experiment and the launch spec."""
 LOCAL_FOLDER = "/local"
 """A folder of each pod, for copies of what lies in a bucket."""
+HOME_FOLDER = "/home/rotescale"
+"""The user's home: caches of libraries, such as Triton's kernels and matplotlib's fonts."""
+_OWN_FOLDERS = {"local": LOCAL_FOLDER, "tmp": "/tmp", "home": HOME_FOLDER}
+"""What a pod may write to beside its claims, on the node's own disk, by the volume's name. Ray's
+sessions, logs and spilled objects are in /tmp."""
 USER_ID = 1000
 """The image's user, who is not root."""
 HEAD_GRACE_SECONDS = 60
@@ -21,7 +26,7 @@ _MARGIN_SECONDS = 15
 """What a hook leaves of the grace for the container to end."""
 
 _ENVIRONMENT = {
-    "HOME": "/home/rotescale",
+    "HOME": HOME_FOLDER,
     "NCCL_DEBUG": "WARN",
     "PYTHONUNBUFFERED": "1",
     "ROTESCALE_LOCAL": LOCAL_FOLDER,
@@ -150,6 +155,7 @@ def _container(
         "imagePullPolicy": "IfNotPresent",
         "securityContext": {
             "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"], **allowed},
         },
     }
@@ -184,7 +190,8 @@ def _mounts(kuberay: KubeRaySpec) -> list[dict[str, Any]]:
         {"name": f"volume-{number}", "mountPath": volume.path, "readOnly": volume.read_only}
         for number, volume in enumerate(kuberay.volumes)
     ]
-    return [*claims, {"name": "local", "mountPath": LOCAL_FOLDER}]
+    own = [{"name": name, "mountPath": folder} for name, folder in _OWN_FOLDERS.items()]
+    return [*claims, *own]
 
 
 def _volumes(kuberay: KubeRaySpec) -> list[dict[str, Any]]:
@@ -195,7 +202,7 @@ def _volumes(kuberay: KubeRaySpec) -> list[dict[str, Any]]:
         }
         for number, volume in enumerate(kuberay.volumes)
     ]
-    return [*claims, {"name": "local", "emptyDir": {}}]
+    return [*claims, *({"name": name, "emptyDir": {}} for name in _OWN_FOLDERS)]
 
 
 def _shared_memory(shape: WorkerShape) -> dict[str, Any]:

@@ -136,6 +136,7 @@ def _container() -> Schema:
         lifecycle=_fields(preStop=_fields(exec=_fields(command=_list(_TEXT)))),
         securityContext=_fields(
             allowPrivilegeEscalation=_FLAG,
+            readOnlyRootFilesystem=_FLAG,
             capabilities=_fields(add=_list(_TEXT), drop=_list(_TEXT)),
             runAsNonRoot=_FLAG,
             runAsUser=_WHOLE,

@@ -307,6 +307,9 @@ def test_the_probes_pod_is_as_safe_as_a_runs() -> None:
     check_as_kubernetes_does(pod)
     (container,) = pod["spec"]["containers"]
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    folders = {one["mountPath"] for one in container["volumeMounts"]}
+    assert {"/tmp", "/home/rotescale", "/local"} <= folders
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
     assert pod["spec"]["automountServiceAccountToken"] is False
     values = {one["name"]: one.get("value") for one in container["env"]}

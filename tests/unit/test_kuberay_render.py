@@ -307,6 +307,18 @@ def test_head_and_workers() -> None:
         assert variables(pod)["NCCL_DEBUG"] == "WARN"
 
 
+@pytest.mark.parametrize("fabric", FABRICS)
+def test_nothing_is_written_but_claims_and_the_pods_own_folders(fabric: str) -> None:
+    for pod in pods(job(fabric=fabric)).values():
+        container = pod["containers"][0]
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
+        empty = {one["name"] for one in pod["volumes"] if one.get("emptyDir") == {}}
+        own = {folder for folder, name in mounts.items() if name in empty}
+        environment = variables(pod)
+        assert own == {"/tmp", environment["HOME"], environment["ROTESCALE_LOCAL"]}
+
+
 def test_a_place_without_a_queue_starts_at_once() -> None:
     ray_job = job("kuberay.queue=null", "kuberay.priority=null", "kuberay.topology=null")
     assert "suspend" not in ray_job["spec"]

@@ -280,6 +280,25 @@ RULES: list[tuple[str, Change, str]] = [
         "the container of Ray runs as root",
     ),
     (
+        "an image that is written to",
+        lambda j: container(j)["securityContext"].pop("readOnlyRootFilesystem"),
+        "ray-worker may change its image; set readOnlyRootFilesystem",
+    ),
+    (
+        "no room for Ray's sessions",
+        lambda j: container(j).update(
+            volumeMounts=[m for m in container(j)["volumeMounts"] if m["name"] != "tmp"]
+        ),
+        "ray-worker has nowhere to write /tmp",
+    ),
+    (
+        "no room for caches",
+        lambda j: container(j).update(
+            volumeMounts=[m for m in container(j)["volumeMounts"] if m["name"] != "home"]
+        ),
+        "ray-worker has nowhere to write /home/rotescale",
+    ),
+    (
         "Ray's token in a variable",
         lambda j: container(j)["env"].append({"name": "RAY_AUTH_TOKEN", "value": "x"}),
         "RAY_AUTH_TOKEN is set by the operator",

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from kuberay_helpers import PROFILES
 from planning_helpers import CONFIGS, gpus, planned
 from rich.console import Console
 from typer.testing import CliRunner
 
 from launcher.cli import app
 from launcher.plan_cli import page
+from rotescale.planning.advice import duration
 from rotescale.planning.plan import Plan
+from rotescale.spec_file import read_fields
 
 LARGE = CONFIGS / "experiments" / "llama-3.1-70b.yaml"
 MICRO = CONFIGS / "experiments" / "micro.yaml"
@@ -107,6 +111,14 @@ def test_the_page_says_what_the_hand_calculation_gives() -> None:
     assert "4 × h100-8 (8 × H100)" in said
 
 
+def test_the_page_says_how_long_a_checkpoint_is_written() -> None:
+    made = planned("llama-3.1-70b", gpus(32))
+    longest = max((phase.full_save for phase in made.phases), key=lambda save: save.high)
+    said = " ".join(text_of(made).split())
+    assert f"(12 B/parameter), written in {duration(longest)};" in said
+    assert longest.low > 847e9 / (4 * 40e9 / 8), "no faster than the storage of all nodes"
+
+
 def test_the_page_has_every_part_of_memory_and_of_time() -> None:
     made = planned("llama-3.1-70b", gpus(32, {"like": "h100-8", "price_per_hour": 40}))
     said = text_of(made)
@@ -130,6 +142,16 @@ def test_a_bar_ends_where_memory_does() -> None:
     over = text_of(planned("llama-3.1-70b", gpus(8)))
     assert "▶" in over
     assert "▶" not in text_of(planned("llama-3.1-70b", gpus(32)))
+
+
+RENTED = [path for path in PROFILES if read_fields(path).get("gpus_per_worker")]
+
+
+@pytest.mark.parametrize("path", RENTED, ids=lambda path: path.stem)
+def test_what_is_rented_has_a_price_that_is_called_an_example(path: Path) -> None:
+    assert "# The price is an example in dollars" in path.read_text()
+    experiment = str(CONFIGS / "experiments" / "qwen2.5-7b.yaml")
+    assert re.search(r"\n cost +[\d,.]+ to [\d,.]+", shown(experiment, "--on", str(path)))
 
 
 def test_without_a_price_it_says_how_to_get_a_cost() -> None:
