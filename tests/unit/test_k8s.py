@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,24 @@ def test_the_image_has_the_cuda_of_torchs_wheel() -> None:
         wanted = re.match(r"cuda-toolkit\b[^=]*==([0-9.]+)", requirement)
         if wanted is not None:
             assert wanted[1].split(".")[:2] == wheel[:2]
+
+
+PYTHON_OF = {"ubuntu22.04": (3, 10), "ubuntu24.04": (3, 12)}
+"""Of the Linux that a base image brings."""
+
+
+def test_image_and_constraints_are_for_one_python() -> None:
+    base = re.search(r"^FROM nvidia/cuda:\S+-(ubuntu[0-9.]+)$", DOCKERFILE, re.MULTILINE)
+    assert base is not None
+    major, minor = PYTHON_OF[base[1]]
+    text = (K8S / "constraints-image.txt").read_text()
+    resolved = re.findall(r"for\s+(?:# )?Python (\d+)\.(\d+) on", text)
+    assert resolved == [(str(major), str(minor))]
+    assert f"sys.version_info[:2] == ({major}, {minor})" in DOCKERFILE, "and the build looks itself"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    least = re.fullmatch(r">=(\d+)\.(\d+)", project["requires-python"])
+    assert least is not None
+    assert (major, minor) >= (int(least[1]), int(least[2]))
 
 
 def test_the_image_is_pinned_and_not_roots() -> None:
