@@ -14,6 +14,7 @@ import yaml
 from kuberay_helpers import (
     EXPERIMENTS,
     FABRICS,
+    LAUNCHES,
     MICRO,
     PROFILES,
     experiment,
@@ -442,6 +443,35 @@ def test_render_prints_the_manifests(
     printed = list(yaml.safe_load_all(capsys.readouterr().out))
     assert printed == render(experiment("seed=3"), load_spec(LaunchSpec, profile))
     assert json.loads(printed[0]["data"]["experiment.json"])["seed"] == 3
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
+def test_every_launch_spec_renders_what_its_place_takes(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    launch = load_spec(LaunchSpec, path)
+    assert launcher("render", str(MICRO), "--on", str(path), monkeypatch=monkeypatch) == 0
+    documents = list(yaml.safe_load_all(capsys.readouterr().out))
+    if launch.place == "kuberay":
+        assert [one["kind"] for one in documents] == ["ConfigMap", "RayJob"]
+        files = documents[0]["data"]
+    elif launch.ray is not None:
+        (request,) = documents
+        assert request["jobs_url"] == launch.ray.jobs_url
+        assert request["post"]["body"]["entrypoint"].startswith("rotescale-launch supervise ")
+        files = request["put"]["files"]
+    else:
+        (command,) = documents
+        assert re.search(r"-m launcher\.cli supervise \S+experiment\.json --on ", command["run"])
+        files = command["files"]
+    sent = {Path(name).name: json.loads(text) for name, text in files.items()}
+    assert sent["experiment.json"]["name"] == "micro"
+    assert sent["launch.json"]["name"] == launch.name
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
 def test_submit_without_a_cluster_says_what_is_missing(
