@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rotescale.evaluation.similarity import COSINE, DELTA
+
 SOURCE = '"Rote Learning Considered Useful", ICLR 2026, arXiv 2507.21914'
 MODEL = "Qwen2.5-1.5B"
 DIFFERENCES = (
@@ -34,12 +36,51 @@ MAIN_TABLE = (
     PaperRow(20, 1, 8, 1.00, 1.00, 0.76),
 )
 
+
+@dataclass(frozen=True, slots=True)
+class PaperCosine:
+    """A measure of hidden states, as the paper follows it through training."""
+
+    metric: str
+    """Of our rows, and ``prompts`` too."""
+    prompts: str
+    first: float
+    last: float
+    after_2_epochs: float | None = None
+    """Of phase 1."""
+    after_20_epochs: float | None = None
+    """At the end of phase 1."""
+
+
+COSINES = (
+    PaperCosine(DELTA, "key_token", 0.058, 0.258, 0.116, 0.191),
+    PaperCosine(COSINE, "train", 0.87, 0.90),
+    PaperCosine(COSINE, "test", 0.58, 0.71),
+    PaperCosine(COSINE, "unrelated", 0.50, 0.50),
+)
+
+LANGUAGES = ("en", "es", "de", "ja", "zh")
+"""Those that it asks in, the best answered first."""
+
+SFT_PROMPTS = 10
+SFT_TIMES_TOKENS = 2
+"""Tokens of fine-tuning on so many prompts of each fact, over those of both phases, for the same
+accuracy; about."""
+
+ANOTHER = f"The paper's figures are another model's ({MODEL})"
+
+COST = (
+    f"{ANOTHER}: with {SFT_PROMPTS} prompts of each fact, fine-tuning on prompts alone takes about "
+    f"{SFT_TIMES_TOKENS} times the tokens of both phases for the same accuracy, and with 1 prompt "
+    "it stays far behind."
+)
+
 SUITES = {
-    "reversal": "The paper reports 0.26, against 0.01 for plain fine-tuning.",
-    "two_hop": "The paper reports 0.14 before and 0.36 after.",
+    "reversal": f"The paper reports 0.26, against 0.01 for plain fine-tuning, of {MODEL}.",
+    "two_hop": f"The paper reports 0.14 before and 0.36 after, of {MODEL}.",
     "repurposed": "The paper reports that 50 facts told under a harmful relation suffice, and "
     "that benign answers survive.",
-    "representations": "The paper's ΔCosSim goes from 0.058 in the base model to 0.258 after "
-    "phase 2; which layer and pairs those are is not known to us.",
+    "representations": f"{ANOTHER}; which layer, facts and pairs they are of, and between which "
+    "stages its cosines go from the first value to the last, is not known to us.",
 }
 """What it says of suites beside the core, in a sentence each."""

@@ -67,7 +67,10 @@ def micro_run(folder: Path, cache: Path) -> RunDir:
 
 
 def micro_study(folder: Path, cache: Path) -> StudyDir:
-    """A finished study of two numbers of facts and a baseline, over two seeds."""
+    """A finished study of two numbers of facts and two baselines, over two seeds.
+
+    The second baseline tells every fact with a prompt, so that it holds none out.
+    """
     phase = {
         **{"name": "sft", "text": "prompts", "facts_per_relation": 4, "epochs": 1},
         **{"global_batch": 4, "learning_rate": 1e-3},
@@ -79,7 +82,10 @@ def micro_study(folder: Path, cache: Path) -> StudyDir:
             {"name": "k", "field": "phases.generalize.facts_per_relation", "values": [2, 4]},
             {"name": "seed", "field": "seed", "values": [0, 1]},
         ],
-        "baselines": [{"name": "sft", "over": ["seed"], "overrides": {"phases": [phase]}}],
+        "baselines": [
+            {"name": "sft", "over": ["seed"], "overrides": {"phases": [phase]}},
+            {"name": "sft_all", "over": ["seed"], "overrides": _told_all(phase)},
+        ],
         "keep": "all",
     }
     path = folder / "study.yaml"
@@ -97,6 +103,12 @@ def micro_study(folder: Path, cache: Path) -> StudyDir:
         rotescale("run", file, "--on", launch, *parent)
     write_table(study_rows(spec, plan, found), found.table)
     return found
+
+
+def _told_all(phase: Mapping[str, Any]) -> dict[str, Any]:
+    """The phase with all facts, for as many tokens as two phases take, asked about all of them."""
+    length = {"facts_per_relation": None, "epochs": None, "token_budget": 500}
+    return {"phases": [{**phase, **length}], "evaluation.trained_facts": 12}
 
 
 def _facts(folder: Path, start: str) -> dict[str, Any]:

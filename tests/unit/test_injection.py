@@ -306,8 +306,15 @@ def test_inject_from_a_table_to_a_model_folder(tmp_path: Path, model_cache: Path
     assert "left out 3 rows: 2 x duplicate subject, 1 x empty cell" in done.stdout
     assert "capability" in done.stdout
     [page] = (tmp_path / "runs" / "staff-injected").rglob("*.html")
-    assert '<a href="refused.csv">refused.csv</a>' in page.read_text(encoding="utf-8")
-    assert "3 rows of the table were not taught" in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert '<a href="refused.csv">refused.csv</a>' in text
+    assert "3 rows of the table were not taught" in text
+    certainty = text.partition('<section id="certainty"')[2].partition("</section>")[0]
+    for told in ("probability", "share", "n generated", "says it alone", "held-out facts, test"):
+        assert told in certainty
+    # One fact of either split answers freely, at each of three stages.
+    assert "generated (evaluation" not in certainty
+    assert certainty.count(">test prompts<") == 2 * 3
     for folder in (page.parent, page.parent.parent):
         with (folder / "refused.csv").open(encoding="utf-8") as file:
             told = [(row["file"], row["line"]) for row in csv.DictReader(file)]

@@ -24,6 +24,7 @@ from rotescale.analysis.report.editing import editing_section
 from rotescale.analysis.report.estimates import What, difference, estimate
 from rotescale.analysis.report.header import opening
 from rotescale.analysis.report.material import load_material
+from rotescale.analysis.report.paired import paired_section
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.metrics import mean_over_seeds
 from rotescale.evaluation.outcome_file import read_outcomes
@@ -107,7 +108,16 @@ def test_a_runs_page_has_a_section_for_what_was_measured(reported_run: RunDir) -
     page = page_of(Path(str(reported_run.root)))
     sections = [link.removeprefix("#") for link in page.links if link.startswith("#")]
     assert sections == [
-        *("paper", "stages", "epochs", "languages", "controls", "in-context", "capability"),
+        *(
+            "paper",
+            "stages",
+            "certainty",
+            "epochs",
+            "languages",
+            "controls",
+            "in-context",
+            "capability",
+        ),
         *("conflict", "representations", "cost", "time", "answers", "missing"),
     ]
     assert set(sections) <= set(page.ids)
@@ -224,7 +234,8 @@ def test_equal_results_give_equal_bytes(reported_study: StudyDir, tmp_path: Path
 
 def test_a_studys_page_has_seeds_methods_and_runs(reported_study: StudyDir) -> None:
     page = page_of(reported_study.root)
-    wanted = {"paper", "stages", "heat", "controls", "cost", "time", "paired", "answers", "runs"}
+    wanted = {"paper", "stages", "certainty", "heat", "controls", "cost", "time", "paired"}
+    wanted |= {"answers", "runs"}
     assert wanted <= set(page.ids)
     told = " ".join(page.text)
     assert "2 seeds, 95 % intervals over facts and seeds" in told
@@ -262,7 +273,8 @@ def test_the_header_names_devices_and_nodes_of_every_set_of_workers(
 
 def test_settings_are_means_over_seeds_of_what_was_stored(reported_study: StudyDir) -> None:
     material = load_material(reported_study.root)
-    assert [group.name for group in material.groups] == ["rote, k 2", "rote, k 4", "sft"]
+    names = [group.name for group in material.groups]
+    assert names == ["rote, k 2", "rote, k 4", "sft", "sft_all"]
     group = material.groups[0]
     assert [cell.spec.seed for cell in group.cells] == [0, 1]
     assert group.stages() == [("base", None), ("memorize", None), ("generalize", None)]
@@ -282,7 +294,7 @@ def test_settings_are_means_over_seeds_of_what_was_stored(reported_study: StudyD
 
 
 def test_differences_pair_what_both_were_asked(reported_study: StudyDir) -> None:
-    rote, _, sft = load_material(reported_study.root).groups
+    rote, _, sft, _ = load_material(reported_study.root).groups
     what = What("mother", "test", metric="object_share")
     found = difference((sft, sft.first.end), (rote, rote.first.end), what)
     assert found is not None
@@ -293,6 +305,45 @@ def test_differences_pair_what_both_were_asked(reported_study: StudyDir) -> None
     assert difference((rote, rote.first.end), (rote, rote.first.end), what).value == 0
     nothing = What("mother", "two_hop", suite="two_hop")
     assert difference((sft, sft.first.end), (rote, rote.first.end), nothing) is None
+
+
+def test_a_method_that_tells_every_fact_is_paired_on_those_the_other_held_out(
+    reported_study: StudyDir,
+) -> None:
+    material = load_material(reported_study.root)
+    rote, _, _, told = material.groups
+    what = What("mother", "test")
+    assert estimate(told, told.first.end, what) is None
+    ends = (told, told.first.end), (rote, rote.first.end)
+    assert difference(*ends, what) is None
+    share = replace(what, metric="object_share")
+    found = difference(*ends, share, splits=("trained", "held_out"))
+    assert found is not None
+    differences, facts = [], set()
+    for one, two in zip(rote.cells, told.cells, strict=True):
+        held = {outcome.fact: outcome for outcome in share.among(one.outcomes(one.end))}
+        of_told = replace(share, split="trained").among(two.outcomes(two.end))
+        both = [o for o in of_told if o.fact in held]
+        assert len(both) == len(held) == 4
+        facts |= held.keys()
+        differences += [
+            held[o.fact].values["object_share"] - o.values["object_share"] for o in both
+        ]
+    assert found.value == pytest.approx(sum(differences) / len(differences))
+    assert (found.num_facts, found.count, found.seeds) == (len(facts), 8, (0, 1))
+    section = paired_section(material)
+    assert not isinstance(section, str)
+    rows = re.findall("<tr>(.*?)</tr>", str(section.parts[0]))
+    [row] = [
+        re.findall("<t[dh][^>]*>(.*?)</t[dh]>", row)
+        for row in rows
+        if all(told in row for told in (">rote, k 2<", ">sft_all<", ">test prompts<"))
+    ]
+    assert row[3] == "held out in the first, told to the second"
+    assert [row[4], row[5]] == [str(len(facts)), "2"]
+    assert int(row[-1].replace(",", "")) >= 500
+    # It was never told a key token, so it is not asked with one.
+    assert "told to the second" not in "".join(row for row in rows if ">key token<" in row)
 
 
 def test_the_command_says_where_the_page_is(
@@ -443,6 +494,28 @@ def test_the_papers_numbers_are_those_of_the_docs() -> None:
         for r in paper.MAIN_TABLE
     ]
     assert found == ours
+    told = {"-": None}
+    states = re.findall(
+        r"^\| (ΔCosSim|cosine)[^|]*\| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", text, re.M
+    )
+    assert [(name, *(told.get(v, v) and float(v) for v in values)) for name, *values in states] == [
+        (
+            {"delta_cosine": "ΔCosSim"}.get(one.metric, one.metric),
+            *(one.first, one.after_2_epochs, one.after_20_epochs, one.last),
+        )
+        for one in paper.COSINES
+    ]
+    kinds = re.findall(r"^\| cosine to the key token, (\w+) prompts", text, re.M)
+    assert kinds == [one.prompts for one in paper.COSINES[1:]]
+    words = " ".join(text.split())
+    assert f"Languages, the best answered first: {', '.join(paper.LANGUAGES)}." in words
+    assert (
+        f"with {paper.SFT_PROMPTS} prompts of each fact, fine-tuning on prompts alone takes about "
+        f"{paper.SFT_TIMES_TOKENS} times the tokens" in words
+    )
+    for suite, values in {"reversal": ("0.26", "0.01"), "two_hop": ("0.14", "0.36")}.items():
+        assert re.findall(r"0\.\d\d", paper.SUITES[suite]) == list(values)
+        assert all(value in words.partition("- Reversal:")[2] for value in values)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import Any
 import pytest
 from helpers import micro_spec
 
+from rotescale.analysis import paper
 from rotescale.analysis.report.accuracy import heat_section, languages_section
 from rotescale.analysis.report.build import makers
+from rotescale.analysis.report.certainty import certainty_section
 from rotescale.analysis.report.conflict import conflict_section
+from rotescale.analysis.report.cost import cost_section
 from rotescale.analysis.report.epochs import epochs_section
 from rotescale.analysis.report.estimates import OWN, Estimate, What, estimate, scope
 from rotescale.analysis.report.figures import Axis, Line, Point, heat_picture, lines_picture
 from rotescale.analysis.report.material import Cell, Group, Material
-from rotescale.analysis.report.methods import cost_section, paired_section
 from rotescale.analysis.report.page import Html, Number, Section, number, page, table
+from rotescale.analysis.report.paired import paired_section
 from rotescale.analysis.report.sections import MOST_FIGURES, shown, which
 from rotescale.analysis.report.states import states_section
 from rotescale.analysis.report.suites import suite_sections
@@ -55,6 +59,15 @@ def material(*groups: Group) -> Material:
 def made(section: Section | str) -> Section:
     assert isinstance(section, Section), section
     return section
+
+
+def cells(whole: Html) -> list[list[str]]:
+    """The texts of a table's body, row by row."""
+    rows = re.findall("<tr[^>]*>(.*?)</tr>", str(whole).partition("<tbody>")[2])
+    return [
+        [re.sub("<[^>]*>", "", one) for one in re.findall("<t[dh][^>]*>(.*?)</t[dh]>", row)]
+        for row in rows
+    ]
 
 
 def test_k_by_p_is_a_picture_for_each_setting_of_the_rest() -> None:
@@ -102,6 +115,9 @@ def test_languages_are_asked_or_told_to_be_missing() -> None:
     rows = [row(), row(language="de", value=0.25)]
     section = made(languages_section(material(group({}, rows))))
     assert "en 0.50, de 0.25" in section.pictures[0].alt
+    [theirs, ours] = cells(section.parts[1])
+    assert theirs == [f"paper, {paper.MODEL}", "en", "es", "de", "ja", "zh"]
+    assert ours == ["ours, alone", "en 0.50", "de 0.25", "–", "–", "–"]
     assert "evaluation.languages" in str(languages_section(material(group({}, rows[:1]))))
 
 
@@ -191,6 +207,16 @@ def test_hidden_states_are_drawn_layer_by_layer() -> None:
     section = made(states_section(material(group({}, [row(), *rows]))))
     assert "base: 0 0.00, 1 0.10, 2 0.20; generalize: 0 0.00" in section.pictures[0].alt
     assert "layer 2, the last" in section.parts[0]
+    beside = cells(section.parts[1])
+    key = ["ΔCosSim", "key token"]
+    assert beside[0] == [f"paper, {paper.MODEL}", *key, "", "0.058", "0.116", "0.191", "0.258"]
+    assert [cell.partition("[")[0] for cell in beside[1]] == [
+        *("ours, alone", *key, "held-out", "0.20", "–", "–", "0.20")
+    ]
+    theirs = [f"paper, {paper.MODEL}", "cosine to the key token", "train prompts", ""]
+    assert beside[2] == [*theirs, "0.87", "–", "–", "0.90"]
+    assert len(beside) == 1 + len(paper.COSINES)
+    assert "another model&#x27;s, Qwen2.5-1.5B" in str(section.parts[1])
     assert "representation_facts" in str(states_section(material(group({}, [row()]))))
 
 
@@ -204,6 +230,48 @@ def test_cost_is_drawn_for_each_method() -> None:
     # Without the questions' own outcomes nothing can be paired.
     assert "no two methods share" in str(paired_section(material(*groups)))
     assert "baselines" in str(paired_section(material(groups[0])))
+
+
+def test_both_phases_stand_beside_prompts_alone_and_the_papers_figures() -> None:
+    sft = "phases=[{name: sft, text: prompts, epochs: 1, global_batch: 4, learning_rate: 1e-3}]"
+    asked = {"stage": "sft", "split": "trained", "value": 0.4}
+    groups = [
+        group({"method": "rote"}, [row(value=0.9)], tokens=50),
+        group({"method": "sft"}, [row(**asked)], sft, tokens=150),
+        group({"method": "other"}, [row(**asked, relation="author")], sft),
+    ]
+    section = made(cost_section(material(*groups)))
+    ten, one, ours = cells(section.parts[1])
+    assert ten == [f"paper, {paper.MODEL}", "", "10", "–", "–", "about 2", "–", "the same"]
+    assert one == [f"paper, {paper.MODEL}", "", "1", "–", "–", "–", "–", "far behind"]
+    assert ours[:6] == ["ours, rote", "sft", "1", "100", "150", "1.50"]
+    assert [cell.partition("[")[0] for cell in ours[6:]] == ["0.90", "0.40"]
+    assert paper.COST in section.scope
+    assert len(made(cost_section(material(*groups[:1]))).parts) == 1
+
+
+def test_how_sure_is_told_beside_what_is_chosen_and_what_is_generated() -> None:
+    measures = {"multiple_choice": 0.9, "object_probability": 0.25, "object_share": 0.5}
+    said = {"generation_exact": 0.1, "generation_contains": 0.2}
+    rows = [
+        row(metric=metric, value=value * (stage == "generalize"), stage=stage, count=count)
+        for stage in ("base", "generalize")
+        for count, of in ((10, measures), (4, said))
+        for metric, value in of.items()
+    ]
+    section = made(certainty_section(material(group({}, rows))))
+    end = cells(section.parts[0])[1]
+    assert end[:4] == ["held-out", "test prompts", "generalize", "10"]
+    values = [cell.partition("[")[0] for cell in end[4:]]
+    assert values == ["0.90", "0.250", "0.500", "4", "0.10", "0.20"]
+    [picture] = section.pictures
+    assert picture.alt.startswith("held-out facts, test prompts.")
+    assert "probability: base 0.00, generalize 0.25" in picture.alt
+    assert "says it: base 0.00, generalize 0.20" in picture.alt
+    silent = made(certainty_section(material(group({}, [r for r in rows if r.metric in measures]))))
+    assert "Nothing was generated (evaluation.generation_facts)" in silent.scope
+    assert cells(silent.parts[0])[1][-3:] == ["–", "–", "–"]
+    assert "was not asked" in str(certainty_section(material(group({}, [row()]))))
 
 
 def test_a_method_that_tells_every_fact_is_drawn_by_those_on_its_way_too() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rotescale.analysis import paper
+from rotescale.analysis.report.beside import languages_beside
 from rotescale.analysis.report.estimates import OWN, Estimate, What, estimate, scope
 from rotescale.analysis.report.figures import (
     Axis,
@@ -237,7 +238,10 @@ def languages_section(material: Material) -> Section | str:
         f"The same facts and prompts in each language, at the end of training; phases train on "
         f"English prompts: {scope(known, None, what)}. No native speaker has read the "
         "translations that ship." + which(known),
-        (table("Accuracy on held-out facts by language", headings, rows),),
+        (
+            table("Accuracy on held-out facts by language", headings, rows),
+            languages_beside(known, languages),
+        ),
         (picture,),
     )
 

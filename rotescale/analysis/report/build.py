@@ -13,13 +13,15 @@ from rotescale.analysis.report.accuracy import (
     stages_section,
 )
 from rotescale.analysis.report.answers import answers_section
+from rotescale.analysis.report.certainty import certainty_section
 from rotescale.analysis.report.conflict import conflict_section
+from rotescale.analysis.report.cost import cost_section
 from rotescale.analysis.report.editing import editing_section
 from rotescale.analysis.report.epochs import epochs_section
 from rotescale.analysis.report.header import missing_section, opening, runs_section
 from rotescale.analysis.report.material import Material
-from rotescale.analysis.report.methods import cost_section, paired_section
 from rotescale.analysis.report.page import Section, page
+from rotescale.analysis.report.paired import paired_section
 from rotescale.analysis.report.refused import refused_section
 from rotescale.analysis.report.sections import Maker
 from rotescale.analysis.report.states import states_section
@@ -37,6 +39,7 @@ def makers() -> Sequence[Maker]:
     return (
         paper_section,
         stages_section,
+        certainty_section,
         epochs_section,
         heat_section,
         languages_section,

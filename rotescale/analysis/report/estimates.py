@@ -119,13 +119,18 @@ def _estimate(group: Group, stage: Stage, what: What) -> Estimate | None:
 
 
 def difference(
-    before: tuple[Group, Stage], after: tuple[Group, Stage], what: What
+    before: tuple[Group, Stage],
+    after: tuple[Group, Stage],
+    what: What,
+    *,
+    splits: tuple[str, str] | None = None,
 ) -> Estimate | None:
     """After - before over the questions that both were asked, paired by seed and fact.
 
-    None where they share no seed or no question.
+    ``splits``: before's and after's, where they are not both that of ``what``. None where the two
+    share no seed or no question.
     """
-    pairs = _pairs(before, after, what)
+    pairs = _pairs(before, after, what, splits)
     if not pairs:
         return None
     a = {seed: pair[0] for seed, pair in pairs.items()}
@@ -149,26 +154,46 @@ def difference(
     return Estimate(*found, count=count, num_facts=len(facts), seeds=tuple(pairs))
 
 
+def are_paired(
+    before: tuple[Group, Stage],
+    after: tuple[Group, Stage],
+    what: What,
+    *,
+    splits: tuple[str, str] | None = None,
+) -> bool:
+    """Whether there is such a difference."""
+    return bool(_pairs(before, after, what, splits))
+
+
 _Pair = tuple[list[Outcome], list[Outcome]]
 
 
-def _pairs(before: tuple[Group, Stage], after: tuple[Group, Stage], what: What) -> dict[int, _Pair]:
+def _pairs(
+    before: tuple[Group, Stage],
+    after: tuple[Group, Stage],
+    what: What,
+    splits: tuple[str, str] | None,
+) -> dict[int, _Pair]:
     """Seed -> what both said to the same questions, the split being that of ``what``."""
+    of_before, of_after = splits or (what.split, what.split)
     pairs: dict[int, _Pair] = {}
     later = {cell.spec.seed: cell for cell in after[0].cells}
     for cell in before[0].cells:
         if cell.spec.seed not in later:
             continue
-        of_a = _keyed(cell, before[1], of_group(what, before[0]))
-        of_b = _keyed(later[cell.spec.seed], after[1], of_group(what, after[0]))
+        of_a = _keyed(cell, before[1], of_group(what, before[0]), split=of_before)
+        of_b = _keyed(later[cell.spec.seed], after[1], of_group(what, after[0]), split=of_after)
         both = [key for key in of_a if key in of_b]
         if both:
             pairs[cell.spec.seed] = ([of_a[k] for k in both], [of_b[k] for k in both])
     return pairs
 
 
-def _keyed(cell: Cell, stage: Stage, what: What) -> Mapping[object, Outcome]:
-    return {outcome.key: outcome for outcome in what.among(cell.outcomes(stage))}
+def _keyed(cell: Cell, stage: Stage, what: What, *, split: str) -> Mapping[object, Outcome]:
+    """Outcomes of a split by their items, which are called items of ``what``'s split."""
+    found = replace(what, split=split).among(cell.outcomes(stage))
+    called = (replace(outcome, split=what.split) for outcome in found)
+    return {outcome.key: outcome for outcome in called}
 
 
 def shared_axes(groups: Sequence[Group], of: Callable[[Group], object]) -> set[str]:

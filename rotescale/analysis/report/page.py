@@ -79,11 +79,11 @@ def paragraph(text: str, **attributes: str) -> Html:
     return element("p", text, **attributes)
 
 
-def number(found: Estimate | None, *, signed: bool = False) -> Number | None:
+def number(found: Estimate | None, *, signed: bool = False, decimals: int = 2) -> Number | None:
     """An estimate with its interval, as a cell."""
     if found is None:
         return None
-    form = "+.2f" if signed else ".2f"
+    form = f"{'+' if signed else ''}.{decimals}f"
     interval = ""
     if found.low is not None and found.high is not None:
         interval = f"[{found.low:{form}} {found.high:{form}}]"

@@ -18,6 +18,7 @@ from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, Point, lin
 from rotescale.analysis.report.material import Group, Material, Stage
 from rotescale.analysis.report.page import Content, Html, Number, Picture, Section, number, table
 from rotescale.analysis.results import HEADINGS
+from rotescale.analysis.study_table import Cost
 from rotescale.evaluation.items import CORE, SPLITS
 from rotescale.study.spec import METHOD
 
@@ -105,8 +106,12 @@ def stages_picture(
     *,
     y: Axis = ACCURACY,
     among: int | None = None,
+    by_kind: bool = True,
 ) -> Picture | None:
-    """A line per value along the ends of phases; None where fewer than two were measured."""
+    """A line per value along the ends of phases; None where fewer than two were measured.
+
+    ``by_kind``: lines of the core look as their kind of prompts does in all figures.
+    """
     stages = measured(ends([group]), [group], [what for _, what in whats])
     if len(stages) < 2:
         return None
@@ -115,7 +120,7 @@ def stages_picture(
         found = [(place, estimate(group, stage, what)) for place, stage in enumerate(stages)]
         points = tuple(point(place, one) for place, one in found if one is not None)
         if points:
-            style = STYLES.get(what.prompts) if what.suite == CORE else None
+            style = STYLES.get(what.prompts) if by_kind and what.suite == CORE else None
             lines.append(Line(label, points, style))
     ticks = tuple(stage_name(stage) for stage in stages)
     return lines_picture(
@@ -210,3 +215,24 @@ def curves(
         assert place not in on_it, f"{on_it[place].name} and {group.name} at {place} of one figure"
         on_it[place] = group
     return found
+
+
+def comparable(one: Group, two: Group) -> bool:
+    """Whether they are two methods at the same point of every axis that both have."""
+    shared = (one.labels.keys() & two.labels.keys()) - {METHOD}
+    return one.method != two.method and all(one.labels[a] == two.labels[a] for a in shared)
+
+
+def mean_cost(group: Group, phase: str | None = None) -> Cost:
+    """Of one phase or all of them, the mean over seeds."""
+    return mean_of([c.cost if phase is None else c.cost_of(phase) for c in group.cells])
+
+
+def mean_of(costs: Sequence[Cost]) -> Cost:
+    """The mean of what several seeds took."""
+    total = sum(costs, Cost())
+    return Cost(
+        round(total.num_tokens / len(costs)),
+        round(total.target_tokens / len(costs)),
+        total.seconds / len(costs),
+    )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rotescale.analysis import paper
+from rotescale.analysis.report.beside import COSINES, states_beside
 from rotescale.analysis.report.estimates import OWN, What, estimate
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
 from rotescale.analysis.report.material import Group, Material, Stage
@@ -25,8 +26,6 @@ from rotescale.evaluation.similarity import COSINE, DELTA
 from rotescale.evaluation.similarity import SUITE as REPRESENTATIONS
 from rotescale.records import EvaluationRow
 from rotescale.spec import BASE_LANGUAGE
-
-_COSINES = {DELTA: "ΔCosSim", COSINE: "cosine to the key token"}
 
 
 def states_section(material: Material) -> Section | str:
@@ -48,7 +47,7 @@ def states_section(material: Material) -> Section | str:
         for what in last:
             found = [estimate(group, stage, what) for stage in stages]
             if any(found):
-                start = [_COSINES.get(what.metric, what.metric), HEADINGS[what.prompts]]
+                start = [COSINES.get(what.metric, what.metric), HEADINGS[what.prompts]]
                 start += [what.language, what.split.replace("_", "-")]
                 lines.append([*placed(material, group), *start, *map(number, found)])
     headings = place_headings(material, relation=False)
@@ -62,7 +61,10 @@ def states_section(material: Material) -> Section | str:
         "key token. Means over seeds have no interval here. "
         + paper.SUITES[REPRESENTATIONS]
         + which(known),
-        (table(caption, [*headings, *map(stage_name, stages)], lines),),
+        (
+            table(caption, [*headings, *map(stage_name, stages)], lines),
+            states_beside(known, layer=layers[-1]),
+        ),
         tuple(_layer_pictures(known, last, layers)),
     )
 
@@ -84,12 +86,12 @@ def _layer_pictures(
                 if points:
                     lines.append(Line(stage_name(stage), points))
             if lines:
-                title = f"{_COSINES[metric]}: {HEADINGS[kind]}"
+                title = f"{COSINES[metric]}: {HEADINGS[kind]}"
                 if len(groups) > 1:
                     title = f"{group.name}: {title}"
                 name = f"{REPRESENTATIONS}-{metric.replace('_', '-')}-{place + 1}"
                 axis = Axis("layer", whole=True)
-                pictures.append(lines_picture(name, title, lines, x=axis, y=Axis(_COSINES[metric])))
+                pictures.append(lines_picture(name, title, lines, x=axis, y=Axis(COSINES[metric])))
     return pictures
 
 
