@@ -67,7 +67,8 @@ SFT_TIMES_TOKENS = 2
 """Tokens of fine-tuning on so many prompts of each fact, over those of both phases, for the same
 accuracy; about."""
 
-ANOTHER = f"The paper's figures are another model's ({MODEL})"
+OF = f"another model's ({MODEL}, as the paper trained it on facts of its own)"
+ANOTHER = f"The paper's figures are {OF}"
 
 COST = (
     f"{ANOTHER}: with {SFT_PROMPTS} prompts of each fact, fine-tuning on prompts alone takes about "

@@ -216,7 +216,7 @@ def test_hidden_states_are_drawn_layer_by_layer() -> None:
     theirs = [f"paper, {paper.MODEL}", "cosine to the key token", "train prompts", ""]
     assert beside[2] == [*theirs, "0.87", "–", "–", "0.90"]
     assert len(beside) == 1 + len(paper.COSINES)
-    assert "another model&#x27;s, Qwen2.5-1.5B" in str(section.parts[1])
+    assert "another model&#x27;s (Qwen2.5-1.5B" in str(section.parts[1])
     assert "representation_facts" in str(states_section(material(group({}, [row()]))))
 
 

@@ -10,13 +10,13 @@ from rotescale.analysis.report.material import Group, Material, Stage
 from rotescale.analysis.report.page import Content, Html, Number, number, table
 from rotescale.analysis.report.sections import comparable, mean_cost
 from rotescale.analysis.results import HEADINGS
-from rotescale.evaluation.items import CORE
+from rotescale.evaluation.items import CORE, SPLITS
 from rotescale.evaluation.similarity import COSINE, DELTA
 from rotescale.evaluation.similarity import SUITE as REPRESENTATIONS
 
 COSINES = {DELTA: "ΔCosSim", COSINE: "cosine to the key token"}
 _PAPER = f"paper, {paper.MODEL}"
-_ANOTHER = f"the paper's are another model's, {paper.MODEL}"
+_ANOTHER = f"the paper's are {paper.OF}"
 
 
 def languages_beside(groups: Sequence[Group], languages: Sequence[str]) -> Html:
@@ -100,7 +100,7 @@ def states_beside(groups: Sequence[Group], *, layer: int) -> Html:
         told = [None if v is None else Number(v, f"{v:.3f}".removesuffix("0")) for v in values]
         rows.append([_PAPER, *about, "", *told])
         for group in groups:
-            for split in ("held_out", "trained"):
+            for split in SPLITS[::-1]:
                 what = What(
                     *(OWN, theirs.prompts, split, REPRESENTATIONS),
                     metric=theirs.metric,
