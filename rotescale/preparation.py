@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from rotescale.data.examples import phase_examples, trained_facts
 from rotescale.data.order import Batches
 from rotescale.data.replay import replay_paths, replay_pieces
 from rotescale.data.stream import Stream
+from rotescale.devices import check_devices, evaluation_mode, name_accelerator
 from rotescale.errors import SpecError
 from rotescale.evaluation.harness.tasks import check_tasks
 from rotescale.evaluation.items import check_languages
@@ -26,7 +26,6 @@ from rotescale.launch_spec import LaunchSpec
 from rotescale.local_copy import local_copy
 from rotescale.object_store import RemotePath
 from rotescale.phase_data import check_beside, count_examples, encode_phase
-from rotescale.planning.memory import evaluation_mode, host_memory
 from rotescale.run_dir import RunDir, open_run
 from rotescale.spec import (
     EvaluationMode,
@@ -161,7 +160,7 @@ def prepare_run(
     """
     launch.require_runnable()
     # transformers imports DeepSpeed, which complains of a machine without a GPU unless told.
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if launch.gpus_per_worker else "cpu")
+    name_accelerator()
     # transformers takes seconds to import, and a refused spec should not wait for it.
     from rotescale.engine.fused_loss import check_fusable
     from rotescale.model.folder import check_folder, load_config
@@ -170,7 +169,7 @@ def prepare_run(
     from rotescale.model.trained import check_trainable, count_parameters
 
     fact_set = load_facts(spec) if fact_set is None else fact_set
-    _check_devices(launch)
+    check_devices(spec, launch)
     root = RunDir.of(launch.storage, spec.name).root
     if isinstance(root, RemotePath):
         root.check()
@@ -217,11 +216,8 @@ def prepare_run(
     found = Resolved(
         model=spec.model.model_copy(update={"weights": resolved(weights, folder=base)}),
         num_parameters=num_parameters,
-        evaluation_mode=_evaluation_mode(
-            spec,
-            launch,
-            num_parameters=num_parameters,
-            num_trainable=num_trainable,
+        evaluation_mode=evaluation_mode(
+            spec, launch, num_parameters=num_parameters, num_trainable=num_trainable
         ),
         harness_folder=_harness_folder(spec),
         data=data,
@@ -305,39 +301,3 @@ def _check_texts(fact_set: FactSet, spec: ExperimentSpec, *, base: Path) -> None
             paths, lengths = replay_paths(phase.replay.paths), phase.replay.tokens
             pieces = replay_pieces(paths, tokenizer=tokenizer, lengths=lengths, seed=spec.seed)
             next(pieces)
-
-
-def _evaluation_mode(
-    spec: ExperimentSpec, launch: LaunchSpec, *, num_parameters: int, num_trainable: int
-) -> EvaluationMode:
-    if spec.engine.evaluation_mode != "auto":
-        return spec.engine.evaluation_mode
-    memory, sharing = _device_memory(launch)
-    return evaluation_mode(
-        num_parameters=num_parameters,
-        num_trainable=num_trainable,
-        precision=spec.engine.precision,
-        num_workers=launch.num_workers[0],
-        workers_per_memory=sharing,
-        memory=memory,
-        offloaded=spec.engine.offload_optimizer != "none" and launch.gpus_per_worker > 0,
-    )
-
-
-def _check_devices(launch: LaunchSpec) -> None:
-    import torch
-
-    if launch.gpus_per_worker and not torch.cuda.is_available():
-        raise SpecError(
-            f"gpus_per_worker: {launch.gpus_per_worker}, but torch sees no GPU here; "
-            "use a launch spec with gpus_per_worker: 0"
-        )
-
-
-def _device_memory(launch: LaunchSpec) -> tuple[int, int]:
-    """Bytes of one memory, and how many workers share it."""
-    import torch
-
-    if launch.gpus_per_worker:
-        return torch.cuda.get_device_properties(0).total_memory, 1
-    return host_memory(), launch.num_workers[1]

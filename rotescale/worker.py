@@ -19,6 +19,7 @@ import torch
 
 from rotescale.checkpoint.attempts import start_attempt
 from rotescale.composition import make_engine, make_training
+from rotescale.devices import require_gpu
 from rotescale.engine.base import Engine
 from rotescale.errors import (
     NodeError,
@@ -84,6 +85,9 @@ def run_worker(
         launch = load_spec(LaunchSpec, run_dir.launch_json)
         watchdog = Watchdog(_log_of_next_attempt(run_dir), launch.limits)
         watchdog.arm("start")
+        if launch.gpus_per_worker:
+            has_begun = run_dir.newest_attempt() is not None
+            require_gpu(launch, node=Node.here().name, has_begun=has_begun)
         prepared = load_prepared(run_dir.prepared_model)
         nccl_log = _nccl_log(run_dir, launch)
         check = partial(preflight, run_dir=run_dir, launch=launch, nccl_log=nccl_log)

@@ -11,11 +11,8 @@ from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.activations import layer_activation_bytes
 from rotescale.planning.architecture import Architecture, layer_parameters
 from rotescale.planning.counting import ParameterCount
-from rotescale.planning.memory import (
-    BYTES_PER_PARAMETER,
-    MASTER_AND_MOMENTS_BYTES,
-    evaluation_mode,
-)
+from rotescale.planning.memory import BYTES_PER_PARAMETER, MASTER_AND_MOMENTS_BYTES
+from rotescale.planning.mode import mode_on, room, workers_per_node
 from rotescale.planning.moments import HostMemory, Moment
 from rotescale.planning.workload import GENERATED_AT_ONCE, Workload
 from rotescale.spec import EvaluationMode, ExperimentSpec
@@ -50,6 +47,9 @@ class Placement:
     count: ParameterCount
     work: Workload
     num_workers: int
+    among: tuple[int, int] | None = None
+    """The least and the most workers of the run that these are one size of; None: it has no
+    other."""
 
     @property
     def on_gpu(self) -> bool:
@@ -59,21 +59,12 @@ class Placement:
     @property
     def workers_per_node(self) -> int:
         """The most workers of one node."""
-        if self.launch.place == "local" and not self.on_gpu:
-            return self.num_workers
-        return min(self.num_workers, self.room)
+        return workers_per_node(self.launch, self.node, self.num_workers)
 
     @property
     def room(self) -> int:
-        """Workers that a node has GPUs and cores for; at least one.
-
-        The Ray cluster that is started on one machine takes cores to be as many as wanted.
-        """
-        by_cores = int(self.node.cpus // self.launch.cpus_per_worker)
-        if not self.on_gpu:
-            return max(1, by_cores)
-        by_gpus = self.node.gpus_per_node
-        return by_gpus if self.launch.place == "local" else max(1, min(by_cores, by_gpus))
+        """Workers that a node has GPUs and cores for; at least one."""
+        return room(self.launch, self.node)
 
     @property
     def num_nodes(self) -> int:
@@ -120,17 +111,12 @@ class Placement:
 
     @cached_property
     def evaluation_mode(self) -> EvaluationMode:
-        """As preparation will decide it on such a node."""
-        if self.spec.engine.evaluation_mode != "auto":
-            return self.spec.engine.evaluation_mode
-        return evaluation_mode(
+        """As preparation decides it on such nodes."""
+        return mode_on(
+            *(self.spec, self.launch, self.node),
+            workers=self.among or (self.num_workers, self.num_workers),
             num_parameters=self.count.total,
             num_trainable=self.count.trainable,
-            precision=self.spec.engine.precision,
-            num_workers=self.num_workers,
-            workers_per_memory=1 if self.on_gpu else self.num_workers,
-            memory=self.node.gpu_bytes if self.on_gpu else self.node.host_bytes,
-            offloaded=self.offloaded,
         )
 
     @property
@@ -222,7 +208,7 @@ class Placement:
 
     def on(self, num_workers: int) -> Placement:
         """The same experiment on another number of workers."""
-        return replace(self, num_workers=num_workers)
+        return replace(self, num_workers=num_workers, among=None)
 
     def _part(self, elements: int) -> int:
         """What one worker holds of something that is partitioned."""

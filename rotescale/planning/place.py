@@ -16,7 +16,7 @@ def node_of(launch: LaunchSpec) -> NodeShape:
     """
     if launch.node is None:
         if launch.place == "local" and not launch.gpus_per_worker:
-            return _this_machine()
+            return this_machine()
         wanted = "its GPUs and network" if launch.gpus_per_worker else "its memory and network"
         raise SpecError(
             f"node: profile {launch.name!r} names none, and a plan needs {wanted}; set node to one "
@@ -30,7 +30,8 @@ def node_of(launch: LaunchSpec) -> NodeShape:
     return launch.node
 
 
-def _this_machine() -> NodeShape:
+def this_machine() -> NodeShape:
+    """The machine that this runs on: its memory and cores; the rest is guessed."""
     known = NodeShape.model_validate({"like": "cpu", "name": "this-machine"})
     memory = host_memory() / (1 << 30)
     return known.model_copy(update={"host_memory_gib": memory, "cpus": cpu_cores()})

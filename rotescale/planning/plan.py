@@ -19,6 +19,7 @@ from rotescale.planning.advice import (
 from rotescale.planning.architecture import Architecture
 from rotescale.planning.counting import count_parameters
 from rotescale.planning.footprint import Placement
+from rotescale.planning.mode import workers_of
 from rotescale.planning.moments import HostMemory, Moment
 from rotescale.planning.rates import Range
 from rotescale.planning.timing import (
@@ -134,11 +135,11 @@ def make_plan(
 
     Raises SpecError where the spec trains what the model does not have.
     """
-    least, most = (1, 1) if spec.engine.kind == "eager" else launch.num_workers
+    among = least, most = workers_of(spec, launch)
     grown = architecture.with_key_tokens(work.num_key_tokens)
     count = count_parameters(spec.model, grown)
-    first = Placement(spec, launch, node, grown, count, work, least)
-    both = (first, first.on(most))
+    first = Placement(spec, launch, node, grown, count, work, least, among)
+    both = (first, replace(first, num_workers=most))
     # The least hold the most on a GPU each; on one machine's CPU it is the most that do.
     place = next((one for one in both if reasons(one)), first)
     timing = Timing(place)

@@ -30,6 +30,7 @@ LAYERS = [
     {"engine.zero3", "engine.eager", "evaluation", "team", "phase_plan"},
     {"phase_data", "team_checkpoints", "preflight"},
     {"planning"},
+    {"devices"},
     {"preparation"},
     {"persistence", "branching"},
     {"phases"},

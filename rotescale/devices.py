@@ -1,0 +1,92 @@
+"""What is decided about the devices that workers compute on: before they start, and by each."""
+
+from __future__ import annotations
+
+import os
+
+from rotescale.errors import NodeError, SpecError
+from rotescale.launch_spec import LaunchSpec
+from rotescale.planning.mode import mode_in, mode_on, workers_of
+from rotescale.planning.place import node_of, this_machine
+from rotescale.spec import EvaluationMode, ExperimentSpec
+
+
+def computes_here(spec: ExperimentSpec, launch: LaunchSpec) -> bool:
+    """Whether the machine that prepares the run, and drives it, is the one that trains."""
+    return launch.place == "local" or spec.engine.kind == "eager"
+
+
+def check_devices(spec: ExperimentSpec, launch: LaunchSpec) -> None:
+    """SpecError where workers want GPUs, and this machine, or the profile's node, has none.
+
+    Of a cluster's nodes nothing is known here: its head, where the driver runs, needs no GPU. There
+    each worker looks for itself (``require_gpu``).
+    """
+    import torch
+
+    if launch.node is not None:
+        node_of(launch)
+    if launch.gpus_per_worker and computes_here(spec, launch) and not torch.cuda.is_available():
+        raise SpecError(
+            f"gpus_per_worker: {launch.gpus_per_worker}, but torch sees no GPU here; "
+            "use a launch spec with gpus_per_worker: 0"
+        )
+
+
+def name_accelerator() -> None:
+    """Tell DeepSpeed, which transformers imports, what this machine has.
+
+    It is for this process and what it starts on this machine, never for workers elsewhere.
+    """
+    import torch
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def evaluation_mode(
+    spec: ExperimentSpec, launch: LaunchSpec, *, num_parameters: int, num_trainable: int
+) -> EvaluationMode:
+    """Whether each worker gets a whole copy of the model for an evaluation, as a plan says it.
+
+    By the memory of the profile's node; where it names none by this machine's, if it trains; else
+    ``sharded``, which fits wherever training does.
+    """
+    import torch
+
+    sizes = {"num_parameters": num_parameters, "num_trainable": num_trainable}
+    workers = workers_of(spec, launch)
+    if launch.node is not None:
+        return mode_on(spec, launch, node_of(launch), workers=workers, **sizes)
+    if spec.engine.evaluation_mode != "auto":
+        return spec.engine.evaluation_mode
+    if not computes_here(spec, launch):
+        return "sharded"
+    if not launch.gpus_per_worker:
+        return mode_on(spec, launch, this_machine(), workers=workers, **sizes)
+    memory = torch.cuda.get_device_properties(0).total_memory
+    sharing = dict.fromkeys(workers, 1)
+    return mode_in(spec, launch, memory=memory, sharing=sharing, **sizes)
+
+
+def require_gpu(launch: LaunchSpec, *, node: str, has_begun: bool) -> None:
+    """In a worker that is to compute on a GPU: raise where it finds none.
+
+    ``has_begun`` says that workers of the run have started before. Then a node has changed, a
+    NodeError: workers elsewhere may do better. Else it is how the place is set up, a SpecError,
+    which nobody tries again.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    built = "a build for CPUs" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
+    message = (
+        f"gpus_per_worker: {launch.gpus_per_worker}, but torch {torch.__version__} ({built}) sees "
+        f"no GPU on node {node}"
+    )
+    if has_begun:
+        raise NodeError(f"{message}, and the run has begun before; replace the node")
+    raise SpecError(
+        f"{message}; give workers a CUDA build of torch and a driver that is new enough for it, or "
+        "use a launch spec with gpus_per_worker: 0. Then --retry goes on"
+    )

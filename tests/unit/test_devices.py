@@ -1,0 +1,142 @@
+"""What is decided about workers' devices, where the driver's machine is another one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import micro_spec, run_workers
+from planning_helpers import CONFIGS, experiment, gpus, planned
+
+from rotescale.checkpoint.attempts import start_attempt
+from rotescale.devices import check_devices, evaluation_mode
+from rotescale.errors import SpecError
+from rotescale.launch_spec import LaunchSpec
+from rotescale.planning.architecture import architecture_of
+from rotescale.planning.place import node_of
+from rotescale.planning.plan import make_plan
+from rotescale.planning.workload import count_work
+from rotescale.preparation import Resolved, prepare_run
+from rotescale.run_dir import Outcome, RunDir
+from rotescale.spec_file import load_spec, parse_spec
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+
+def on_a_cluster(tmp_path: Path, model_cache: Path, **fields: Any) -> LaunchSpec:
+    places = {"storage": str(tmp_path / "runs"), "model_cache": str(model_cache)}
+    return gpus(2, **places | fields)
+
+
+def mode_of(name: str, launch: LaunchSpec) -> str:
+    """As preparation decides it, for a model of the size that a plan counts."""
+    sizes = planned(name, launch).sizes
+    return evaluation_mode(
+        experiment(name),
+        launch if launch.kuberay is None else launch.inside_the_cluster(),
+        num_parameters=sizes.total,
+        num_trainable=sizes.trainable,
+    )
+
+
+def test_a_driver_without_a_gpu_prepares_for_workers_that_have_them(
+    tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    spec, launch = micro_spec(), on_a_cluster(tmp_path, model_cache)
+    resolved = Resolved.read(prepare_run(spec, launch))
+    plan = make_plan(
+        *(spec, launch, node_of(launch)),
+        architecture=architecture_of(spec.model.weights),
+        work=count_work(spec),
+    )
+    assert (resolved.evaluation_mode, resolved.num_parameters) == (
+        plan.evaluation_mode,
+        plan.sizes.total,
+    )
+    assert os.environ["DS_ACCELERATOR"] == "cpu", "of this machine, whatever the workers have"
+
+
+@pytest.mark.parametrize("profile", ["h100-node", "h100-4x8-infiniband", "eks-p5", "ray-4x8-h100"])
+@pytest.mark.parametrize("name", ["qwen2.5-1.5b", "qwen2.5-32b", "llama-3.1-70b"])
+def test_a_run_evaluates_as_its_plan_says(profile: str, name: str) -> None:
+    launch = load_spec(LaunchSpec, CONFIGS / "launch" / f"{profile}.yaml")
+    assert mode_of(name, launch) == planned(name, launch).evaluation_mode
+
+
+@pytest.mark.parametrize(
+    ("workers", "gib", "expected"),
+    # 30.9 GB of state over the workers, and 3.1 GB of copy for each, in 70 % of the memory.
+    [([1, 8], 40, "sharded"), (8, 40, "replicated"), ([1, 8], 48, "replicated")],
+)
+def test_a_copy_must_fit_for_the_least_and_the_most_workers(
+    workers: int | list[int], gib: int, expected: str
+) -> None:
+    launch = gpus(workers, {"like": "l4-8", "gpu_memory_gib": gib})
+    assert mode_of("qwen2.5-1.5b", launch) == expected
+    assert planned("qwen2.5-1.5b", launch).evaluation_mode == expected
+
+
+def test_workers_of_a_node_share_its_memory_and_nodes_do_not() -> None:
+    raw = {"place": "ray", "address": "auto", "num_workers": 8, "cpus_per_worker": 4}
+    modes = []
+    for cores in (32, 4):
+        node = {"like": "cpu", "cpus": cores, "host_memory_gib": 60}
+        launch = parse_spec(LaunchSpec, raw | {"node": node}, where="test")
+        modes.append(mode_of("qwen2.5-1.5b", launch))
+        assert modes[-1] == planned("qwen2.5-1.5b", launch).evaluation_mode
+    assert modes == ["sharded", "replicated"]
+
+
+@pytest.mark.parametrize("on_gpus", [0, 1])
+def test_a_cluster_whose_nodes_nobody_names_evaluates_sharded(on_gpus: int) -> None:
+    raw = {"place": "ray", "address": "auto", "gpus_per_worker": on_gpus}
+    launch = parse_spec(LaunchSpec, raw, where="test")
+    sizes = {"num_parameters": 1000, "num_trainable": 1000}
+    assert evaluation_mode(micro_spec(), launch, **sizes) == "sharded"
+    wanted = micro_spec("engine.evaluation_mode=replicated")
+    assert evaluation_mode(wanted, launch, **sizes) == "replicated"
+
+
+def test_gpus_are_looked_for_where_this_machine_trains(tmp_path: Path) -> None:
+    elsewhere, here = gpus(2), parse_spec(LaunchSpec, {"gpus_per_worker": 1}, where="test")
+    check_devices(micro_spec(), elsewhere)
+    for spec, launch in (
+        (micro_spec(), here),
+        # The eager engine runs in the driver.
+        (micro_spec("engine.kind=eager"), elsewhere),
+    ):
+        with pytest.raises(SpecError, match="torch sees no GPU here; use a launch spec"):
+            check_devices(spec, launch)
+    with pytest.raises(SpecError, match="cpu has no GPU, but gpus_per_worker is 1"):
+        check_devices(micro_spec(), gpus(2, "cpu"))
+
+
+def test_a_worker_without_its_gpu_ends_the_run_with_what_to_do(
+    tmp_path: Path, model_cache: Path
+) -> None:
+    run_dir = prepare_run(micro_spec(), on_a_cluster(tmp_path, model_cache))
+    run_workers(run_dir, world_size=1)
+    outcome = Outcome.read(run_dir)
+    assert outcome is not None
+    assert (outcome.status, outcome.error, outcome.exit_code) == ("failed", "SpecError", 2)
+    assert "sees no GPU on node" in outcome.message
+    assert "--retry" in outcome.message
+    assert run_dir.newest_attempt() is None
+
+
+def test_a_node_that_has_lost_its_gpu_ends_no_run(tmp_path: Path, model_cache: Path) -> None:
+    run_dir = prepare_run(micro_spec(), on_a_cluster(tmp_path, model_cache))
+    begun(run_dir)
+    assert run_workers(run_dir, world_size=1) == [1]
+    assert Outcome.read(run_dir) is None
+    log = run_dir.worker_log(attempt=0, rank=0)
+    assert "replace the node" in log.read_text(encoding="utf-8")
+
+
+def begun(run_dir: RunDir) -> None:
+    """As a set of workers leaves it that has started and was lost."""
+    start_attempt(run_dir, world_size=1)
