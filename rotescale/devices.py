@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 
+from rotescale.cores import cpu_cores
 from rotescale.errors import NodeError, SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.mode import mode_in, mode_on, workers_of
 from rotescale.planning.place import node_of, this_machine
+from rotescale.run_dir import RunDir
 from rotescale.spec import EvaluationMode, ExperimentSpec
+from rotescale.spec_file import load_spec
 
 
 def computes_here(spec: ExperimentSpec, launch: LaunchSpec) -> bool:
@@ -66,6 +69,22 @@ def evaluation_mode(
     memory = torch.cuda.get_device_properties(0).total_memory
     sharing = dict.fromkeys(workers, 1)
     return mode_in(spec, launch, memory=memory, sharing=sharing, **sizes)
+
+
+def with_cores(launch: LaunchSpec, run_dir: RunDir) -> LaunchSpec:
+    """The launch spec with a number of cores per worker, where it leaves that to this machine.
+
+    A run that goes on here with as many workers keeps its number, for sums are added in an order
+    that follows it, unless the machine has fewer cores by now.
+    """
+    shared = launch.sharing(cpu_cores())
+    if launch.cpus_per_worker != "auto" or not run_dir.launch_json.exists():
+        return shared
+    earlier = load_spec(LaunchSpec, run_dir.launch_json)
+    same = (earlier.place, earlier.num_workers) == (launch.place, launch.num_workers)
+    if not same or earlier.worker_cores > shared.worker_cores:
+        return shared
+    return launch.model_copy(update={"cpus_per_worker": earlier.worker_cores})
 
 
 def require_gpu(launch: LaunchSpec, *, node: str, has_begun: bool) -> None:

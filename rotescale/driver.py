@@ -21,6 +21,7 @@ from rotescale.notices import SUPERVISED, Preemption
 from rotescale.object_client import PASSED_ON
 from rotescale.ray_nodes import name_worker, scaling_policy
 from rotescale.run_dir import Outcome, RunDir
+from rotescale.spec_file import load_spec
 
 # Each is set unless the environment has it already. Ray Train's defaults in brackets.
 ENVIRONMENT = {
@@ -85,7 +86,7 @@ def _start_local_ray(launch: LaunchSpec) -> None:
     ray.init(
         # Never a cluster that happens to run here: its resources are not this launch spec's.
         address="local",
-        num_cpus=round(launch.num_workers[1] * launch.cpus_per_worker) + 1,
+        num_cpus=round(launch.num_workers[1] * launch.worker_cores) + 1,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -99,6 +100,9 @@ def train(run_dir: RunDir, launch: LaunchSpec, *, engine: str = "zero3") -> None
     Raises the user error that ended the run, with its own class, and InterruptedRunError where
     workers were lost too often. A run that has an outcome starts no worker.
     """
+    if launch.cpus_per_worker == "auto":
+        prepared = load_spec(LaunchSpec, run_dir.launch_json)
+        launch = launch.model_copy(update={"cpus_per_worker": prepared.worker_cores})
     if not launch.gpus_per_worker:
         # Engines take a GPU where they see one, and the launch spec says that there is none.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -133,7 +137,7 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
     for node, faults in left_out(read_faults(run_dir)).items():
         log.warning(describe_left_out(run_dir, node, faults))
     least, most = launch.num_workers
-    resources = {"CPU": launch.cpus_per_worker}
+    resources = {"CPU": launch.worker_cores}
     if launch.gpus_per_worker:
         resources["GPU"] = launch.gpus_per_worker
     trainer = _trainer_class(RunDir(run_dir.root.absolute()), launch)(
@@ -196,7 +200,7 @@ def _trainer_class(run_dir: RunDir, launch: LaunchSpec) -> Any:
 
 
 def _num_threads(launch: LaunchSpec) -> int:
-    return max(1, int(launch.cpus_per_worker))
+    return max(1, int(launch.worker_cores))
 
 
 def _rendezvous_config() -> Any:

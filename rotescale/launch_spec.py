@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -169,8 +170,9 @@ class LaunchSpec(Part):
     growing costs a restart of all workers, so nodes must have been there for a while."""
     resize_save_seconds: PositiveFloat = 120.0
     """How long a resize waits for the checkpoint that it asks for; then it goes on without."""
-    cpus_per_worker: PositiveFloat = 1.0
-    """CPU cores per worker; also its threads."""
+    cpus_per_worker: Literal["auto"] | PositiveFloat = 1.0
+    """CPU cores per worker; also its threads. auto, the default for ``place: local`` without GPUs:
+    this machine's cores shared among the most workers. A run that goes on keeps its number."""
     gpus_per_worker: Annotated[NonNegativeInt, Field(le=1)] = 0
     """GPUs per worker: 0 (gloo, on the CPU) or 1 (NCCL)."""
     node: NodeShape | None = None
@@ -210,6 +212,23 @@ class LaunchSpec(Part):
     def _one_number_is_a_fixed_size(cls, value: object) -> object:
         return (value, value) if isinstance(value, int) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _all_cores_of_one_machine(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "cpus_per_worker" in value:
+            return value
+        alone = value.get("place", "local") == "local" and not value.get("gpus_per_worker")
+        return {**value, "cpus_per_worker": "auto"} if alone else value
+
+    @model_validator(mode="after")
+    def _cores_of_a_cluster(self) -> LaunchSpec:
+        if self.cpus_per_worker == "auto" and self.place != "local":
+            raise ValueError(
+                f"cpus_per_worker: auto is for place: local, and the place is {self.place}; name a "
+                "number of cores"
+            )
+        return self
+
     @model_validator(mode="after")
     def _address_of_a_cluster(self) -> LaunchSpec:
         if self.place == "ray" and self.address is None:
@@ -246,15 +265,28 @@ class LaunchSpec(Part):
                 f"num_workers {most} takes {most // workers.per_node} nodes of "
                 f"{workers.per_node}; {_MAX_NODES} is the most"
             )
-        if workers.per_node * self.cpus_per_worker > workers.cpus:
+        if workers.per_node * self.worker_cores > workers.cpus:
             raise ValueError(
-                f"{workers.per_node} workers of {self.cpus_per_worker:g} cores per node do not fit "
+                f"{workers.per_node} workers of {self.worker_cores:g} cores per node do not fit "
                 f"into kuberay.workers.cpus {workers.cpus}; raise it, or lower cpus_per_worker"
             )
         self.require_mounted(self.model_cache, field="model_cache", writable=True)
         if not isinstance(storage_path(self.storage), RemotePath):
             self.require_mounted(self.storage, field="storage", writable=True)
         return self
+
+    @property
+    def worker_cores(self) -> float:
+        """``cpus_per_worker``, of a place where it is a number."""
+        assert self.cpus_per_worker != "auto", "preparation has not looked at the machine yet"
+        return self.cpus_per_worker
+
+    def sharing(self, cores: int) -> LaunchSpec:
+        """The same with so many cores of this machine shared out, where that is left to it."""
+        if self.cpus_per_worker != "auto":
+            return self
+        share = float(max(1, cores // self.num_workers[1]))
+        return self.model_copy(update={"cpus_per_worker": share})
 
     def require_mounted(self, place: str, *, field: str, writable: bool = False) -> None:
         """ValueError unless ``place`` lies on a volume that the pods of ``kuberay`` mount."""

@@ -15,7 +15,7 @@ from rotescale.data.examples import phase_examples, trained_facts
 from rotescale.data.order import Batches
 from rotescale.data.replay import replay_paths, replay_pieces
 from rotescale.data.stream import Stream
-from rotescale.devices import check_devices, evaluation_mode, name_accelerator
+from rotescale.devices import check_devices, evaluation_mode, name_accelerator, with_cores
 from rotescale.errors import SpecError
 from rotescale.evaluation.harness.tasks import check_tasks
 from rotescale.evaluation.items import check_languages
@@ -173,6 +173,7 @@ def prepare_run(
     root = RunDir.of(launch.storage, spec.name).root
     if isinstance(root, RemotePath):
         root.check()
+    launch = with_cores(launch, RunDir(root))
     earlier = _earlier(RunDir(root), fact_set=fact_set)
     # What a first start resolved stays: a branch of the hub may have moved since.
     weights = spec.model.weights if earlier is None else earlier.model.weights

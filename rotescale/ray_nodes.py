@@ -126,7 +126,7 @@ class LeftOut:
     def _room_on(self, node: Mapping[str, Any]) -> int:
         """For how many workers a node has resources, whoever uses them now."""
         has, launch = node["Resources"], self._launch
-        room = has.get("CPU", 0.0) // launch.cpus_per_worker
+        room = has.get("CPU", 0.0) // launch.worker_cores
         if launch.gpus_per_worker:
             room = min(room, has.get("GPU", 0.0) // launch.gpus_per_worker)
         return int(room)

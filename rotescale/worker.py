@@ -232,7 +232,8 @@ def _train(training: Training, run_dir: RunDir, *, check: Callable[[Team], None]
     fault_point("start", **team.where)
     names = [node.name for node in team.nodes]
     team.event("attempt", f"attempt {team.attempt} on {engine.world_size} workers", nodes=names)
-    team.event("worker", f"rank {team.rank}", every_rank=True, pid=os.getpid())
+    process = {"pid": os.getpid(), "threads": torch.get_num_threads()}
+    team.event("worker", f"rank {team.rank}", every_rank=True, **process)
     if training.device is not None:
         team.event(DEVICE_EVENT, training.device.describe(), **training.device.model_dump())
     try:

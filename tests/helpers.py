@@ -53,6 +53,7 @@ def prepare(
         storage=str(storage),
         model_cache=str(cache),
         num_workers=(num_workers, num_workers),
+        cpus_per_worker=1,
         limits=limits or StageLimits(),
         preflight=preflight,
     )

@@ -282,7 +282,7 @@ def _on_the_rest(place: Placement, timing: Timing) -> Iterator[str]:
     if place.on_gpu and place.room < place.node.gpus_per_node:
         yield (
             f"A node has cores for {place.room} of its {place.node.gpus_per_node} GPUs: "
-            f"{place.node.cpus} of them at cpus_per_worker {place.launch.cpus_per_worker:g}. "
+            f"{place.node.cpus} of them at cpus_per_worker {place.worker_cores:g}. "
             "Lower it, and no GPU stands idle."
         )
     if place.offload_disk_bytes:

@@ -12,7 +12,7 @@ from rotescale.planning.activations import layer_activation_bytes
 from rotescale.planning.architecture import Architecture, layer_parameters
 from rotescale.planning.counting import ParameterCount
 from rotescale.planning.memory import BYTES_PER_PARAMETER, MASTER_AND_MOMENTS_BYTES
-from rotescale.planning.mode import mode_on, room, workers_per_node
+from rotescale.planning.mode import mode_on, room, worker_cores, workers_per_node
 from rotescale.planning.moments import HostMemory, Moment
 from rotescale.planning.workload import GENERATED_AT_ONCE, Workload
 from rotescale.spec import EvaluationMode, ExperimentSpec
@@ -65,6 +65,12 @@ class Placement:
     def room(self) -> int:
         """Workers that a node has GPUs and cores for; at least one."""
         return room(self.launch, self.node)
+
+    @property
+    def worker_cores(self) -> float:
+        """CPU cores of each worker."""
+        most = self.num_workers if self.among is None else self.among[1]
+        return worker_cores(self.launch, self.node, most)
 
     @property
     def num_nodes(self) -> int:

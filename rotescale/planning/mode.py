@@ -18,11 +18,18 @@ def room(launch: LaunchSpec, node: NodeShape) -> int:
 
     The Ray cluster that is started on one machine takes cores to be as many as wanted.
     """
-    by_cores = int(node.cpus // launch.cpus_per_worker)
+    by_cores = int(node.cpus // worker_cores(launch, node, node.cpus))
     if not launch.gpus_per_worker:
         return max(1, by_cores)
     by_gpus = node.gpus_per_node
     return by_gpus if launch.place == "local" else max(1, min(by_cores, by_gpus))
+
+
+def worker_cores(launch: LaunchSpec, node: NodeShape, num_workers: int) -> float:
+    """Cores of each of so many workers."""
+    if launch.cpus_per_worker == "auto":
+        return max(1, node.cpus // num_workers)
+    return launch.cpus_per_worker
 
 
 def workers_per_node(launch: LaunchSpec, node: NodeShape, num_workers: int) -> int:

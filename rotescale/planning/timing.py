@@ -207,7 +207,7 @@ class Timing:
         """Seconds for so many operations while so many bytes pass through the memory."""
         place, node = self.place, self.place.node
         if not place.on_gpu:
-            cores = min(place.launch.cpus_per_worker, node.cpus / place.workers_per_node)
+            cores = min(place.worker_cores, node.cpus / place.workers_per_node)
             # bf16 on CPUs that have no instructions for it was seen to be 15 to 40 times slower.
             slower = 25.0 if place.spec.engine.precision == "bf16" else 1.0
             return seconds_at(flops * slower, node.cpu_flops * max(cores, 0.1), CPU_COMPUTE)
@@ -275,7 +275,7 @@ class Timing:
         if place.on_gpu and not place.offloaded:
             moved = part * (2 * FULL_BYTES + 2 * place.gradient_bytes + place.precision_bytes)
             return seconds_at(moved, place.node.gpu_memory_bandwidth, MEMORY)
-        cores = max(place.launch.cpus_per_worker, 0.1)
+        cores = max(place.worker_cores, 0.1)
         best, worst = (part / (rate * cores) for rate in UPDATED_PER_SECOND)
         across = 0.0
         if place.offloaded:

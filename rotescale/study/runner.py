@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from rotescale.cores import cpu_cores
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec_file import dump_json
@@ -50,6 +51,11 @@ class StudyDir:
         return self.root / "logs" / f"{run}.log"
 
     @property
+    def launch(self) -> Path:
+        """The launch spec of the runs, where they share this machine's cores."""
+        return self.root / "launch.json"
+
+    @property
     def table(self) -> Path:
         """All results, a row per value."""
         return self.root / "results.parquet"
@@ -75,6 +81,7 @@ class StudyRunner:
     def __post_init__(self) -> None:
         self.folder = StudyDir(self.launch.storage, self.study.name)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._shares_cores = self.parallel > 1 and self.launch.cpus_per_worker == "auto"
         for node in self.plan.nodes:
             self.status[node.name] = "finished" if self._is_finished(node.name) else "waiting"
 
@@ -84,6 +91,11 @@ class StudyRunner:
         When this is stopped, by SIGINT or SIGTERM, the runs that are going end too, and
         KeyboardInterrupt is raised. A second signal ends them at once.
         """
+        if self._shares_cores:
+            # Each run would take all cores of this machine, and there are several at once.
+            shared = self.launch.sharing(cpu_cores() // self.parallel)
+            self.folder.launch.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.folder.launch, dump_json(shared).encode())
         with stoppable():
             try:
                 self._run_all()
@@ -135,8 +147,9 @@ class StudyRunner:
     def command(self, node: Node) -> list[str]:
         """What runs that node, or what is left of it."""
         command = [sys.executable, "-m", "rotescale.cli", "run", str(self.folder.spec(node.name))]
-        if self.launch_file is not None:
-            command += ["--on", str(self.launch_file)]
+        launch_file = self.folder.launch if self._shares_cores else self.launch_file
+        if launch_file is not None:
+            command += ["--on", str(launch_file)]
         if node.parent is not None:
             command += ["--branch-from", str(self.folder.run(node.parent).root)]
         return [*command, "--retry"]

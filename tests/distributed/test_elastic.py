@@ -69,7 +69,9 @@ def test_growing_and_a_drained_node_lose_nothing(
     fault = {"point": "step", "action": "delay", "while": str(slow)}
     monkeypatch.setenv(VARIABLE, json.dumps(fault))
     # No failure is allowed: a resize and a preemption must not count as one.
-    launch = LaunchSpec(num_workers=(1, 2), resize_check_seconds=5.0, max_failures=0)
+    launch = LaunchSpec(
+        num_workers=(1, 2), cpus_per_worker=1, resize_check_seconds=5.0, max_failures=0
+    )
     training = threading.Thread(target=driver.train, args=(run_dir, launch))
     training.start()
     wait_until(lambda: len(steps(run_dir)) > 5)

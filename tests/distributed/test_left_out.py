@@ -76,7 +76,7 @@ def test_a_node_with_two_faults_gets_no_worker(
     slow.touch()
     fault = {"point": "step", "action": "delay", "while": str(slow)}
     monkeypatch.setenv(VARIABLE, json.dumps(fault))
-    launch = LaunchSpec(num_workers=(1, 3), max_failures=1)
+    launch = LaunchSpec(num_workers=(1, 3), cpus_per_worker=1, max_failures=1)
     training = threading.Thread(target=driver.train, args=(run_dir, launch))
     training.start()
     wait_until(lambda: trains(run_dir, 1), timeout_seconds=LIMIT)
@@ -104,7 +104,7 @@ def test_a_floor_that_no_node_reaches_is_held_against_none(
 ) -> None:
     spec, floors = micro_spec(*QUICK), Preflight(matmul_tflops=1e6)
     run_dir = prepare(spec, tmp_path, cache=model_cache, num_workers=2, preflight=floors)
-    launch = LaunchSpec(num_workers=(2, 2), max_failures=1, preflight=floors)
+    launch = LaunchSpec(num_workers=(2, 2), cpus_per_worker=1, max_failures=1, preflight=floors)
     with pytest.raises(driver.InterruptedRunError) as caught:
         driver.train(run_dir, launch)
     print(caught.value)
@@ -119,7 +119,9 @@ def test_a_run_ends_where_the_other_nodes_are_too_few(
 ) -> None:
     run_dir = prepare(micro_spec(*QUICK), tmp_path, cache=model_cache)
     fail_twice(run_dir, "a")
-    launch = LaunchSpec(num_workers=(3, 3), limits=StageLimits(start_seconds=5.0))
+    launch = LaunchSpec(
+        num_workers=(3, 3), cpus_per_worker=1, limits=StageLimits(start_seconds=5.0)
+    )
     with pytest.raises(driver.InterruptedRunError, match="node a gets no more workers") as caught:
         driver.train(run_dir, launch)
     print(caught.value)

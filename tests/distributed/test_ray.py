@@ -36,7 +36,7 @@ from rotescale.model.prepare import load_prepared
 from rotescale.records import read_records
 from rotescale.run_dir import CheckpointName, Outcome, RunDir
 
-LAUNCH = LaunchSpec(num_workers=(2, 2), max_failures=3)
+LAUNCH = LaunchSpec(num_workers=(2, 2), cpus_per_worker=1, max_failures=3)
 ARCHITECTURES = [
     (architecture, tied)
     for architecture in ("llama-3.2-1b", "qwen2.5-1.5b", "phi-4")

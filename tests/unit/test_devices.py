@@ -12,7 +12,7 @@ from helpers import micro_spec, run_workers
 from planning_helpers import CONFIGS, experiment, gpus, planned
 
 from rotescale.checkpoint.attempts import start_attempt
-from rotescale.devices import check_devices, evaluation_mode
+from rotescale.devices import check_devices, evaluation_mode, with_cores
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.architecture import architecture_of
@@ -21,7 +21,7 @@ from rotescale.planning.plan import make_plan
 from rotescale.planning.workload import count_work
 from rotescale.preparation import Resolved, prepare_run
 from rotescale.run_dir import Outcome, RunDir
-from rotescale.spec_file import load_spec, parse_spec
+from rotescale.spec_file import dump_json, load_spec, parse_spec
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
@@ -140,3 +140,58 @@ def test_a_node_that_has_lost_its_gpu_ends_no_run(tmp_path: Path, model_cache: P
 def begun(run_dir: RunDir) -> None:
     """As a set of workers leaves it that has started and was lost."""
     start_attempt(run_dir, world_size=1)
+
+
+# Cores
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, "auto"),
+        ({"place": "local", "num_workers": 4}, "auto"),
+        ({"gpus_per_worker": 1}, 1.0),
+        ({"place": "ray", "address": "auto"}, 1.0),
+        ({"cpus_per_worker": 2}, 2.0),
+    ],
+)
+def test_only_workers_on_one_machines_cpu_share_all_its_cores(
+    fields: dict[str, Any], expected: object
+) -> None:
+    assert parse_spec(LaunchSpec, fields, where="test").cpus_per_worker == expected
+
+
+def test_a_cluster_names_a_number_of_cores() -> None:
+    fields = {"place": "ray", "address": "auto", "cpus_per_worker": "auto"}
+    with pytest.raises(SpecError, match="cpus_per_worker: auto is for place: local, and the place"):
+        parse_spec(LaunchSpec, fields, where="test")
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "expected"),
+    [((2, 2), 16, 8.0), ((1, 3), 16, 5.0), ((4, 4), 2, 1.0), ((1, 1), 6, 6.0)],
+)
+def test_cores_are_shared_among_the_most_workers(
+    workers: tuple[int, int], cores: int, expected: float
+) -> None:
+    assert LaunchSpec(num_workers=workers).sharing(cores).worker_cores == expected
+    assert LaunchSpec(num_workers=workers, cpus_per_worker=3).sharing(cores).worker_cores == 3
+
+
+def test_a_run_that_goes_on_keeps_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = RunDir(tmp_path)
+
+    def cores(found: int, *, workers: int = 2) -> float:
+        monkeypatch.setattr("rotescale.devices.cpu_cores", lambda: found)
+        launch = with_cores(LaunchSpec(num_workers=(workers, workers)), run_dir)
+        (tmp_path / "launch.json").write_text(dump_json(launch))
+        return launch.worker_cores
+
+    assert cores(8) == 4
+    assert cores(16) == 4, "the machine has more, or shows more of them"
+    assert cores(16, workers=4) == 4, "with other workers nothing is the same anyway"
+    assert cores(4, workers=4) == 1, "so many are not there any more"
+    fixed = LaunchSpec(num_workers=(4, 4), cpus_per_worker=2)
+    assert with_cores(fixed, run_dir).worker_cores == 2

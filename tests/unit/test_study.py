@@ -27,6 +27,7 @@ from rotescale.errors import DataError, SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.records import EvaluationRow, RecordWriter
 from rotescale.run_dir import RunDir
+from rotescale.spec_file import load_spec
 from rotescale.study.plan import Plan, make_plan
 from rotescale.study.runner import Status, StudyDir, StudyRunner, failures
 from rotescale.study.spec import Cell, StudySpec, load_study
@@ -316,6 +317,23 @@ def test_runs_that_will_not_end_are_ended_by_a_second_signal(
     assert time.monotonic() - began < 20
     assert runner.status[name] == "waiting"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_runs_at_once_share_the_cores(
+    tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, plan, launch, launch_file = quick(tmp_path, model_cache)
+    monkeypatch.setattr("rotescale.study.runner.cpu_cores", lambda: 12)
+    monkeypatch.setattr(StudyRunner, "_run_all", lambda _: None)
+    for parallel, fixed, told in ((1, {}, "auto"), (3, {}, 4.0), (3, {"cpus_per_worker": 2.0}, 2)):
+        place = launch.model_copy(update=fixed)
+        launch_file.write_text(place.model_dump_json())
+        runner = StudyRunner(study, plan, place, launch_file, parallel, lambda *_: None)
+        runner.run()
+        command = runner.command(plan.nodes[0])
+        used = load_spec(LaunchSpec, Path(command[command.index("--on") + 1]))
+        assert used.cpus_per_worker == told
+        assert used.storage == launch.storage
 
 
 def test_a_terminal_shows_how_many_runs_are_done_and_what_goes_on(
