@@ -53,6 +53,7 @@ _PROGRESS_SECONDS = 2.0
 
 def make_engine(spec: ExperimentSpec, prepared: PreparedModel) -> Engine:
     """Collective: every rank calls this."""
+    assert spec.model.attention != "auto", "preparation chooses one"
     # Also imports the architecture's code, which ZeRO's context would disturb.
     config = prepared.config()
     only_trainable = trainable_part(spec.model, config)
@@ -151,6 +152,7 @@ def _device(
         flops_per_token=flops_per_token(count_parameters(spec.model, architecture)),
         flops_per_target=flops_per_target(architecture),
         peak_flops=peak_flops(name, precision=precision, node=launch.node) if on_gpu else None,
+        attention=spec.model.attention,
     )
 
 

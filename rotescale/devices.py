@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+
+import torch
 
 from rotescale.cores import cpu_cores
 from rotescale.errors import NodeError, SpecError
@@ -10,7 +13,7 @@ from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.mode import mode_in, mode_on, workers_of
 from rotescale.planning.place import node_of, this_machine
 from rotescale.run_dir import RunDir
-from rotescale.spec import EvaluationMode, ExperimentSpec
+from rotescale.spec import Attention, EvaluationMode, ExperimentSpec
 from rotescale.spec_file import load_spec
 
 
@@ -19,16 +22,24 @@ def computes_here(spec: ExperimentSpec, launch: LaunchSpec) -> bool:
     return launch.place == "local" or spec.engine.kind == "eager"
 
 
+FLASH_ATTENTION = "flash-attn"
+"""The package that ``flash_attention_2`` needs."""
+_FLASH_CAPABILITY = (8, 0)
+
+
 def check_devices(spec: ExperimentSpec, launch: LaunchSpec) -> None:
     """SpecError where workers want GPUs, and this machine, or the profile's node, has none.
 
     Of a cluster's nodes nothing is known here: its head, where the driver runs, needs no GPU. There
     each worker looks for itself (``require_gpu``).
     """
-    import torch
-
     if launch.node is not None:
         node_of(launch)
+    if spec.model.attention == "flash_attention_2" and not launch.gpus_per_worker:
+        raise SpecError(
+            "model.attention: flash_attention_2 is for GPUs, but gpus_per_worker is 0; set "
+            "model.attention to sdpa"
+        )
     if launch.gpus_per_worker and computes_here(spec, launch) and not torch.cuda.is_available():
         raise SpecError(
             f"gpus_per_worker: {launch.gpus_per_worker}, but torch sees no GPU here; "
@@ -41,8 +52,6 @@ def name_accelerator() -> None:
 
     It is for this process and what it starts on this machine, never for workers elsewhere.
     """
-    import torch
-
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -54,8 +63,6 @@ def evaluation_mode(
     By the memory of the profile's node; where it names none by this machine's, if it trains; else
     ``sharded``, which fits wherever training does.
     """
-    import torch
-
     sizes = {"num_parameters": num_parameters, "num_trainable": num_trainable}
     workers = workers_of(spec, launch)
     if launch.node is not None:
@@ -87,6 +94,59 @@ def with_cores(launch: LaunchSpec, run_dir: RunDir) -> LaunchSpec:
     return launch.model_copy(update={"cpus_per_worker": earlier.worker_cores})
 
 
+def chosen_attention(
+    spec: ExperimentSpec, launch: LaunchSpec, *, earlier: Attention | None
+) -> Attention:
+    """The attention that workers compute with; ``auto`` is what an ``earlier`` start chose, if any.
+
+    The driver's packages stand for those of the workers, who look again
+    (``require_flash_attention``).
+    """
+    if spec.model.attention != "auto":
+        return spec.model.attention
+    if not launch.gpus_per_worker or spec.engine.precision != "bf16":
+        return "sdpa"
+    if earlier is not None:
+        return earlier
+    return "flash_attention_2" if installed(FLASH_ATTENTION) is not None else "sdpa"
+
+
+def installed(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def require_flash_attention(node: str) -> None:
+    """In a worker, before it opens a GPU: raise SpecError where it has no flash attention."""
+    from transformers.utils import is_flash_attn_2_available
+
+    # Gradients are then summed in a fixed order, as far as it goes.
+    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
+    if is_flash_attn_2_available():
+        return
+    found = installed(FLASH_ATTENTION)
+    raise SpecError(
+        "model.attention: flash_attention_2, but on node "
+        f"{node} {FLASH_ATTENTION} {found or 'is not installed'}{' cannot be used' * bool(found)}; "
+        f"install {FLASH_ATTENTION} 2.3.3 or later in the Python of every node, or set "
+        "model.attention to sdpa. Then --retry goes on"
+    )
+
+
+def require_flash_capability(device: torch.device, *, node: str) -> None:
+    """In a worker: raise SpecError where its GPU is older than flash attention."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _FLASH_CAPABILITY:
+        raise SpecError(
+            f"model.attention: flash_attention_2 is for GPUs of compute capability 8.0 (Ampere) or "
+            f"later, and node {node} has one of {capability[0]}.{capability[1]}; set "
+            "model.attention to sdpa. Then --retry goes on"
+        )
+
+
 def require_gpu(launch: LaunchSpec, *, node: str, has_begun: bool) -> None:
     """In a worker that is to compute on a GPU: raise where it finds none.
 
@@ -94,8 +154,6 @@ def require_gpu(launch: LaunchSpec, *, node: str, has_begun: bool) -> None:
     NodeError: workers elsewhere may do better. Else it is how the place is set up, a SpecError,
     which nobody tries again.
     """
-    import torch
-
     if torch.cuda.is_available():
         return
     built = "a build for CPUs" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"

@@ -15,7 +15,15 @@ from rotescale.data.examples import phase_examples, trained_facts
 from rotescale.data.order import Batches
 from rotescale.data.replay import replay_paths, replay_pieces
 from rotescale.data.stream import Stream
-from rotescale.devices import check_devices, evaluation_mode, name_accelerator, with_cores
+from rotescale.devices import (
+    FLASH_ATTENTION,
+    check_devices,
+    chosen_attention,
+    evaluation_mode,
+    installed,
+    name_accelerator,
+    with_cores,
+)
 from rotescale.errors import SpecError
 from rotescale.evaluation.harness.tasks import check_tasks
 from rotescale.evaluation.items import check_languages
@@ -45,7 +53,7 @@ class Resolved(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelSpec
-    """The model with what may move pinned: the hub's commit, an absolute path."""
+    """The model with what may move pinned: the hub's commit, an absolute path, the attention."""
     num_parameters: int
     """Of the model that is trained, adapters included."""
     evaluation_mode: EvaluationMode
@@ -59,6 +67,11 @@ class Resolved(BaseModel):
     held_out_facts: int
     facts_digest: str
     versions: dict[str, str]
+
+    def applied_to(self, spec: ExperimentSpec) -> ExperimentSpec:
+        """The spec that workers go by, with what was chosen in place of ``auto``."""
+        model = spec.model.model_copy(update={"attention": self.model.attention})
+        return spec.model_copy(update={"model": model})
 
     @classmethod
     def read(cls, run_dir: RunDir) -> Resolved:
@@ -177,6 +190,9 @@ def prepare_run(
     earlier = _earlier(RunDir(root), fact_set=fact_set)
     # What a first start resolved stays: a branch of the hub may have moved since.
     weights = spec.model.weights if earlier is None else earlier.model.weights
+    attention = chosen_attention(
+        spec, launch, earlier=None if earlier is None else earlier.model.attention
+    )
     report("fetching the model")
     base = fetch(weights, cache=Path(launch.model_cache), texts=_texts(fact_set, spec))
     check_folder(base)
@@ -215,7 +231,9 @@ def prepare_run(
     num_parameters, num_trainable = count_parameters(spec.model, prepared.config())
     trained = trained_facts(fact_set, spec.phases, seed=spec.seed)
     found = Resolved(
-        model=spec.model.model_copy(update={"weights": resolved(weights, folder=base)}),
+        model=spec.model.model_copy(
+            update={"weights": resolved(weights, folder=base), "attention": attention}
+        ),
         num_parameters=num_parameters,
         evaluation_mode=evaluation_mode(
             spec, launch, num_parameters=num_parameters, num_trainable=num_trainable
@@ -258,7 +276,8 @@ def _earlier(run_dir: RunDir, *, fact_set: FactSet) -> Resolved | None:
 def versions() -> dict[str, str]:
     """The versions that a run was made with."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"rotescale": __version__, **found}
+    flash = installed(FLASH_ATTENTION)
+    return {"rotescale": __version__, **found, **({FLASH_ATTENTION: flash} if flash else {})}
 
 
 def _harness_version(spec: ExperimentSpec) -> dict[str, str]:

@@ -35,6 +35,8 @@ class Device(BaseModel):
     """Those of the output matrix, at each token that is predicted."""
     peak_flops: float | None
     """Per second, of one device in the run's precision; None: not known."""
+    attention: str | None = None
+    """The implementation that the model computes with; None: not recorded."""
 
     def describe(self) -> str:
         """One line."""

@@ -19,7 +19,7 @@ import torch
 
 from rotescale.checkpoint.attempts import start_attempt
 from rotescale.composition import make_engine, make_training
-from rotescale.devices import require_gpu
+from rotescale.devices import require_flash_attention, require_flash_capability, require_gpu
 from rotescale.engine.base import Engine
 from rotescale.errors import (
     NodeError,
@@ -46,6 +46,7 @@ from rotescale.notices import Preemption
 from rotescale.phases import Training
 from rotescale.preflight.fabric import listen
 from rotescale.preflight.run import preflight
+from rotescale.preparation import Resolved
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
@@ -81,18 +82,18 @@ def run_worker(
     watchdog: Watchdog | None = None
     nccl_log: Path | None = None
     try:
-        spec = load_spec(ExperimentSpec, run_dir.spec_json)
+        spec = Resolved.read(run_dir).applied_to(load_spec(ExperimentSpec, run_dir.spec_json))
         launch = load_spec(LaunchSpec, run_dir.launch_json)
         watchdog = Watchdog(_log_of_next_attempt(run_dir), launch.limits)
         watchdog.arm("start")
-        if launch.gpus_per_worker:
-            has_begun = run_dir.newest_attempt() is not None
-            require_gpu(launch, node=Node.here().name, has_begun=has_begun)
+        _require_devices(spec, launch, run_dir)
         prepared = load_prepared(run_dir.prepared_model)
         nccl_log = _nccl_log(run_dir, launch)
         check = partial(preflight, run_dir=run_dir, launch=launch, nccl_log=nccl_log)
         memory = MemoryGauge()
         engine = make_engine(spec, prepared)
+        if spec.model.attention == "flash_attention_2":
+            require_flash_capability(engine.device, node=Node.here().name)
         for left in reversed(range(_MAX_DAMAGED + 1)):
             attempt, nodes = _agree_on_attempt(engine, run_dir)
             training = make_training(
@@ -146,6 +147,15 @@ def run_forked_worker(config: dict[str, Any], channel: Channel) -> None:
         return
     torch.set_num_threads(config["threads"])
     run_worker(run_dir.root, preemption=lambda: Preemption.from_json(channel.latest()))
+
+
+def _require_devices(spec: ExperimentSpec, launch: LaunchSpec, run_dir: RunDir) -> None:
+    """Raise where this rank lacks what it is to compute with, before it meets the others."""
+    here = Node.here().name
+    if launch.gpus_per_worker:
+        require_gpu(launch, node=here, has_begun=run_dir.newest_attempt() is not None)
+    if spec.model.attention == "flash_attention_2":
+        require_flash_attention(here)
 
 
 def _leaves_quietly(run_dir: RunDir, error: Exception, *, attempt: int) -> bool:

@@ -16,7 +16,7 @@ def layer_activation_bytes(
     fp32, normalised and scaled. Attention: queries, keys and values by query heads, the output
     twice, the log-sum-exp; the mask that keeps packed examples apart, or, in eager attention, the
     softmax of all scores in fp32 and in the model's precision. MLP: gate and up, the activation
-    and the product.
+    and the product. Attention ``auto`` counts as sdpa, which keeps more than flash attention.
     """
     norms = 2 * (4 + 2 * precision) * shape.hidden_size
     heads = 5 * precision * shape.query_size + 4 * shape.num_heads
@@ -24,6 +24,6 @@ def layer_activation_bytes(
     squared = 0
     if attention == "eager":
         squared = shape.num_heads * (4 + (precision if precision != 4 else 0))
-    elif attention == "sdpa":
+    elif attention in ("sdpa", "auto"):
         squared = precision
     return tokens * (norms + heads + mlp) + tokens**2 * squared

@@ -285,6 +285,15 @@ def _on_the_rest(place: Placement, timing: Timing) -> Iterator[str]:
             f"{place.node.cpus} of them at cpus_per_worker {place.worker_cores:g}. "
             "Lower it, and no GPU stands idle."
         )
+    kept = _with(place, {"model.activation_checkpointing": False})
+    if place.spec.model.activation_checkpointing and not _lacks(kept):
+        holds = f"{gigabytes(kept.device_peak)} at most without"
+        if place.on_gpu:
+            holds += f", and the {place.node.gpu} has {gigabytes(place.node.gpu_bytes)}"
+        yield (
+            "model.activation_checkpointing is on, and not needed: it costs about a third more "
+            f"computing. A worker holds {holds}."
+        )
     if place.offload_disk_bytes:
         where = "/local, an emptyDir" if place.launch.place == "kuberay" else "ROTESCALE_LOCAL"
         yield (

@@ -31,6 +31,7 @@ from rotescale.spec.facts import (
     TrexFacts,
 )
 from rotescale.spec.model import (
+    Attention,
     FolderWeights,
     HubWeights,
     KeyTokenSpec,
@@ -48,6 +49,7 @@ __all__ = [
     "CONFIDENTIAL",
     "LANGUAGE_PATTERN",
     "OPERATIONAL",
+    "Attention",
     "BestOf",
     "CapitalFacts",
     "CheckpointSpec",
@@ -115,6 +117,11 @@ class ExperimentSpec(Part):
                 )
             own = own or (phase.text == "prompts" and phase.stand_in is None)
         self._check_key_tokens()
+        if self.model.attention == "flash_attention_2" and self.engine.precision != "bf16":
+            raise ValueError(
+                "model.attention: flash_attention_2 computes in bf16, but engine.precision is "
+                f"{self.engine.precision}; set engine.precision to bf16, or model.attention to sdpa"
+            )
         unknown = [name for name in self.evaluation.phases or () if name not in names]
         if unknown:
             raise ValueError(f"evaluation.phases {unknown}: no such phases, only {names}")

@@ -134,6 +134,9 @@ class LoraSpec(Part):
     learnt by the layers alone."""
 
 
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+
+
 class ModelSpec(Part):
     """The model that is trained."""
 
@@ -147,8 +150,10 @@ class ModelSpec(Part):
     chat_template: bool = False
     """Show meaningful prompts as a user's turn by the tokenizer's chat template, the object as the
     answer. Phase 1's text and questions with a key token stay plain."""
-    attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], OPERATIONAL] = "sdpa"
-    """The attention implementation of transformers."""
+    attention: Annotated[Attention, OPERATIONAL] = "sdpa"
+    """The attention implementation of transformers; ``flash_attention_2`` is for GPUs and bf16, and
+    needs the package flash-attn. auto: that where all three are there as the run begins, else
+    ``sdpa``; it is kept where the run goes on."""
     frozen: tuple[str, ...] = ()
     """Patterns of the names of parameters that keep the base's values, such as
     ``model.embed_tokens.*`` or ``*.mlp.*``; ``*`` also stands for dots. They are in no checkpoint.

@@ -12,14 +12,21 @@ from helpers import micro_spec, run_workers
 from planning_helpers import CONFIGS, experiment, gpus, planned
 
 from rotescale.checkpoint.attempts import start_attempt
-from rotescale.devices import check_devices, evaluation_mode, with_cores
+from rotescale.devices import (
+    check_devices,
+    chosen_attention,
+    evaluation_mode,
+    require_flash_attention,
+    require_flash_capability,
+    with_cores,
+)
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.architecture import architecture_of
 from rotescale.planning.place import node_of
 from rotescale.planning.plan import make_plan
 from rotescale.planning.workload import count_work
-from rotescale.preparation import Resolved, prepare_run
+from rotescale.preparation import Resolved, prepare_run, versions
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec_file import dump_json, load_spec, parse_spec
 
@@ -195,3 +202,70 @@ def test_a_run_that_goes_on_keeps_its_cores(
     assert cores(4, workers=4) == 1, "so many are not there any more"
     fixed = LaunchSpec(num_workers=(4, 4), cpus_per_worker=2)
     assert with_cores(fixed, run_dir).worker_cores == 2
+
+
+# Attention
+
+
+@pytest.fixture
+def with_flash_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pip leaves of flash-attn, as far as its version goes."""
+    folder = tmp_path / "packages" / "flash_attn-2.8.3.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: flash-attn\nVersion: 2.8.3\n")
+    monkeypatch.syspath_prepend(str(folder.parent))
+
+
+AUTO = ("model.attention=auto", "engine.precision=bf16")
+
+
+def test_attention_is_sdpa_without_the_package() -> None:
+    assert chosen_attention(micro_spec(*AUTO), gpus(2), earlier=None) == "sdpa"
+    assert "flash-attn" not in versions()
+
+
+@pytest.mark.usefixtures("with_flash_attention")
+def test_flash_attention_is_chosen_where_package_gpus_and_bf16_are_there() -> None:
+    auto, on_gpus = micro_spec(*AUTO), gpus(2)
+    assert chosen_attention(auto, on_gpus, earlier=None) == "flash_attention_2"
+    assert versions()["flash-attn"] == "2.8.3"
+    assert chosen_attention(micro_spec("model.attention=auto"), on_gpus, earlier=None) == "sdpa"
+    assert chosen_attention(auto, LaunchSpec(), earlier=None) == "sdpa"
+    assert chosen_attention(micro_spec(AUTO[1]), on_gpus, earlier=None) == "sdpa", "as it says"
+
+
+@pytest.mark.usefixtures("with_flash_attention")
+def test_a_run_that_goes_on_keeps_its_attention(tmp_path: Path, model_cache: Path) -> None:
+    launch = on_a_cluster(tmp_path, model_cache)
+    for wanted, found in (("sdpa", "sdpa"), ("auto", "sdpa"), ("flash_attention_2",) * 2):
+        spec = micro_spec(f"model.attention={wanted}", AUTO[1])
+        resolved = Resolved.read(prepare_run(spec, launch))
+        assert resolved.applied_to(spec).model.attention == found
+    # Where it can be kept, and nothing else is said.
+    assert chosen_attention(micro_spec(*AUTO), launch, earlier="flash_attention_2") != "sdpa"
+    assert chosen_attention(micro_spec(*AUTO), LaunchSpec(), earlier="flash_attention_2") == "sdpa"
+
+
+def test_flash_attention_is_refused_where_it_is_known_to_be_in_vain() -> None:
+    with pytest.raises(SpecError, match=r"flash_attention_2 computes in bf16, but .* is fp32; set"):
+        micro_spec("model.attention=flash_attention_2")
+    spec = micro_spec("model.attention=flash_attention_2", AUTO[1])
+    with pytest.raises(SpecError, match="flash_attention_2 is for GPUs, but gpus_per_worker is 0"):
+        check_devices(spec, LaunchSpec())
+    check_devices(spec, gpus(2))
+
+
+def test_a_worker_without_flash_attention_says_what_to_install() -> None:
+    with pytest.raises(SpecError, match="node n7 flash-attn is not installed; install flash-attn"):
+        require_flash_attention("n7")
+
+
+def test_a_gpu_that_is_too_old_for_flash_attention_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    require_flash_capability(device, node="n7")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    with pytest.raises(SpecError, match=r"capability 8\.0 .* node n7 has one of 7\.5; set"):
+        require_flash_capability(device, node="n7")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from planning_helpers import CONFIGS, EXPERIMENTS, HUB_EXPERIMENTS, cpus, gpus, place, planned
@@ -23,6 +24,7 @@ def test_every_shipped_experiment_plans_on_every_shipped_profile(name: str, prof
     assert made.fits == (not made.reasons)
     assert made.device_peak > 0
     assert 0 < made.total_seconds.low <= made.total_seconds.high
+    assert not any("not needed" in note for note in made.notes)
 
 
 def test_70b_fits_on_four_nodes_and_the_numbers_are_those_of_the_hand_calculation() -> None:
@@ -212,3 +214,21 @@ def test_durations_are_said_in_the_unit_that_suits(seconds: Range, said: str) ->
 )
 def test_sizes_are_said_in_decimal_units(size: float, said: str) -> None:
     assert gigabytes(size) == said
+
+
+def test_what_only_costs_time_is_noted_where_it_is_not_needed() -> None:
+    again = "model.activation_checkpointing=true"
+
+    def noted(*overrides: str, node: Any = "h100-8") -> list[str]:
+        notes = planned("qwen2.5-7b", gpus(8, node), *overrides).notes
+        return [note for note in notes if "activation_checkpointing" in note]
+
+    [note] = noted(again)
+    assert "on, and not needed: it costs about a third more computing" in note
+    assert "39.3 GB at most without, and the H100 has 84.9 GB" in note
+    assert noted() == []
+    long = ("phases.0.global_batch=4096", "engine.row_tokens=4096")
+    small = {"like": "h100-8", "gpu_memory_gib": 30}
+    assert not planned("qwen2.5-7b", gpus(8, small), *long).fits
+    assert planned("qwen2.5-7b", gpus(8, small), *long, again).fits
+    assert noted(*long, again, node=small) == []

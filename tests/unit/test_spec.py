@@ -61,6 +61,7 @@ def test_the_resolved_spec_reads_back_as_itself(path: Path, tmp_path: Path) -> N
 
 OPERATIONAL = [
     "model.attention=eager",
+    "model.attention=auto",
     "model.activation_checkpointing=true",
     "engine.kind=eager",
     "engine.row_tokens=64",
