@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-
-import torch
+from typing import TYPE_CHECKING
 
 from rotescale.cores import cpu_cores
 from rotescale.errors import NodeError, SpecError
@@ -16,15 +15,17 @@ from rotescale.run_dir import RunDir
 from rotescale.spec import Attention, EvaluationMode, ExperimentSpec
 from rotescale.spec_file import load_spec
 
-
-def computes_here(spec: ExperimentSpec, launch: LaunchSpec) -> bool:
-    """Whether the machine that prepares the run, and drives it, is the one that trains."""
-    return launch.place == "local" or spec.engine.kind == "eager"
-
+if TYPE_CHECKING:
+    import torch
 
 FLASH_ATTENTION = "flash-attn"
 """The package that ``flash_attention_2`` needs."""
 _FLASH_CAPABILITY = (8, 0)
+
+
+def computes_here(spec: ExperimentSpec, launch: LaunchSpec) -> bool:
+    """Whether the machine that prepares the run, and drives it, is the one that trains."""
+    return launch.place == "local" or spec.engine.kind == "eager"
 
 
 def check_devices(spec: ExperimentSpec, launch: LaunchSpec) -> None:
@@ -33,6 +34,8 @@ def check_devices(spec: ExperimentSpec, launch: LaunchSpec) -> None:
     Of a cluster's nodes nothing is known here: its head, where the driver runs, needs no GPU. There
     each worker looks for itself (``require_gpu``).
     """
+    import torch
+
     if launch.node is not None:
         node_of(launch)
     if spec.model.attention == "flash_attention_2" and not launch.gpus_per_worker:
@@ -47,12 +50,15 @@ def check_devices(spec: ExperimentSpec, launch: LaunchSpec) -> None:
         )
 
 
-def name_accelerator() -> None:
-    """Tell DeepSpeed, which transformers imports, what this machine has.
+def name_accelerator(launch: LaunchSpec) -> None:
+    """Tell DeepSpeed, which transformers imports, what is used of this machine.
 
     It is for this process and what it starts on this machine, never for workers elsewhere.
     """
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import torch
+
+    used = launch.gpus_per_worker and torch.cuda.is_available()
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if used else "cpu")
 
 
 def evaluation_mode(
@@ -63,6 +69,8 @@ def evaluation_mode(
     By the memory of the profile's node; where it names none by this machine's, if it trains; else
     ``sharded``, which fits wherever training does.
     """
+    import torch
+
     sizes = {"num_parameters": num_parameters, "num_trainable": num_trainable}
     workers = workers_of(spec, launch)
     if launch.node is not None:
@@ -138,6 +146,8 @@ def require_flash_attention(node: str) -> None:
 
 def require_flash_capability(device: torch.device, *, node: str) -> None:
     """In a worker: raise SpecError where its GPU is older than flash attention."""
+    import torch
+
     capability = torch.cuda.get_device_capability(device)
     if capability < _FLASH_CAPABILITY:
         raise SpecError(
@@ -154,6 +164,8 @@ def require_gpu(launch: LaunchSpec, *, node: str, has_begun: bool) -> None:
     NodeError: workers elsewhere may do better. Else it is how the place is set up, a SpecError,
     which nobody tries again.
     """
+    import torch
+
     if torch.cuda.is_available():
         return
     built = "a build for CPUs" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"

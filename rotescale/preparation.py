@@ -173,7 +173,7 @@ def prepare_run(
     """
     launch.require_runnable()
     # transformers imports DeepSpeed, which complains of a machine without a GPU unless told.
-    name_accelerator()
+    name_accelerator(launch)
     # transformers takes seconds to import, and a refused spec should not wait for it.
     from rotescale.engine.fused_loss import check_fusable
     from rotescale.model.folder import check_folder, load_config
