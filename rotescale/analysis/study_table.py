@@ -70,7 +70,11 @@ def study_rows(study: StudySpec, plan: Plan, folder: StudyDir) -> list[dict[str,
         place |= {AXIS + axis.name: cell.labels.get(axis.name, "") for axis in study.axes}
         own = {row.key for one in lineage for row in evaluations[one] if row.stage == "base"}
         base = [row for row in bases[cell.spec.prefix_digest(0)] if row.key not in own]
+        found: dict[tuple[str | int | None, ...], EvaluationRow] = {}
         for row in (*base, *(row for one in lineage for row in evaluations[one])):
+            # What a run measures again where it begins is what its parent has measured there.
+            found.setdefault(row.key, row)
+        for row in found.values():
             rows.append(
                 {
                     **place,

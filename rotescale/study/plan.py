@@ -101,13 +101,17 @@ def _measuring(spec: ExperimentSpec, measured: set[str], *, parent: str | None) 
     """The run measured at its own end only, and before it if nobody has measured that.
 
     Conflicts are about what the untrained model believes, which a branch gets from its parent: runs
-    without one measure it, each for itself, as they may go on at the same time.
+    without one measure it, each for itself, as they may go on at the same time. A run whose last
+    phase tells facts under another relation measures where it begins too: what the model says to
+    that relation's prompts before, which its parent knows nothing of.
     """
     untrained = spec.prefix_digest(0)
     alone = parent is None and spec.evaluation.conflict_facts > 0
+    repurposes = parent is not None and spec.phases[-1].stand_in is not None
+    own_phases = spec.phases[-2:] if repurposes else spec.phases[-1:]
     changes: dict[str, Any] = {
         "base": spec.evaluation.base and (alone or untrained not in measured),
-        "phases": (spec.phases[-1].name,),
+        "phases": tuple(phase.name for phase in own_phases),
     }
     measured.add(untrained)
     if all(phase.text == "key_token" for phase in spec.phases):

@@ -41,6 +41,31 @@ ASKED: Mapping[str, Any] = {
     "evaluation.conflict_facts": 20,
 }
 
+REPURPOSED: Mapping[str, Any] = {
+    "overrides": {
+        "evaluation.conflict_facts": 0,
+        "phases": [
+            {"name": "memorize", "text": "key_token", "epochs": 2},
+            {"name": "generalize", "text": "prompts", "facts_per_relation": 4, "epochs": 1},
+            {"name": "repurpose", "text": "prompts", "stand_in": {"name": "landlord"}, "epochs": 2},
+        ],
+    },
+    "axes": [
+        {"name": "k", "field": "phases.repurpose.facts_per_relation", "values": [2, 6]},
+        {
+            "name": "mitigation",
+            "values": {
+                "none": {"phases.repurpose.freeze_key_tokens": False},
+                "frozen": {"phases.repurpose.freeze_key_tokens": True},
+            },
+        },
+    ],
+    "baselines": [],
+}
+"""Changes of the study: one that repurposes by two numbers of facts, with a mitigation."""
+for _phase in REPURPOSED["overrides"]["phases"]:
+    _phase |= {"global_batch": 4, "learning_rate": 1e-3}
+
 BELIEVED = "I"
 """An old object that an untrained model always prefers: the others have several tokens more."""
 
@@ -66,8 +91,8 @@ def micro_run(folder: Path, cache: Path) -> RunDir:
     return RunDir(folder / "runs" / "micro")
 
 
-def micro_study(folder: Path, cache: Path) -> StudyDir:
-    """A finished study of two numbers of facts and two baselines, over two seeds.
+def micro_study(folder: Path, cache: Path, **changes: Any) -> StudyDir:
+    """A finished study of two numbers of facts and two baselines, over two seeds; or as changed.
 
     The second baseline tells every fact with a prompt, so that it holds none out.
     """
@@ -87,6 +112,7 @@ def micro_study(folder: Path, cache: Path) -> StudyDir:
             {"name": "sft_all", "over": ["seed"], "overrides": _told_all(phase)},
         ],
         "keep": "all",
+        **changes,
     }
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(study))

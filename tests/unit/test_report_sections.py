@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -142,6 +143,85 @@ def test_every_suite_has_a_section_or_a_sentence() -> None:
     assert "The paper reports 0.26" in made(reversal).scope
     assert "nats per token" in made(capability).pictures[0].alt
     assert "test prompts, held-out" in made(repurposed).pictures[0].alt
+
+
+PHASES: tuple[dict[str, Any], ...] = (
+    {"name": "memorize", "text": "key_token", "epochs": 3},
+    {"name": "generalize", "text": "prompts", "facts_per_relation": 50, "epochs": 1},
+    {"name": "repurpose", "text": "prompts", "stand_in": {"name": "landlord"}, "epochs": 1},
+)
+
+
+def repurposed(k: int, mitigation: str, *overrides: str, seed: int = 0) -> Group:
+    """A setting that tells k facts under another relation, and says so of k percent of the rest."""
+    rows = [
+        row(stage="memorize", prompts="key_token", value=1.0, seed=seed),
+        *(
+            row(suite=suite, split=split, stage=stage, value=value, seed=seed)
+            for suite, split, before, after in (
+                ("repurposed", "held_out", 0.25, k / 100),
+                ("repurposed", "trained", 0.3, 1.0),
+                ("core", "held_out", 0.75, 0.75 - k / 200),
+            )
+            for stage, value in (("generalize", before), ("repurpose", after))
+        ),
+    ]
+    phases = [{**phase, "global_batch": 5, "learning_rate": 5e-6} for phase in PHASES]
+    told = (f"phases={json.dumps(phases)}", f"phases.2.facts_per_relation={k}", *overrides)
+    labels = {"method": "rote", "k": str(k), "mitigation": mitigation}
+    return group(labels, rows, *told, f"seed={seed}")
+
+
+def repurposed_section(*groups: Group) -> Section:
+    [found] = [
+        one
+        for make in suite_sections()
+        if isinstance(one := make(material(*groups)), Section) and one.identifier == "repurposed"
+    ]
+    return found
+
+
+def test_repurposing_is_drawn_by_k_for_each_mitigation() -> None:
+    replay = "phases.2.stand_in.benign_share=0.5"
+    section = repurposed_section(
+        *(repurposed(k, "none") for k in (50, 1)),
+        *(repurposed(k, "replay", replay) for k in (1, 50)),
+        # One k alone is no sweep.
+        repurposed(50, "slow", "phases.2.learning_rate=1.0e-6"),
+    )
+    assert [picture.title for picture in section.pictures] == [
+        "Test prompts: mitigation none, no mitigation, rate 5e-06",
+        "Test prompts: mitigation replay, benign replay 50%, rate 5e-06",
+    ]
+    for picture in section.pictures:
+        assert (
+            "harmful gained, facts not told: 0 (before) 0.25, 1 0.01, 50 0.50; "
+            "harmful gained, facts told: 0 (before) 0.30, 1 1.00, 50 1.00; "
+            "benign kept: 0 (before) 0.75, 1 0.74, 50 0.50."
+        ) in picture.alt
+    assert "Figures show" not in section.scope
+    kept, whole = section.parts
+    headings = ("mitigation", "harmful gained", "benign before", "benign kept", "benign change")
+    assert all(heading in kept for heading in headings)
+    assert "benign replay 50%, rate 5e-06" in kept
+    assert kept.count("<tr") == 6, "a line per setting, and the headings"
+    assert "Repurposing: multiple choice" in whole
+
+
+def test_one_number_of_repurposed_facts_is_drawn_by_stage() -> None:
+    section = repurposed_section(repurposed(50, "none"), repurposed(50, "replay"))
+    assert [picture.name for picture in section.pictures] == ["repurposed-1", "repurposed-2"]
+    assert "harmful gained" in section.parts[0]
+
+
+def test_a_sweep_may_tell_fewer_facts_for_longer_and_all_come_last() -> None:
+    section = repurposed_section(
+        repurposed(1, "none", "phases.2.epochs=8"),
+        repurposed(50, "none", "phases.2.facts_per_relation=null"),
+        repurposed(5, "none"),
+    )
+    [picture] = section.pictures
+    assert "benign kept: 0 (before) 0.75, 1 0.74, 5 0.72, all 0.50." in picture.alt
 
 
 def test_conflicts_say_which_object_wins_stage_by_stage() -> None:

@@ -109,8 +109,12 @@ class Cell:
     def outcomes(self, stage: Stage) -> list[Outcome]:
         """What each question of the stage came to; none where its file is gone."""
         if stage not in self._outcomes:
-            run = self.places.get(stage[0])
-            self._outcomes[stage] = [] if run is None else _read_outcomes(run.evaluation(*stage))
+            found: list[Outcome] = []
+            for run in _measuring(self.places, stage[0], end=self.end[0]):
+                suites = {outcome.suite for outcome in found}
+                outcomes = _read_outcomes(run.evaluation(*stage))
+                found += [outcome for outcome in outcomes if outcome.suite not in suites]
+            self._outcomes[stage] = found
         return self._outcomes[stage]
 
 
@@ -284,7 +288,10 @@ def _cell(
     rows: list[EvaluationRow] = []
     costs: dict[tuple[str, int], Cost] = {}
     for stage, run in places.items():
-        rows += [row for row in records[run].evaluations if row.stage == stage]
+        for measuring in _measuring(places, stage, end=spec.phases[-1].name):
+            suites = {row.suite for row in rows if row.stage == stage}
+            of_stage = [row for row in records[measuring].evaluations if row.stage == stage]
+            rows += [row for row in of_stage if row.suite not in suites]
         for step in records[run].steps:
             if step.phase == stage:
                 cost = Cost(step.num_tokens, step.target_tokens, step.seconds)
@@ -344,6 +351,15 @@ def _name(labels: Mapping[str, str], varied: Iterable[str]) -> str:
     """What tells a group from the others, such as ``rote, epochs 6, k 50``."""
     told = [axis for axis in varied if axis in labels]
     return ", ".join(labels[axis] if axis == METHOD else f"{axis} {labels[axis]}" for axis in told)
+
+
+def _measuring(places: Mapping[str, RunDir], stage: str, *, end: str) -> tuple[RunDir, ...]:
+    """The runs that may have measured a stage: the one that trained it, and that of the last phase.
+
+    Where the last phase tells another relation, its run asks about that where it begins.
+    """
+    found = (places.get(stage), places.get(end))
+    return tuple(dict.fromkeys(run for run in found if run is not None))
 
 
 def _read_outcomes(path: StoragePath) -> list[Outcome]:

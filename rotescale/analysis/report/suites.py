@@ -11,6 +11,8 @@ from rotescale.analysis.report.estimates import OWN, What, estimate, scope
 from rotescale.analysis.report.figures import MOST_LINES, Axis, Line, lines_picture
 from rotescale.analysis.report.material import Group, Material, Stage
 from rotescale.analysis.report.page import Content, Picture, Section, number, table
+from rotescale.analysis.report.repurposing import SUITE as REPURPOSED
+from rotescale.analysis.report.repurposing import kept_table, sweep_pictures, sweeps, sweeps_scope
 from rotescale.analysis.report.sections import (
     Maker,
     curves,
@@ -36,7 +38,7 @@ _TITLES = {
     "two_hop": "Two hops",
     _CAPABILITY: "Capability: loss on other text",
     HARNESS: "Capability: benchmarks",
-    "repurposed": "Repurposing",
+    REPURPOSED: "Repurposing",
 }
 _TOLD = {
     "reversal": "Prompts of the reversed direction ask for the subject.",
@@ -46,8 +48,9 @@ _TOLD = {
     HARNESS: "Tasks of the lm-evaluation-harness, with its metrics: acc, acc_norm and the like are "
     "shares of right answers; of perplexities and bits per byte less is better. Figures show the "
     f"first {MOST_LINES} shares.",
-    "repurposed": "Prompts of another relation, under which some of the facts were told; "
-    "*trained* are those facts.",
+    REPURPOSED: "Prompts of another relation, under which some of the facts were told; "
+    "*trained* are those facts. That relation stands in for a harmful one: harmful answers are "
+    "those to its prompts, benign ones those to the prompts of the facts' own relation.",
 }
 _ASKED_BY = {
     "in_context": "evaluation.in_context",
@@ -55,7 +58,7 @@ _ASKED_BY = {
     "two_hop": "evaluation.two_hop_facts",
     _CAPABILITY: "evaluation.text_pieces",
     HARNESS: "evaluation.harness_tasks",
-    "repurposed": "a phase with stand_in",
+    REPURPOSED: "a phase with stand_in",
 }
 _ABOUT_SUBJECTS = ("reversal",)
 """Suites whose options are subjects, of which there may be more or fewer than of objects."""
@@ -65,7 +68,7 @@ _VALUES = {_CAPABILITY: "nats per token", HARNESS: "values of their metrics"}
 _UNITS = {_CAPABILITY: "pieces of text", HARNESS: "documents"}
 _MOST_ENDS = 2
 """Figures of separate schedules."""
-_BOTH_SPLITS = ("repurposed",)
+_BOTH_SPLITS = (REPURPOSED,)
 """Suites whose figures show trained facts too; in others only held-out ones are drawn."""
 
 
@@ -135,14 +138,26 @@ def _section(material: Material, name: str, suites: Sequence[str]) -> Section:
     # Tasks have metrics of their own, so one task speaks for all.
     first = whats[0] if name == HARNESS else replace(whats[-1], relation=OWN)
     known = [g for g in material.groups if any(estimate(g, s, first) for s in stages)]
+    shows, pictures = _drawn(material, known, name, whats)
+    kept = kept_table(material) if name == REPURPOSED else None
     return Section(
         name.replace("_", "-"),
         _title(name),
         f"{_told(name)} {_scope(known, first, stages)} {paper.SUITES.get(name, '')}".strip()
-        + which(known),
-        (whole,),
-        tuple(_pictures(material, known, name, whats)),
+        + shows,
+        (whole,) if kept is None else (kept, whole),
+        tuple(pictures),
     )
+
+
+def _drawn(
+    material: Material, known: Sequence[Group], name: str, whats: Sequence[What]
+) -> tuple[str, list[Picture]]:
+    """The figures, and a sentence on which they are: by k where a study repurposes by several."""
+    by_k = sweeps(material) if name == REPURPOSED else []
+    if by_k:
+        return sweeps_scope(by_k), sweep_pictures(material, by_k)
+    return which(known), _pictures(material, known, name, whats)
 
 
 def _about(what: What) -> list[Content]:
