@@ -27,6 +27,7 @@ from rotescale.errors import DataError, SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.records import EvaluationRow, RecordWriter
 from rotescale.run_dir import RunDir
+from rotescale.spec import ShippedFacts
 from rotescale.spec_file import load_spec
 from rotescale.study.plan import Plan, make_plan
 from rotescale.study.runner import Status, StudyDir, StudyRunner, failures
@@ -105,6 +106,22 @@ def test_a_first_phase_is_trained_once_for_all_that_go_on_from_it(tmp_path: Path
     # The untrained model is measured once per seed, and each phase by the run that trains it.
     assert sum(node.spec.evaluation.base for node in plan.nodes) == 2
     assert all(node.spec.evaluation.phases == (node.spec.phases[-1].name,) for node in plan.nodes)
+
+
+def test_a_run_that_repurposes_measures_where_it_begins_too(tmp_path: Path) -> None:
+    phase = {"text": "prompts", "epochs": 1, "global_batch": 5, "learning_rate": 1e-3}
+    phases = [
+        {**phase, "name": "memorize", "text": "key_token"},
+        {**phase, "name": "generalize", "facts_per_relation": 10},
+        {**phase, "name": "repurpose", "stand_in": {}, "facts_per_relation": 10},
+    ]
+    baseline = {"name": "repurposed", "overrides": {"phases": phases}}
+    study, cells = load(tmp_path, axes=[], exclude=[], baselines=[baseline])
+    plan = make_plan(study.name, cells)
+    *shared, own = plan.lineage("grid-repurposed")
+    assert plan.node(own).spec.evaluation.phases == ("generalize", "repurpose")
+    measured = [plan.node(name).spec.evaluation.phases for name in shared]
+    assert measured == [("memorize",), ("generalize",)]
 
 
 def test_conflicts_are_about_what_each_root_finds_the_untrained_model_to_believe(
@@ -389,3 +406,45 @@ def test_every_shipped_study_is_a_graph_of_runs(path: Path) -> None:
     assert len(plan.nodes) <= sum(len(cell.spec.phases) for cell in cells)
     for cell in cells:
         assert plan.lineage(cell.spec.name)[-1] == cell.spec.name
+
+
+def test_every_study_of_the_paper_says_what_it_is_for() -> None:
+    documented = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8").splitlines()
+    lines = {line.split("`")[1]: line for line in documented if line.startswith("| `paper-")}
+    paths = {path.stem: path for path in (ROOT / "configs" / "studies").glob("paper-*.yaml")}
+    assert lines.keys() == paths.keys()
+    for name, path in paths.items():
+        comment = path.read_text(encoding="utf-8").partition("\nname: ")[0]
+        assert "paper" in comment.lower(), path
+        _, cells = load_study(path)
+        assert lines[name].endswith(f"| {len(cells)} |"), f"{name}: {len(cells)} cells"
+
+
+def test_the_studies_of_the_paper_ask_for_its_variants() -> None:
+    def cells(name: str) -> list[Cell]:
+        return list(load_study(ROOT / "configs" / "studies" / f"{name}.yaml")[1])
+
+    keys = [cell.spec.model.key_tokens for cell in cells("paper-key-token")]
+    assert {key.kind for key in keys} == {"token", "word", "none"}
+    assert {key.start for key in keys} == {"mean", "relation", "zero"}
+    assert max(key.count for key in keys) > 1
+    losses = {cell.spec.phases[0].loss for cell in cells("paper-loss")}
+    assert losses == {"all", "subject_object", "object"}
+    rates = {cell.spec.phases[0].learning_rate for cell in cells("paper-learning-rate")}
+    assert (min(rates), max(rates)) == (5e-7, 1e-4)
+    assert all(50 in cell.spec.evaluation.in_context for cell in cells("paper-in-context"))
+    assert {cell.spec.seed for cell in cells("paper-facts-prompts")} == {0, 1, 2}
+
+
+def test_the_small_study_can_measure_what_its_cells_are_for() -> None:
+    _, cells = load_study(ROOT / "configs" / "studies" / "smollm2-paper.yaml")
+    by_method = {cell.labels["method"]: cell.spec for cell in cells}
+    facts = by_method["watched"].facts
+    # ΔCosSim compares facts of one relation with those of two.
+    assert isinstance(facts, ShippedFacts)
+    assert len(facts.relations) > 1
+    for name in ("repurposed", "repurposed_replay", "repurposed_slow", "repurposed_frozen"):
+        one, fifty = (by_method[method].phases for method in (f"{name}_1", name))
+        assert [one[2].facts_per_relation, fifty[2].facts_per_relation] == [1, 50]
+        changed = {"facts_per_relation": 50, "epochs": 3}
+        assert (*one[:2], one[2].model_copy(update=changed)) == fifty
