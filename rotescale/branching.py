@@ -77,11 +77,34 @@ def branch(target: RunDir, spec: ExperimentSpec, source: RunDir) -> str | None:
         started=datetime.now(UTC).isoformat(),
         world_size=ends[-1].manifest.world_size,
         host=socket.gethostname(),
+        branched_from=str(_absolute(source.root)),
     )
     make_folder(target.attempts_dir)
     # Last: what lies there is nobody's until the attempt exists.
     create_exclusive(target.attempt(_FIRST), (attempt.model_dump_json(indent=2) + "\n").encode())
     return ends[-1].manifest.phase
+
+
+def branched_from(run_dir: RunDir) -> RunDir | None:
+    """The run that this one began from, where it was or, if both have moved, beside this one.
+
+    None where it trained all of its phases, or is not begun yet. Whether that run is still there
+    is for the caller to see.
+    """
+    try:
+        text = run_dir.attempt(_FIRST).read_bytes()
+    except FileNotFoundError:
+        return None
+    told = Attempt.model_validate_json(text).branched_from
+    if told is None:
+        return None
+    source = RunDir.at(told)
+    beside = RunDir(run_dir.root.parent / source.root.name)
+    return beside if beside.spec_json.exists() and not source.spec_json.exists() else source
+
+
+def _absolute(root: StoragePath) -> StoragePath:
+    return root.absolute() if isinstance(root, Path) else root
 
 
 def _check_alike(

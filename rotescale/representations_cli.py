@@ -64,7 +64,8 @@ def representations(
 ) -> None:
     """Show hidden states: ΔCosSim and cosines, layer by layer, with pictures and a PCA.
 
-    Of a run, what it kept at each stage; a model folder's states are read now.
+    Of a run, what it kept at each stage, and the runs that it branched from at theirs; a model
+    folder's states are read now.
     """
     root = RunDir.at(place).root
     if not RunDir(root).spec_json.exists():
@@ -101,14 +102,17 @@ def _of_run(run_dir: RunDir, *, layer: int | None) -> _Found:
         check_layer,
         last_layer,
         run_points,
-        run_rows,
+        run_states,
         stages_of,
     )
 
-    rows = run_rows(run_dir)
-    last = last_layer(rows)
+    kept = run_states(run_dir)
+    last = last_layer(kept.rows)
     chosen = check_layer(last if layer is None else layer, last=last)
-    return _Found(rows, run_points(run_dir, stages_of(rows), layer=chosen), chosen)
+    for note in kept.notes:
+        console.print(note)
+    places = {stage: kept.places[stage] for stage in stages_of(kept.rows)}
+    return _Found(kept.rows, run_points(places, layer=chosen), chosen)
 
 
 def _choose(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rotescale.analysis.representations import (
+    MOST_POINTS,
     Points,
     Stage,
     layer_name,
@@ -32,8 +33,6 @@ _RELATION_COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"),
 )
 _METRICS = {DELTA: "ΔCosSim", COSINE: "cosine to the key token's state"}
-_MOST_POINTS = 40
-"""Of each relation and kind of prompts, in a picture of principal components."""
 
 
 def stages_figure(
@@ -144,7 +143,7 @@ def components_figure(
     figure = _figure(width=max(7.5, 2.2 + 3.6 * num_columns), height=1.2 + 3.4 * num_rows)
     relations = list(dict.fromkeys(text.relation for text in points[0].texts))
     for number, of_stage in enumerate(points, start=1):
-        shown, num_texts = sampled_points(of_stage, split=split, most=_MOST_POINTS)
+        shown, num_texts = sampled_points(of_stage, split=split, most=MOST_POINTS)
         places, shares = principal_components(shown.states)
         axes = figure.add_subplot(num_rows, num_columns, number)
         for index, relation in enumerate(relations):

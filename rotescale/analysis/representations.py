@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rotescale.analysis.results import HEADINGS
+from rotescale.branching import branched_from, shared_phases
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.items import SPLITS
 from rotescale.evaluation.similarity import COSINE, DELTA, SUITE, unit_states
@@ -19,10 +20,14 @@ from rotescale.evaluation.state_file import open_states
 from rotescale.evaluation.states import StateText
 from rotescale.records import EvaluationRow, read_records
 from rotescale.run_dir import RunDir
-from rotescale.spec import BASE_LANGUAGE
+from rotescale.spec import BASE_LANGUAGE, ExperimentSpec
+from rotescale.spec_file import load_spec
 
 Stage = tuple[str, int | None]
 """A stage and the epoch on the way; None: its end."""
+
+MOST_POINTS = 40
+"""Of each relation and kind of prompts, in a picture of principal components."""
 
 NO_DELTA = "ΔCosSim is left out: it takes two relations, and two facts of one of them in the split"
 
@@ -37,22 +42,72 @@ class Points:
     texts: tuple[StateText, ...]
 
 
-def run_rows(run_dir: RunDir) -> tuple[EvaluationRow, ...]:
-    """The rows about hidden states, in the order of the stages; DataError where there are none."""
-    rows = tuple(row for row in read_records(run_dir).evaluations if row.suite == SUITE)
-    if not rows:
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The hidden states of a run, and of the runs that it branched from."""
+
+    rows: tuple[EvaluationRow, ...]
+    """In the order of the stages."""
+    places: Mapping[Stage, RunDir]
+    """Every stage -> the run that measured it."""
+    notes: tuple[str, ...]
+    """Which stages are another run's, or where they would be, in a sentence each."""
+
+
+def run_states(run_dir: RunDir) -> Kept:
+    """What the run kept, and what those kept that it began from, each of the phases they share.
+
+    Of a stage that several measured, the run's own values count. Raises DataError where none
+    kept any, and SpecError where the spec of one cannot be read.
+    """
+    found = [_own_rows(run_dir)]
+    places = dict.fromkeys(stages_of(found[0]), run_dir)
+    notes = []
+    for before in _began_from(run_dir):
+        if not before.spec_json.exists():
+            notes.append(f"stages before the branch were measured in {before.root}, which is gone")
+            break
+        mine, theirs = (load_spec(ExperimentSpec, one.spec_json) for one in (run_dir, before))
+        shared = [phase.name for phase in theirs.phases[: shared_phases(mine, theirs)]]
+        rows = _own_rows(before)
+        stages = [s for s in stages_of(rows) if s[0] in ("base", *shared) and s not in places]
+        places |= dict.fromkeys(stages, before)
+        found.insert(0, tuple(row for row in rows if (row.stage, row.epoch) in stages))
+        if stages:
+            named = ", ".join(map(stage_name, stages))
+            notes.append(
+                f"measured in {before.root}, from which this run branched: {named}; facts that "
+                "only a later phase tells with a prompt are held out there"
+            )
+    every = tuple(row for rows in found for row in rows)
+    if not every:
         raise DataError(
             f"{run_dir.root}: no hidden states were kept; set evaluation.representation_facts "
             "under a new run name, or name one of the models that the run has exported, "
             f"{run_dir.model_folder('PHASE')}"
         )
-    return rows
+    return Kept(every, places, tuple(notes))
 
 
-def run_points(run_dir: RunDir, stages: Iterable[Stage], *, layer: int) -> list[Points]:
-    """The states at one layer of each stage; DataError where a file is missing."""
+def _own_rows(run_dir: RunDir) -> tuple[EvaluationRow, ...]:
+    return tuple(row for row in read_records(run_dir).evaluations if row.suite == SUITE)
+
+
+def _began_from(run_dir: RunDir) -> Iterator[RunDir]:
+    """The runs that it branched from, the nearest first, up to one that is gone."""
+    before = branched_from(run_dir)
+    while before is not None:
+        yield before
+        before = branched_from(before)
+
+
+def run_points(places: Mapping[Stage, RunDir], *, layer: int) -> list[Points]:
+    """The states at one layer of each stage, out of the run that measured it.
+
+    Raises DataError where a file is missing.
+    """
     points = []
-    for stage in stages:
+    for stage, run_dir in places.items():
         path = run_dir.representations(*stage)
         try:
             file = open_states(path)
@@ -123,7 +178,7 @@ def layer_table(rows: Sequence[EvaluationRow], *, layer: int) -> Table:
     for split, name, line in _lines(chosen):
         found = {(row.stage, row.epoch): row for row in line}
         cells = [_cell(found.get(stage)) for stage in stages]
-        _add(table, split, name, [str(line[0].count), *cells])
+        _add(table, split, name, [_counts(line), *cells])
     return table
 
 
@@ -136,7 +191,7 @@ def range_table(rows: Sequence[EvaluationRow]) -> Table:
         for stage in stages:
             of_stage = [row for row in line if (row.stage, row.epoch) == stage]
             cells.append(_range(of_stage) if of_stage else "-")
-        _add(table, split, name, [str(line[0].count), *cells])
+        _add(table, split, name, [_counts(line), *cells])
     return table
 
 
@@ -168,6 +223,13 @@ def _add(table: Table, split: str, name: str, cells: Sequence[str]) -> None:
     if title not in list(table.columns[0].cells):
         table.add_row(title, style="bold")
     table.add_row(f"  {name}", *cells)
+
+
+def _counts(rows: Iterable[EvaluationRow]) -> str:
+    """How many states the values are of; the fewest and the most where stages differ."""
+    counts = [row.count for row in rows]
+    least, most = min(counts), max(counts)
+    return str(most) if least == most else f"{least}-{most}"
 
 
 def _cell(row: EvaluationRow | None) -> str:

@@ -33,6 +33,8 @@ class Attempt(BaseModel):
     """UTC, ISO 8601."""
     world_size: PositiveInt
     host: str
+    branched_from: str | None = None
+    """Folder or URL of the run whose checkpoints this attempt took over; None where it trained."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,17 @@ from helpers import MICRO, QUICK
 from rotescale.analysis.representations import (
     Points,
     principal_components,
-    run_rows,
+    run_states,
     sampled_points,
+    stages_of,
 )
 from rotescale.cli import app
 from rotescale.errors import DataError, SpecError
 from rotescale.evaluation.states import StateText
+from rotescale.records import read_records
 from rotescale.run_dir import RunDir
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import dump_json, load_spec
 from rotescale.storage import remove
 
 PICTURES = {
@@ -60,7 +66,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_is_shown_with_pictures(run_dir: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     rotescale("representations", run_dir.root)
     shown = capsys.readouterr().out
-    rows = run_rows(run_dir)
+    rows = run_states(run_dir).rows
     last = max(row.layer or 0 for row in rows)
     assert f"layer {last} of {last}, after the final norm" in shown
     for line in ("ΔCosSim, key token", "key token to test prompts", "held-out facts", "generalize"):
@@ -79,13 +85,48 @@ def test_a_run_is_shown_with_pictures(run_dir: RunDir, capsys: pytest.CaptureFix
         assert (folder / name).read_bytes().startswith(starts)
 
 
+def test_a_branch_is_shown_with_the_stages_that_it_began_from(
+    run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = load_spec(ExperimentSpec, run_dir.spec_json)
+    second = spec.phases[1].model_copy(update={"epochs": 1, "facts_per_relation": 3})
+    evaluation = spec.evaluation.model_copy(update={"base": False, "phases": (second.name,)})
+    changes = {"name": "branch", "phases": (spec.phases[0], second), "evaluation": evaluation}
+    file = tmp_path / "branch.json"
+    file.write_text(dump_json(spec.model_copy(update=changes)))
+    launch = run_dir.root.parent.parent / "launch.yaml"
+    rotescale("run", file, "--on", launch, "--branch-from", run_dir.root)
+    branch = RunDir(run_dir.root.parent / "branch")
+    capsys.readouterr()
+    rotescale("representations", branch.root)
+    shown = capsys.readouterr().out
+    kept = run_states(branch)
+    stages = [("base", None), ("memorize", None), ("generalize", None)]
+    assert stages_of(kept.rows) == stages
+    assert [kept.places[stage].root.name for stage in stages] == ["micro", "micro", "branch"]
+    assert f"measured in {run_dir.root}, from which this run branched: base, memorize;" in shown
+    own = [row for row in kept.rows if row.stage == "generalize"]
+    assert own == [row for row in read_records(branch).evaluations if row.layer is not None]
+    # Moved together, they find each other; alone, the branch says what it lacks.
+    moved = tmp_path / "moved"
+    shutil.copytree(branch.root, moved / "branch")
+    first = json.loads(branch.attempt(1).read_text())
+    lost = json.dumps({**first, "branched_from": str(tmp_path / "gone" / "micro")})
+    (moved / "branch" / "attempts" / "0001.json").write_text(lost)
+    rotescale("representations", moved / "branch")
+    assert f"measured in {tmp_path / 'gone' / 'micro'}, which is gone" in capsys.readouterr().out
+    shutil.copytree(run_dir.root, moved / "micro")
+    rotescale("representations", moved / "branch")
+    assert f"measured in {moved / 'micro'}, from which" in capsys.readouterr().out
+
+
 def test_a_model_of_the_run_gives_what_the_run_kept(
     run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = run_dir.model_folder("generalize")
     rotescale("representations", folder, "--layer", "1", "--out", tmp_path / "pictures")
     shown = capsys.readouterr().out
-    kept = [row for row in run_rows(run_dir) if (row.stage, row.layer) == ("generalize", 1)]
+    kept = [row for row in run_states(run_dir).rows if (row.stage, row.layer) == ("generalize", 1)]
     assert kept
     for row in kept:
         assert f"{row.value:.3f}" in shown, row

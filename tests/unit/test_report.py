@@ -145,6 +145,17 @@ def test_figures_lie_beside_the_page_light_and_dark(reported_run: RunDir) -> Non
     assert {f"{stem}{end}" for stem in stems for end in (".svg", ".png")} == set(names)
     assert {"stages-1", "stages-1-dark", "epochs-1", "capability-1"} <= stems
     assert {"conflict-1", "conflict-1-dark"} <= stems
+    # The untrained model and the ends of both phases; the epoch on the way is in the other figure.
+    assert {stem for stem in stems if stem.startswith("components") and "dark" not in stem} == {
+        *("components-1", "components-2", "components-3")
+    }
+    alts = page_of(Path(str(reported_run.root))).alts
+    [along] = [alt for alt in alts if "cosine to the key token, last layer, along" in alt]
+    assert re.search(
+        r"train prompts: base .*, memorize, epoch 1 .*, memorize .*, generalize", along
+    )
+    [components] = [alt for alt in alts if alt.startswith("Principal components: generalize")]
+    assert "mean places: mother, key token: " in components
     assert (folder / "stages-1.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -277,27 +277,55 @@ def test_benchmarks_are_drawn_over_the_epochs_of_phase_1() -> None:
     assert "Of arc_easy: 1 seed, 95 % intervals over documents" in section.scope
 
 
-def test_hidden_states_are_drawn_layer_by_layer() -> None:
+def states_row(layer: int, value: float, **changes: Any) -> EvaluationRow:
+    about = {"suite": "representations", "prompts": "key_token", "metric": "delta_cosine"}
+    return row(layer=layer, value=value, low=None, high=None, **{**about, **changes})
+
+
+def test_hidden_states_are_drawn_along_the_stages_and_layer_by_layer() -> None:
+    stages = [("base", None), ("memorize", None), ("generalize", None), ("memorize", 1)]
     rows = [
-        row(suite="representations", prompts="key_token", metric="delta_cosine", layer=layer,
-            stage=stage, value=0.1 * layer)
-        for stage in ("base", "generalize")
+        states_row(layer, 0.1 * layer + 0.01 * place, stage=stage, epoch=epoch)
+        for place, (stage, epoch) in enumerate(stages)
         for layer in (0, 1, 2)
-    ]  # fmt: skip
+    ]
+    rows += [
+        states_row(2, 0.5, stage="memorize", epoch=1, prompts=kind, metric="cosine")
+        for kind in ("train", "test")
+    ]
+    rows.append(states_row(2, 0.75, prompts="train", metric="cosine"))
     section = made(states_section(material(group({}, [row(), *rows]))))
-    assert "base: 0 0.00, 1 0.10, 2 0.20; generalize: 0 0.00" in section.pictures[0].alt
-    assert "layer 2, the last" in section.parts[0]
+    by_name = {picture.name: picture.alt for picture in section.pictures}
+    along = by_name["representations-stages-delta-cosine-1"]
+    assert ("key token: base 0.20, memorize, epoch 1 0.23, memorize 0.21, generalize 0.22") in along
+    cosines = by_name["representations-stages-cosine-1"]
+    assert "train prompts: memorize, epoch 1 0.50, generalize 0.75; test prompts: " in cosines
+    layers = by_name["representations-delta-cosine-1"]
+    assert "base: 0 0.00, 1 0.10, 2 0.20; " in layers
+    whole = str(section.parts[0])
+    assert "layer 2, the last" in whole
+    assert whole.index(">base") < whole.index("memorize, epoch 1") < whole.index(">memorize<")
+    # No file of states lies on the disk, so there are no components.
+    assert not any(name.startswith("components") for name in by_name)
+    assert "ΔCosSim is left out" not in section.scope
     beside = cells(section.parts[1])
     key = ["ΔCosSim", "key token"]
     assert beside[0] == [f"paper, {paper.MODEL}", *key, "", "0.058", "0.116", "0.191", "0.258"]
     assert [cell.partition("[")[0] for cell in beside[1]] == [
-        *("ours, alone", *key, "held-out", "0.20", "–", "–", "0.20")
+        *("ours, alone", *key, "held-out", "0.20", "0.21", "–", "0.22")
     ]
     theirs = [f"paper, {paper.MODEL}", "cosine to the key token", "train prompts", ""]
-    assert beside[2] == [*theirs, "0.87", "–", "–", "0.90"]
-    assert len(beside) == 1 + len(paper.COSINES)
+    assert [*theirs, "0.87", "–", "–", "0.90"] in beside
     assert "another model&#x27;s (Qwen2.5-1.5B" in str(section.parts[1])
     assert "representation_facts" in str(states_section(material(group({}, [row()]))))
+
+
+def test_one_relation_has_no_delta_and_the_page_says_so() -> None:
+    rows = [
+        states_row(1, 0.5, prompts="test", metric="cosine", stage=s) for s in ("base", "generalize")
+    ]
+    section = made(states_section(material(group({}, [row(), *rows]))))
+    assert "ΔCosSim is left out: it takes two relations" in section.scope
 
 
 def test_cost_is_drawn_for_each_method() -> None:

@@ -122,7 +122,7 @@ def lines_picture(
         f"{line.name}: " + ", ".join(f"{_tick(x, p.x)} {p.y:.2f}" for p in line.points)
         for line in lines
     )
-    return _render(name, title, draw, alt=f"{title}. {y.name} by {x.name}. {told}.", lines=lines)
+    return render(name, title, draw, alt=f"{title}. {y.name} by {x.name}. {told}.", lines=lines)
 
 
 def _draw_line(
@@ -214,7 +214,7 @@ def heat_picture(
         )
         for row, of_row in enumerate(values)
     )
-    return _render(name, title, draw, alt=f"{title}. {told}.", lines=())
+    return render(name, title, draw, alt=f"{title}. {told}.", lines=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ def bars_picture(name: str, title: str, bars: Sequence[Bar], *, parts: Sequence[
         for bar in bars
     )
     legend = [Line(part, ()) for part in parts]
-    return _render(name, title, draw, alt=f"{title}. {told}.", lines=legend)
+    return render(name, title, draw, alt=f"{title}. {told}.", lines=legend)
 
 
 def _on(colour: str) -> str:
@@ -266,7 +266,7 @@ def _tick(x: Axis, place: float) -> str:
     return x.ticks[round(place)] if x.ticks else f"{place:,.10g}"
 
 
-def _render(
+def render(
     name: str,
     title: str,
     draw: Callable[[Any, Theme], None],
@@ -274,6 +274,10 @@ def _render(
     alt: str,
     lines: Sequence[Line],
 ) -> Picture:
+    """The picture that ``draw`` makes on axes, in both themes and both formats.
+
+    ``lines`` are what its legend names; one alone has no legend.
+    """
     # Here, not at the top: matplotlib looks for fonts for seconds at its first import.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
