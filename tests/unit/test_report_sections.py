@@ -195,8 +195,8 @@ def test_repurposing_is_drawn_by_k_for_each_mitigation() -> None:
     ]
     for picture in section.pictures:
         assert (
-            "harmful gained, facts not told: 0 (before) 0.25, 1 0.01, 50 0.50; "
-            "harmful gained, facts told: 0 (before) 0.30, 1 1.00, 50 1.00; "
+            "harmful, facts not told: 0 (before) 0.25, 1 0.01, 50 0.50; "
+            "harmful, facts told: 0 (before) 0.30, 1 1.00, 50 1.00; "
             "benign kept: 0 (before) 0.75, 1 0.74, 50 0.50."
         ) in picture.alt
     assert "Figures show" not in section.scope

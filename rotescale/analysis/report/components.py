@@ -21,7 +21,6 @@ from rotescale.analysis.representations import (
 from rotescale.analysis.results import HEADINGS
 
 _MARKERS = {"key_token": "D", "train": "o", "test": "s", "unrelated": "^"}
-_NUM_COLOURS = 8
 
 
 def components_pictures(
@@ -105,4 +104,4 @@ def _groups(points: Points) -> Iterator[tuple[str, str, np.ndarray[Any, np.dtype
 
 def _colour(theme: Theme, number: int) -> str:
     """The first colour is that of the ink, which says nothing of a relation."""
-    return theme.colours[1 + number % (_NUM_COLOURS - 1)]
+    return theme.colours[1 + number % (len(theme.colours) - 1)]

@@ -11,7 +11,6 @@ from rotescale.analysis.report.material import BASE, Group, Material, Stage
 from rotescale.analysis.report.page import Content, Html, Number, Picture, number, table
 from rotescale.analysis.report.sections import (
     ACCURACY,
-    MOST_FIGURES,
     place_headings,
     placed,
     point,
@@ -23,10 +22,12 @@ from rotescale.study.spec import METHOD
 SUITE = "repurposed"
 _KINDS = ("train", "test")
 _DRAWN = "test"
+_MOST_SWEEPS = 8
+"""Two relations with four mitigations each."""
 _BEFORE = "0 (before)"
 _LINES = {
-    "harmful gained, facts not told": What(OWN, _DRAWN, suite=SUITE),
-    "harmful gained, facts told": What(OWN, _DRAWN, split="trained", suite=SUITE),
+    "harmful, facts not told": What(OWN, _DRAWN, suite=SUITE),
+    "harmful, facts told": What(OWN, _DRAWN, split="trained", suite=SUITE),
     "benign kept": What(OWN, _DRAWN),
 }
 
@@ -149,13 +150,13 @@ def _name(material: Material, groups: Sequence[Group]) -> str:
 def sweep_pictures(material: Material, found: Sequence[Sweep]) -> list[Picture]:
     """A picture for each of the first sweeps: x is k, and 0 what was there before."""
     pictures = []
-    for place, sweep in enumerate(found[:MOST_FIGURES]):
+    for place, sweep in enumerate(found[:_MOST_SWEEPS]):
         ticks = (_BEFORE, *(str(k or "all") for k in sweep.by_k))
         lines = [Line(name, _points(sweep, what)) for name, what in _LINES.items()]
         pictures.append(
             lines_picture(
                 f"repurposed-k-{place + 1}",
-                f"{HEADINGS[_DRAWN]}: {sweep.name}".capitalize(),
+                f"Test prompts: {sweep.name}",
                 [line for line in lines if line.points],
                 x=Axis("k: facts told under the other relation", ticks=ticks),
                 y=ACCURACY,
@@ -180,10 +181,11 @@ def _points(sweep: Sweep, what: What) -> tuple[Point, ...]:
 
 def sweeps_scope(found: Sequence[Sweep]) -> str:
     """Says what the pictures show, and of how many sweeps."""
-    shown = min(len(found), MOST_FIGURES)
+    shown = min(len(found), _MOST_SWEEPS)
     more = "" if shown == len(found) else f", the first {shown} of {len(found)}"
     return (
         " Figures are by k, the number of facts told under the other relation, one for each "
-        f"setting of everything else{more}; at 0 stands what was there before, for questions about "
-        "the other relation those of the smallest k. Facts that were not told differ with k."
+        f"setting of everything else{more}. At 0 stands what was there before, so what a line "
+        "rises from there was gained; of questions about the other relation those of the smallest "
+        "k. Facts that were not told differ with k."
     )
