@@ -312,7 +312,7 @@ def test_hidden_states_are_drawn_along_the_stages_and_layer_by_layer() -> None:
     key = ["ΔCosSim", "key token"]
     assert beside[0] == [f"paper, {paper.MODEL}", *key, "", "0.058", "0.116", "0.191", "0.258"]
     assert [cell.partition("[")[0] for cell in beside[1]] == [
-        *("ours, alone", *key, "held-out", "0.20", "0.21", "–", "0.22")
+        *("ours, alone", *key, "held-out", "0.20", "–", "0.21", "0.22")
     ]
     theirs = [f"paper, {paper.MODEL}", "cosine to the key token", "train prompts", ""]
     assert [*theirs, "0.87", "–", "–", "0.90"] in beside
