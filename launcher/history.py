@@ -13,13 +13,18 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rotescale.errors import CheckpointError
+from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import RunDir
 from rotescale.storage import StoragePath, create_exclusive, make_folder
 
-EndKind = Literal["finished", "cancelled", "user", "infrastructure", "preempted", "hang"]
+EndKind = Literal[
+    "finished", "cancelled", "user", "infrastructure", "preempted", "hang", "superseded"
+]
 """``user``: the spec, the data or the model is at fault, and trying again changes nothing.
 ``infrastructure``: something died. ``preempted``: it was taken away with notice. ``hang``: it did
-nothing for longer than its stage may take."""
+nothing for longer than its stage may take. ``superseded``: a later start has the run."""
+OWNER_VARIABLE = "ROTESCALE_SUBMISSION"
+"""Names the submission that a supervisor belongs to, where somebody else starts it again."""
 
 
 class _File(BaseModel):
@@ -38,6 +43,25 @@ class Start(_File):
     """Where: ``local``, ``ray`` or ``kuberay``."""
     host: str
     """The machine."""
+    launch: str | None = None
+    """Name of the launch spec; None in runs from before this was kept."""
+    owner: str | None = None
+    """The submission whose start it is, of which several may be one's; None as for ``launch``."""
+
+    @property
+    def where(self) -> str:
+        """The place in words, such as ``eks-p5 (kuberay) on ip-10-0-0-7``."""
+        place = self.place if self.launch is None else f"{self.launch} ({self.place})"
+        return f"{place} on {self.host}"
+
+    def was_at(self, launch: LaunchSpec) -> bool:
+        """Whether it was made at that place; a process is at this machine's, by whatever name."""
+        is_process = launch.ray is None and launch.kuberay is None
+        if is_process and self.host != socket.gethostname():
+            return False
+        if is_process and self.place == "local":
+            return True
+        return self.place == launch.place and self.launch in (None, launch.name)
 
 
 class Ending(_File):
@@ -60,15 +84,33 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def begin(run_dir: RunDir, *, place: str) -> Start:
-    """Note the start of a driver, under the next free number."""
+def begin(run_dir: RunDir, *, place: str, launch: str, owner: str) -> Start | None:
+    """Note the start of a driver, under the next free number.
+
+    None where the run was taken over: ``owner`` had it, and another has begun since.
+    """
     make_folder(run_dir.launches_dir)
-    number = max(run_dir.launch_numbers(), default=0)
     while True:
-        number += 1
-        start = Start(number=number, time=now(), place=place, host=socket.gethostname())
-        if create_exclusive(run_dir.launch_start(number), _bytes(start)):
+        known = starts(run_dir)
+        mine = [one.number for one in known if one.owner == owner]
+        if mine and _taker(run_dir, known, after=mine[-1]) is not None:
+            return None
+        start = Start(
+            number=max((one.number for one in known), default=0) + 1,
+            time=now(),
+            place=place,
+            host=socket.gethostname(),
+            launch=launch,
+            owner=owner,
+        )
+        # Whoever takes this number first is seen by the next look.
+        if create_exclusive(run_dir.launch_start(start.number), _bytes(start)):
             return start
+
+
+def successor(run_dir: RunDir, number: int) -> Start | None:
+    """The newest start after that one, which has the run since; None where there is none."""
+    return _taker(run_dir, starts(run_dir), after=number)
 
 
 def end(run_dir: RunDir, ending: Ending) -> None:
@@ -83,8 +125,37 @@ def starts(run_dir: RunDir) -> list[Start]:
 
 def endings(run_dir: RunDir) -> list[Ending]:
     """Every end that was noted, in order; a supervisor that was killed has noted none."""
-    files = (run_dir.launch_end(number) for number in run_dir.launch_numbers())
-    return [_read(Ending, path) for path in files if path.exists()]
+    found = (_end_of(run_dir, number) for number in run_dir.launch_numbers())
+    return [ending for ending in found if ending is not None]
+
+
+def newest(run_dir: RunDir) -> tuple[Start, Ending | None] | None:
+    """The last start, and its end where that was noted; None before the first."""
+    number = max(run_dir.launch_numbers(), default=None)
+    return (
+        None
+        if number is None
+        else (_read(Start, run_dir.launch_start(number)), _end_of(run_dir, number))
+    )
+
+
+def _taker(run_dir: RunDir, known: list[Start], *, after: int) -> Start | None:
+    """Of the starts after that number the newest that took the run.
+
+    One that was refused before it trained, such as for a wrong spec, has taken nothing.
+    """
+    for one in reversed(known):
+        if one.number <= after:
+            break
+        ending = _end_of(run_dir, one.number)
+        if ending is None or ending.kind != "user":
+            return one
+    return None
+
+
+def _end_of(run_dir: RunDir, number: int) -> Ending | None:
+    path = run_dir.launch_end(number)
+    return _read(Ending, path) if path.exists() else None
 
 
 def _bytes(part: BaseModel) -> bytes:

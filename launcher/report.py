@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from launcher import history
-from launcher.history import Ending
+from launcher.history import Ending, Start
 from launcher.job import JobState, PlaceUnavailableError, Situation
+from launcher.target import Target
 from rotescale.activity import Activity, activity_of
 from rotescale.checkpoint.attempts import newest_manifest
 from rotescale.errors import RotescaleError
+from rotescale.launch_spec import LaunchSpec
 from rotescale.memory_gauge import MemoryPeak, peaks
 from rotescale.pace import Straggler, newest_paces, stragglers
 from rotescale.records import EventRow, Records, read_records
@@ -92,8 +94,9 @@ class Looks(Protocol):
         ...
 
 
-def look(name: str, place: str, launcher: Looks, run_dir: RunDir) -> RunReport:
+def look(target: Target, launcher: Looks) -> RunReport:
     """Ask the place and the folder. What does not answer is said, and is no guess."""
+    run_dir = target.run_dir
     try:
         situation = launcher.look()
     except (RotescaleError, OSError) as error:
@@ -101,9 +104,9 @@ def look(name: str, place: str, launcher: Looks, run_dir: RunDir) -> RunReport:
         layer = PLACE_AWAY if is_away else ("place", "refuses")
         situation = Situation("unknown", str(error), (layer,))
     report = RunReport(
-        name=name,
+        name=target.name,
         run_folder=str(run_dir.root),
-        place=place,
+        place=target.place,
         state=situation.state,
         reason=situation.reason,
         layers=situation.layers,
@@ -111,30 +114,66 @@ def look(name: str, place: str, launcher: Looks, run_dir: RunDir) -> RunReport:
     try:
         if not run_dir.spec_json.exists():
             return report
-        outcome = Outcome.read(run_dir)
-        records = read_records(run_dir)
-        state, reason = judge(situation, outcome)
-        ended = history.endings(run_dir)
-        return replace(
-            report,
-            state=state,
-            reason=reason,
-            progress=_progress(run_dir, records),
-            outcome=None if outcome is None else _describe(outcome),
-            restarts=tuple(ended[:-1] if state in ("finished", "failed", "stopped") else ended),
-            stragglers=tuple(stragglers(newest_paces(records))),
-            memory=max(peaks(records), key=lambda peak: peak.most, default=None),
-            events=tuple(one for one in records.events if one.name in _LOUD)[-_NUM_LOUD:],
-        )
+        return _with_folder(report, situation, target)
     except (RotescaleError, OSError) as error:
         return replace(report, layers=(*report.layers, ("run folder", f"cannot be read: {error}")))
 
 
-def judge(situation: Situation, outcome: Outcome | None) -> tuple[JobState, str]:
+def _with_folder(report: RunReport, situation: Situation, target: Target) -> RunReport:
+    """The report with all that the run's folder says."""
+    run_dir = target.run_dir
+    outcome = Outcome.read(run_dir)
+    records = read_records(run_dir)
+    elsewhere = last_start_elsewhere(run_dir, target.launch)
+    state, reason = judge(situation, outcome, elsewhere)
+    layers = report.layers
+    if elsewhere is not None and situation.is_alive:
+        layers = (*layers, ("last start", elsewhere.words))
+    ended = history.endings(run_dir)
+    return replace(
+        report,
+        state=state,
+        reason=reason,
+        layers=layers,
+        progress=_progress(run_dir, records),
+        outcome=None if outcome is None else _describe(outcome),
+        restarts=tuple(ended[:-1] if state in ("finished", "failed", "stopped") else ended),
+        stragglers=tuple(stragglers(newest_paces(records))),
+        memory=max(peaks(records), key=lambda peak: peak.most, default=None),
+        events=tuple(one for one in records.events if one.name in _LOUD)[-_NUM_LOUD:],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """The last start of a run, which was made at another place than the one that was looked at."""
+
+    start: Start
+    ending: Ending | None
+
+    @property
+    def words(self) -> str:
+        """Which it is, and what is known of its end."""
+        how = "has noted no end"
+        if self.ending is not None:
+            how = f"ended ({self.ending.kind}: {self.ending.reason})"
+        return f"start {self.start.number}, at {self.start.where}, {self.start.time}, {how}"
+
+
+def last_start_elsewhere(run_dir: RunDir, launch: LaunchSpec) -> Elsewhere | None:
+    """The last start, by the run's folder; None where that place has made it, or nobody any."""
+    last = history.newest(run_dir)
+    return None if last is None or last[0].was_at(launch) else Elsewhere(*last)
+
+
+def judge(
+    situation: Situation, outcome: Outcome | None, elsewhere: Elsewhere | None = None
+) -> tuple[JobState, str]:
     """State and reason, by the place's word and the run's outcome, which is never wrong.
 
     A place's word is about its job: that a job failed says that the run has stopped, and that it
-    succeeded says nothing where the run has no outcome.
+    succeeded says nothing where the run has no outcome. Nor does it say anything of a run whose
+    last start was ``elsewhere``.
     """
     if outcome is not None and outcome.status == "finished":
         return "finished", ""
@@ -142,6 +181,10 @@ def judge(situation: Situation, outcome: Outcome | None) -> tuple[JobState, str]
         return situation.state, situation.reason
     if outcome is not None:
         return "failed", _describe(outcome)
+    if elsewhere is not None:
+        is_open = elsewhere.ending is None or situation.state == "unknown"
+        words = f"nothing of it is here: {elsewhere.words}; ask there, with --on its launch spec"
+        return "unknown" if is_open else "stopped", words
     if situation.state == "unknown":
         return situation.state, situation.reason
     if situation.state == "finished":

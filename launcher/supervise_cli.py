@@ -25,7 +25,7 @@ def supervise(
         Path | None, typer.Option(help="A launch spec; default: two local workers.")
     ] = None,
     once: Annotated[
-        bool, typer.Option("--once", help="Leave it to somebody else to start it again.")
+        bool, typer.Option("--once", help="On Kubernetes: KubeRay starts it again.")
     ] = False,
     retry_before: Annotated[
         str | None, typer.Option(help="Forget a failure from before this time (ISO 8601).")
@@ -41,7 +41,9 @@ def supervise(
     supervisor = Supervisor(
         run_dir,
         (sys.executable, "-m", "rotescale.cli", "run", str(spec_path), *place),
-        place=launch.place,
+        # Inside its cluster a run on Kubernetes is one on a Ray cluster.
+        place="kuberay" if once else launch.place,
+        launch=launch.name,
         budgets=None if once else launch.restarts,
         grace_seconds=launch.resize_save_seconds,
         say=lambda words: print(f"supervisor: {words}", flush=True),

@@ -10,20 +10,20 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Literal
 
 from launcher import history
-from launcher.history import Ending, EndKind
+from launcher.driver_output import DriverOutput
+from launcher.history import Ending, EndKind, Start
 from rotescale.checkpoint.attempts import newest_manifest
-from rotescale.errors import RotescaleError, StorageError
+from rotescale.errors import RotescaleError
 from rotescale.launch_spec import Restarts
 from rotescale.notices import SUPERVISED, request_save
 from rotescale.records import EventRow, read_records
@@ -34,7 +34,6 @@ CANCELLED = 130
 _USER_CODES = (2, 3)
 """How ``rotescale run`` ends where trying again changes nothing (``rotescale.errors``)."""
 _FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0
-_UPLOAD_SECONDS = 30.0
 _END_SECONDS = 30.0
 
 
@@ -49,12 +48,17 @@ class Decision:
 
 
 def classify(
-    exit_code: int, *, outcome: Outcome | None, events: Sequence[EventRow], last_line: str
+    exit_code: int,
+    *,
+    outcome: Outcome | None,
+    events: Sequence[EventRow],
+    last_line: str,
+    successor: Start | None = None,
 ) -> tuple[EndKind, str]:
     """Why a driver ended, and the evidence in words.
 
     ``events`` are those of the attempts that it made; the newest attempt's decide. ``exit_code`` is
-    negative where a signal ended it.
+    negative where a signal ended it. ``successor`` is the start that has the run since.
     """
     if outcome is not None and outcome.status == "failed":
         return "user", f"{outcome.error}: {outcome.message}"
@@ -62,6 +66,8 @@ def classify(
         return "finished", "the run is finished"
     if exit_code in (CANCELLED, -signal.SIGINT):
         return "cancelled", "it was interrupted"
+    if successor is not None:
+        return "superseded", _taken_over(successor)
     if exit_code in _USER_CODES:
         return "user", last_line
     newest = max((event.attempt for event in events), default=0)
@@ -85,7 +91,7 @@ def decide(endings: Sequence[Ending], budgets: Restarts) -> Decision:
     fails at the same place does not go on for ever.
     """
     last = endings[-1]
-    if last.kind in ("finished", "cancelled", "user"):
+    if last.kind in ("finished", "cancelled", "user", "superseded"):
         return Decision("stop", 0.0, last.reason)
     since, newest = 0, endings[0].checkpoint
     for number, ending in enumerate(endings):
@@ -104,6 +110,10 @@ def decide(endings: Sequence[Ending], budgets: Restarts) -> Decision:
         )
     wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (len(recent) - 1))
     return Decision("restart", wait, f"{last.kind}: {last.reason}")
+
+
+def _taken_over(successor: Start) -> str:
+    return f"start {successor.number}, at {successor.where}, has the run since {successor.time}"
 
 
 def forget_failure(run_dir: RunDir, *, before: datetime) -> None:
@@ -128,15 +138,19 @@ class Supervisor:
         command: Sequence[str],
         *,
         place: str,
+        launch: str,
         budgets: Restarts | None,
         grace_seconds: float,
         say: Callable[[str], None],
         sleep: Callable[[float], object] | None = None,
     ) -> None:
-        """``budgets`` None: start it once. ``grace_seconds``: for a save when asked to end."""
+        """``place`` and the name of the ``launch`` spec are noted. ``budgets`` None: start it once,
+        since somebody else starts it again. ``grace_seconds``: for a save when asked to end."""
         self._run_dir = run_dir
         self._command = command
-        self._place = place
+        # Whoever starts supervisors again says whose they are; any other is one by itself.
+        owner = os.environ.get(history.OWNER_VARIABLE) or uuid.uuid4().hex
+        self._origin = {"place": place, "launch": launch, "owner": owner}
         self._budgets = budgets
         self._grace_seconds = grace_seconds
         self._say = say
@@ -144,25 +158,42 @@ class Supervisor:
         self._sleep = sleep or self._asked.wait
 
     def run(self) -> int:
-        """Start drivers until one decides the run; the exit code of the last."""
+        """Start drivers until one decides the run; the exit code of the last.
+
+        Where a later start has the run, this one leaves it: two that went on would each end the
+        other's workers for ever. Whoever starts this again must not, and is told so by 0.
+        """
         endings: list[Ending] = []
         with self._signals():
-            while True:
-                endings.append(self._run_once())
-                last = endings[-1]
-                if self._budgets is None or self._asked.is_set():
+            while start := history.begin(self._run_dir, **self._origin):
+                endings.append(self._run_once(start))
+                if not self._goes_on(endings):
                     break
-                decision = decide(endings, self._budgets)
-                if decision.action == "stop":
-                    if last.kind not in ("finished", "cancelled"):
-                        self._say(f"not started again: {decision.reason}")
-                    break
-                self._say(f"started again in {decision.wait_seconds:.0f} s; {decision.reason}")
-                self._sleep(decision.wait_seconds)
                 if self._asked.is_set():
                     return CANCELLED
+            else:
+                self._say("not started: a later start has the run")
+        if self._budgets is None and (not endings or endings[-1].kind == "superseded"):
+            return 0
+        code = endings[-1].exit_code
         # A shell's code for a program that a signal has ended.
-        return last.exit_code if last.exit_code >= 0 else 128 - last.exit_code
+        return code if code >= 0 else 128 - code
+
+    def _goes_on(self, endings: Sequence[Ending]) -> bool:
+        """Whether another driver is to be started, once it is time for that."""
+        last = endings[-1]
+        if last.kind == "superseded":
+            self._say(f"not started again: {last.reason}")
+        if last.kind == "superseded" or self._budgets is None or self._asked.is_set():
+            return False
+        decision = decide(endings, self._budgets)
+        if decision.action == "stop":
+            if last.kind not in ("finished", "cancelled"):
+                self._say(f"not started again: {decision.reason}")
+            return False
+        self._say(f"started again in {decision.wait_seconds:.0f} s; {decision.reason}")
+        self._sleep(decision.wait_seconds)
+        return True
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -175,8 +206,7 @@ class Supervisor:
             for number, handler in zip(wanted, before, strict=True):
                 signal.signal(number, handler)
 
-    def _run_once(self) -> Ending:
-        start = history.begin(self._run_dir, place=self._place)
+    def _run_once(self, start: Start) -> Ending:
         attempts_before = self._run_dir.newest_attempt() or 0
         log = self._run_dir.numbered_driver_log(start.number)
         driver = subprocess.Popen(
@@ -186,7 +216,7 @@ class Supervisor:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        output = _Output(driver, log, self._run_dir)
+        output = DriverOutput(driver, log, self._run_dir)
         while driver.poll() is None:
             if self._asked.wait(0.1) and driver.poll() is None:
                 self._end(driver, attempts_before)
@@ -216,7 +246,9 @@ class Supervisor:
                 driver.wait(_END_SECONDS)
                 return
 
-    def _ending(self, number: int, exit_code: int, *, attempts_before: int, log: _Output) -> Ending:
+    def _ending(
+        self, number: int, exit_code: int, *, attempts_before: int, log: DriverOutput
+    ) -> Ending:
         try:
             outcome = Outcome.read(self._run_dir)
             events = [
@@ -225,6 +257,7 @@ class Supervisor:
                 if event.attempt > attempts_before
             ]
             checkpoint = newest_manifest(self._run_dir, self._run_dir.newest_attempt())
+            successor = history.successor(self._run_dir, number)
         except (RotescaleError, FileNotFoundError) as error:
             # Storage that does not answer says nothing about the run, but that it can go on.
             return Ending(
@@ -235,7 +268,13 @@ class Supervisor:
                 exit_code=exit_code,
                 checkpoint=None,
             )
-        kind, reason = classify(exit_code, outcome=outcome, events=events, last_line=log.last_line)
+        kind, reason = classify(
+            exit_code,
+            outcome=outcome,
+            events=events,
+            last_line=log.last_line,
+            successor=successor,
+        )
         if self._asked.is_set() and kind not in ("finished", "user"):
             kind, reason, exit_code = "cancelled", "it was asked to end", CANCELLED
         return Ending(
@@ -256,47 +295,3 @@ def _while_alive(driver: subprocess.Popen[bytes], seconds: float) -> None:
     if driver.poll() is not None:
         raise _DriverGoneError
     time.sleep(seconds)
-
-
-class _Output:
-    """Passes a driver's output on, and keeps it in the run folder."""
-
-    def __init__(self, driver: subprocess.Popen[bytes], log: Path, run_dir: RunDir) -> None:
-        self.last_line = ""
-        """The last that was printed and is not empty."""
-        self._driver = driver
-        self._log = log
-        self._run_dir = run_dir
-        self._done = threading.Event()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        targets = (self._pass_on, self._upload)
-        self._threads = [threading.Thread(target=target, daemon=True) for target in targets]
-        for thread in self._threads:
-            thread.start()
-
-    def close(self) -> None:
-        """Wait until all of it is kept."""
-        self._threads[0].join(timeout=_END_SECONDS)
-        self._done.set()
-        self._threads[1].join()
-
-    def _pass_on(self) -> None:
-        assert self._driver.stdout is not None
-        with self._driver.stdout as lines, self._log.open("ab") as log:
-            for line in lines:
-                sys.stdout.buffer.write(line)
-                sys.stdout.flush()
-                # A full disk must not end the run; what is lost here was printed above.
-                with suppress(OSError):
-                    log.write(line)
-                    log.flush()
-                self.last_line = line.decode(errors="replace").strip() or self.last_line
-
-    def _upload(self) -> None:
-        while not self._done.wait(_UPLOAD_SECONDS):
-            self._upload_once()
-        self._upload_once()
-
-    def _upload_once(self) -> None:
-        with suppress(StorageError):
-            self._run_dir.upload_log(self._log)

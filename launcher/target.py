@@ -34,6 +34,11 @@ class Target:
         """What the place calls the run."""
         return job_name(self.experiment, storage=self.launch.storage)
 
+    @property
+    def place(self) -> str:
+        """Where it is, in words."""
+        return f"{self.launch.name} ({self.launch.place})"
+
     def launcher(self, *, patience_seconds: float = PATIENCE_SECONDS) -> Launcher:
         """What looks after the run there, and how long it waits for a place that is away."""
         return launcher_of(self.experiment, self.launch, patience_seconds=patience_seconds)

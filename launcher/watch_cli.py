@@ -155,15 +155,14 @@ def _same_place(one: LaunchSpec, other: LaunchSpec) -> bool:
 
 def _look(target: Target, *, silent: str | None = None) -> RunReport:
     """What is known of it. ``silent``: why its place is not asked."""
-    place = f"{target.launch.name} ({target.launch.place})"
     if silent is not None:
-        return look(target.name, place, _Silent(silent), target.run_dir)
+        return look(target, _Silent(silent))
     try:
         launcher = target.launcher(patience_seconds=LOOK_SECONDS)
     except SpecError as error:
         # Such as a token that is not there: the run's folder can be read all the same.
-        return look(target.name, place, _Silent(str(error)), target.run_dir)
-    return look(target.name, place, launcher, target.run_dir)
+        return look(target, _Silent(str(error)))
+    return look(target, launcher)
 
 
 class _Silent:

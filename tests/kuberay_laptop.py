@@ -91,7 +91,7 @@ class Laptop:
     def status(self, target: Target | None = None) -> dict[str, Any]:
         """As ``rotescale-launch status --json`` says it, without the start of a process."""
         one = target or self.target
-        return look(one.name, "", one.launcher(), one.run_dir).as_dict()
+        return look(one, one.launcher()).as_dict()
 
     def wait(
         self,

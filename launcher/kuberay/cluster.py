@@ -27,6 +27,8 @@ _TIMEOUT = (10.0, 60.0)
 _FOLLOW_TIMEOUT = (10.0, 90.0)
 _RETRIED = (429, 500, 502, 503, 504)
 _CONFLICT, _NOT_FOUND = 409, 404
+FORBIDDEN = 403
+"""``RefusedError.status`` where the account has not the right."""
 _NO_LOG = (400, _NOT_FOUND)
 """Of a container that has not begun, and of a pod that is gone."""
 _FINE = range(200, 300)
@@ -343,7 +345,7 @@ def _explain(
         return _unavailable(words, retry_after=headers.get("Retry-After"))
     if status == 401:
         return RefusedError(f"Kubernetes takes no such login ({words}); log in again", status)
-    if status == 403:
+    if status == FORBIDDEN:
         return RefusedError(
             f"Kubernetes: {words}. Give this account the rights of k8s/base/rbac.yaml; "
             "rotescale-launch doctor lists what is missing",

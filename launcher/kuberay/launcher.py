@@ -5,20 +5,23 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from launcher import history
 from launcher.job import PlaceUnavailableError, Situation
 from launcher.kuberay.cluster import (
     CONFIG_MAPS,
     EVENTS,
+    FORBIDDEN,
     PODS,
     RAY_JOBS,
     WORKLOADS,
     KubernetesCluster,
     Object,
+    RefusedError,
 )
 from launcher.kuberay.difference import difference
-from launcher.kuberay.names import RUN_LABEL
+from launcher.kuberay.names import QUEUE_LABEL, RUN_LABEL
 from launcher.kuberay.pods import HEAD_GRACE_SECONDS
 from launcher.kuberay.render import render
 from launcher.kuberay.situation import is_over, situation
@@ -58,6 +61,8 @@ class KubeRayLauncher:
         spec_map, job = render(spec, self._launch, retry_before=before)
         submission = uuid.uuid4().hex
         job["metadata"]["annotations"][SUBMISSION] = submission
+        # So that a try that KubeRay makes is known for this job's, and leaves a run that has moved.
+        _head_variables(job).append({"name": history.OWNER_VARIABLE, "value": submission})
         started = self._create(spec_map, job, submission)
         if started:
             self._remove_other_maps(spec_map["metadata"]["name"])
@@ -74,7 +79,7 @@ class KubeRayLauncher:
     def differences(self, spec: ExperimentSpec) -> list[str]:
         """Lines of a diff from what is there to what would be created; none where they agree."""
         spec_map, job = render(spec, self._launch)
-        found = [(job, self._cluster.get(RAY_JOBS, self._name))]
+        found = [(job, _without_owner(self._cluster.get(RAY_JOBS, self._name)))]
         # A map's name follows its content: the one that is there is the RayJob's.
         maps = self._cluster.find(CONFIG_MAPS, labels=self._mine)
         there = maps[0] if maps else None
@@ -84,15 +89,17 @@ class KubeRayLauncher:
         return [line for wanted, one in found for line in difference(wanted, one)]
 
     def look(self) -> Situation:
-        """As ``Launcher.look``."""
+        """As ``Launcher.look``. The RayJob alone must be read; what else cannot be is said."""
         job = self._cluster.get(RAY_JOBS, self._name)
-        pods = self._pods()
-        return situation(
-            job,
-            workloads=[] if job is None else self._workloads(job),
-            pods=pods,
-            events=[] if job is None else self._events(job, pods),
-        )
+        unread: dict[str, str] = {}
+        pods = _read("pods", self._pods, unread) or []
+        workloads: list[Object] | None = []
+        events: list[Object] | None = []
+        if job is not None:
+            if QUEUE_LABEL in job["metadata"].get("labels", {}):
+                workloads = _read("workloads", lambda: self._workloads(job), unread)
+            events = _read("events", lambda: self._events(job, pods), unread)
+        return situation(job, workloads=workloads, pods=pods, events=events or [], unread=unread)
 
     def logs(self, *, num_lines: int) -> list[str]:
         """As ``Launcher.logs``."""
@@ -213,3 +220,37 @@ class KubeRayLauncher:
         names = {job["metadata"]["name"], *(pod["metadata"]["name"] for pod in pods)}
         events = self._cluster.find(EVENTS)
         return [one for one in events if one.get("involvedObject", {}).get("name") in names]
+
+
+def _read(
+    what: str, ask: Callable[[], list[Object]], unread: dict[str, str]
+) -> list[Object] | None:
+    """What is found; None, and why in ``unread``, where this account may not read it, or where the
+    server does not say."""
+    try:
+        return ask()
+    except RefusedError as error:
+        is_denied = error.status == FORBIDDEN
+        words = f"this account may not read {what}; rotescale-launch doctor lists what is missing"
+        unread[what] = words if is_denied else str(error)
+    except PlaceUnavailableError as error:
+        unread[what] = str(error)
+    return None
+
+
+def _head_variables(job: Object) -> list[Object]:
+    """What the head's container is given as variables, in place; none in what is none of ours."""
+    found: Any = job["spec"]
+    for key in ("rayClusterSpec", "headGroupSpec", "template", "spec"):
+        found = found.get(key) or {}
+    containers: list[Object] = found.get("containers") or [{}]
+    variables: list[Object] = containers[0].get("env") or []
+    return variables
+
+
+def _without_owner(job: Object | None) -> Object | None:
+    """What was rendered of a RayJob: not whose submission it is."""
+    if job is not None:
+        variables = _head_variables(job)
+        variables[:] = [one for one in variables if one["name"] != history.OWNER_VARIABLE]
+    return job

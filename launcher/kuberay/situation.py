@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from launcher.job import RAY_JOB_STATES, JobState, Situation
@@ -30,19 +31,24 @@ def is_over(job: Object) -> bool:
 def situation(
     job: Object | None,
     *,
-    workloads: Sequence[Object] = (),
+    workloads: Sequence[Object] | None = (),
     pods: Sequence[Object] = (),
     events: Sequence[Object] = (),
+    unread: Mapping[str, str] = MappingProxyType({}),
 ) -> Situation:
-    """Of a RayJob, or of none. ``workloads`` are Kueue's for it, the others its own."""
+    """Of a RayJob, or of none. ``workloads`` are Kueue's for it, the others its own.
+
+    ``unread`` is what could not be read, and why; ``workloads`` are None where they are of it.
+    """
     if job is None:
         words = "there is no RayJob of this run: it was not submitted there, or was deleted"
-        return Situation("unknown", words, (("RayJob", "none"), *_pods(pods)))
+        return Situation("unknown", words, (("RayJob", "none"), *_pods(pods), *unread.items()))
     layers = [*_queue(job, workloads), _ray_job(job), *_pods(pods)]
     status = job.get("status", {})
     if status.get("jobStatus"):
         layers.append(("Ray job", f"{status.get('jobId', '')}: {status['jobStatus']}"))
     layers += [("warning", one) for one in _warnings(events)]
+    layers += unread.items()
     state = _state(job)
     return Situation(state, _why(job, state, workloads, pods, events), tuple(layers))
 
@@ -65,7 +71,7 @@ def _state(job: Object) -> JobState:
 def _why(
     job: Object,
     state: JobState,
-    workloads: Sequence[Object],
+    workloads: Sequence[Object] | None,
     pods: Sequence[Object],
     events: Sequence[Object],
 ) -> str:
@@ -89,9 +95,9 @@ def _why(
     return reasons[0] if reasons else ""
 
 
-def _queue(job: Object, workloads: Sequence[Object]) -> Iterator[tuple[str, str]]:
+def _queue(job: Object, workloads: Sequence[Object] | None) -> Iterator[tuple[str, str]]:
     name = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
-    if name is None:
+    if name is None or workloads is None:
         return
     if not workloads:
         yield "queue", f"{name}: no workload yet"
@@ -106,8 +112,12 @@ def _queue(job: Object, workloads: Sequence[Object]) -> Iterator[tuple[str, str]
         yield "queue", f"{name}: {state}"
 
 
-def _waits_for_quota(job: Object, workloads: Sequence[Object]) -> Iterator[str]:
+def _waits_for_quota(job: Object, workloads: Sequence[Object] | None) -> Iterator[str]:
     if not job["spec"].get("suspend"):
+        return
+    name = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
+    if workloads is None:
+        yield f"suspended, as what waits in queue {name} is"
         return
     for workload in workloads:
         evicted = _condition(workload, "Evicted")
@@ -117,7 +127,6 @@ def _waits_for_quota(job: Object, workloads: Sequence[Object]) -> Iterator[str]:
         if quota is not None and quota.get("status") != "True":
             yield f"waits for quota: {quota.get('message') or quota.get('reason', '')}"
     if not workloads:
-        name = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
         yield (
             "suspended, and in no queue"
             if name is None

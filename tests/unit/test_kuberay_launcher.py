@@ -24,6 +24,7 @@ from api_server import ApiServer, api_server
 from kuberay_helpers import FULL, MICRO, experiment
 
 from launcher import cli
+from launcher.history import OWNER_VARIABLE
 from launcher.job import PlaceUnavailableError
 from launcher.kuberay.cluster import KubernetesCluster, RefusedError
 from launcher.kuberay.launcher import SUBMISSION, KubeRayLauncher
@@ -94,7 +95,10 @@ def test_submitted_twice_is_submitted_once(server: ApiServer) -> None:
     assert not launcher().submit(SPEC, retry=False)
     (job,) = jobs(server)
     wanted = copy.deepcopy(JOB)
-    del job["metadata"]["annotations"][SUBMISSION]
+    submission = job["metadata"]["annotations"].pop(SUBMISSION)
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    given = {one["name"]: one.get("value") for one in head["env"]}
+    assert given[OWNER_VARIABLE] == submission, "each try of this job is known by it"
     assert job["metadata"]["annotations"] == wanted["metadata"]["annotations"]
     assert job["spec"]["entrypoint"] == wanted["spec"]["entrypoint"]
     (spec_map,) = server.list("configmaps", namespace=NAMESPACE)

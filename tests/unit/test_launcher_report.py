@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from launcher import history
+from launcher.history import Ending, EndKind, Start
 from launcher.job import JobState, PlaceUnavailableError, Situation
 from launcher.report import RunReport, judge, look
 from launcher.status_page import page, short, span
+from launcher.target import Target
 from rotescale.activity import Activity
+from rotescale.launch_spec import LaunchSpec, RayAccess
 from rotescale.records import EventRow
 from rotescale.run_dir import Outcome, RunDir, SegmentName
 
@@ -61,16 +66,82 @@ class Place:
         return self._answer
 
 
+CLUSTER = {"name": "cluster", "place": "ray", "address": "auto"}
+ACCESS = RayAccess(jobs_url="http://localhost:1", token_variable="TOKEN")
+
+
+def at(run_dir: RunDir) -> Target:
+    """That run on a Ray cluster."""
+    launch = LaunchSpec(**CLUSTER, ray=ACCESS, storage=str(run_dir.root.parent))  # type: ignore[arg-type]
+    return Target(run_dir.root.name, launch)
+
+
 def test_a_place_that_does_not_answer_is_no_guess(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path / "run")
-    report = look("run", "ray", Place(PlaceUnavailableError("http://x does not answer")), run_dir)
+    report = look(at(run_dir), Place(PlaceUnavailableError("http://x does not answer")))
     assert (report.state, report.reason) == ("unknown", "http://x does not answer")
     assert report.progress is None
     run_dir.root.mkdir()
     run_dir.spec_json.write_text("{}")
     run_dir.outcome_json.write_text(FINISHED.model_dump_json())
-    report = look("run", "ray", Place(PlaceUnavailableError("http://x does not answer")), run_dir)
+    report = look(at(run_dir), Place(PlaceUnavailableError("http://x does not answer")))
     assert report.state == "finished", "its folder knows"
+
+
+@pytest.mark.parametrize(
+    ("said", "end", "state", "why"),
+    [
+        ("running", None, "running", "words"),
+        # The job here has ended and left the run, or nobody knows it any more.
+        ("failed", None, "unknown", "has noted no end; ask there"),
+        ("finished", None, "unknown", "has noted no end; ask there"),
+        ("unknown", None, "unknown", "has noted no end; ask there"),
+        ("failed", "cancelled", "stopped", "ended (cancelled: because); ask there"),
+        ("unknown", "cancelled", "unknown", "ended (cancelled: because); ask there"),
+    ],
+)
+def test_a_run_that_was_begun_elsewhere_is_not_told_by_the_job_that_is_here(
+    tmp_path: Path, said: JobState, end: EndKind | None, state: str, why: str
+) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.root.mkdir()
+    run_dir.spec_json.write_text("{}")
+    history.begin(run_dir, place="ray", launch="cluster", owner="a")
+    here = look(at(run_dir), Place(Situation(said, "words")))
+    assert "start 1" not in here.reason, "its last start was here"
+    assert "last start" not in dict(here.layers)
+    history.begin(run_dir, place="kuberay", launch="eks", owner="b")
+    if end is not None:
+        history.end(
+            run_dir,
+            Ending(number=2, time="", kind=end, reason="because", exit_code=1, checkpoint=None),
+        )
+    report = look(at(run_dir), Place(Situation(said, "words")))
+    assert report.state == state
+    assert why in report.reason
+    words = dict(report.layers).get("last start", report.reason)
+    assert "start 2, at eks (kuberay) on " in words
+    Outcome(status="finished", attempt=1).write(run_dir)
+    assert look(at(run_dir), Place(Situation(said, "words"))).state == "finished"
+
+
+@pytest.mark.parametrize(
+    ("start", "launch", "expected"),
+    [
+        ({"place": "local", "launch": "one"}, {}, True),
+        ({"place": "local", "launch": "one", "host": "far"}, {}, False),
+        ({"place": "local"}, {**CLUSTER, "ray": ACCESS}, False),
+        ({"place": "ray", "launch": "cluster", "host": "far"}, {**CLUSTER, "ray": ACCESS}, True),
+        ({"place": "ray", "launch": "other", "host": "far"}, {**CLUSTER, "ray": ACCESS}, False),
+        ({"place": "ray", "host": "far"}, {**CLUSTER, "ray": ACCESS}, True),
+        # A process on a machine of the cluster.
+        ({"place": "ray", "launch": "cluster"}, CLUSTER, True),
+        ({"place": "ray", "launch": "cluster", "host": "far"}, CLUSTER, False),
+    ],
+)
+def test_where_a_start_was(start: dict[str, str], launch: dict[str, Any], expected: bool) -> None:
+    fields = {"number": 1, "time": "", "host": socket.gethostname(), **start}
+    assert Start.model_validate(fields).was_at(LaunchSpec(**launch)) is expected
 
 
 def test_a_damaged_folder_is_said_beside_what_the_place_says(tmp_path: Path) -> None:
@@ -78,7 +149,7 @@ def test_a_damaged_folder_is_said_beside_what_the_place_says(tmp_path: Path) -> 
     run_dir.root.mkdir()
     run_dir.spec_json.write_text("{}")
     run_dir.outcome_json.write_text("{")
-    report = look("run", "ray", Place(Situation("running")), run_dir)
+    report = look(at(run_dir), Place(Situation("running")))
     assert report.state == "running"
     assert "outcome.json: damaged" in dict(report.layers)["run folder"]
 
@@ -88,7 +159,7 @@ def test_what_is_left_of_a_phase() -> None:
     assert Activity("memorize", 70, None, seconds_per_step=4.0).seconds_left is None
     assert Activity("evaluate memorize", 70, 100).seconds_left is None
     assert [span(s) for s in (5.0, 150.0, 4000.0)] == ["5 s", "2 min", "1 h 7 min"]
-    report = look("run", "ray", Place(Situation("running")), RunDir.at("/nowhere/run"))
+    report = look(at(RunDir.at("/nowhere/run")), Place(Situation("running")))
     assert short(report) == ""
 
 
@@ -104,7 +175,7 @@ def test_the_rank_that_others_wait_for_is_named(tmp_path: Path) -> None:
         for rank, wait in enumerate((1.0, 1.0, 0.0))
     ]
     with_records(run_dir, "ranks", {"ranks": ranks})
-    report = look("run", "ray", Place(Situation("running")), run_dir)
+    report = look(at(run_dir), Place(Situation("running")))
     (slow,) = report.stragglers
     assert (slow.rank, slow.node, slow.ratio) == (2, "host-2", 2.0)
     assert report.as_dict()["stragglers"] == [{"rank": 2, "node": "host-2", "ratio": 2.0}]

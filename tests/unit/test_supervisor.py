@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli, history
-from launcher.history import Ending, EndKind
+from launcher.history import Ending, EndKind, Start
 from launcher.supervisor import CANCELLED, Supervisor, classify, decide, forget_failure
 from rotescale.launch_spec import Restarts
 from rotescale.object_store import RemotePath
@@ -61,6 +61,19 @@ def test_each_end_has_a_class_by_its_evidence(
     assert found == expected
 
 
+def test_whoever_has_the_run_since_is_the_reason_unless_it_is_decided() -> None:
+    successor = Start(number=2, time="noon", place="ray", host="far", launch="big", owner="b")
+    for code in (4, 2, -9):
+        kind, reason = classify(
+            code, outcome=None, events=(event("hang"),), last_line="", successor=successor
+        )
+        assert kind == "superseded"
+        assert reason == "start 2, at big (ray) on far, has the run since noon"
+    for code, outcome, kind in ((2, FAILED, "user"), (0, FINISHED, "finished")):
+        found = classify(code, outcome=outcome, events=(), last_line="", successor=successor)
+        assert found[0] == kind
+
+
 def test_a_killed_driver_may_have_lacked_memory() -> None:
     kind, reason = classify(-9, outcome=None, events=(), last_line="")
     assert kind == "infrastructure"
@@ -74,7 +87,7 @@ def endings(*kinds: tuple[EndKind, str | None]) -> list[Ending]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["finished", "cancelled", "user"])
+@pytest.mark.parametrize("kind", ["finished", "cancelled", "user", "superseded"])
 def test_what_is_decided_is_not_started_again(kind: EndKind) -> None:
     assert decide(endings((kind, None)), BUDGETS).action == "stop"
 
@@ -126,6 +139,7 @@ def supervise(run_dir: RunDir, script: str, budgets: Restarts | None = BUDGETS) 
         run_dir,
         ("sh", "-c", script),
         place="local",
+        launch="laptop",
         budgets=budgets,
         grace_seconds=0,
         say=said.append,
@@ -211,7 +225,8 @@ from rotescale.object_store import RemotePath
 from rotescale.run_dir import RunDir
 supervisor = Supervisor(
     RunDir(Path(sys.argv[1])), (sys.executable, "-c", sys.argv[2]), place="ray",
-    budgets=Restarts(), grace_seconds=20, say=lambda words: print(words, flush=True),
+    launch="cluster", budgets=Restarts(), grace_seconds=20,
+    say=lambda words: print(words, flush=True),
 )
 sys.exit(supervisor.run())
 """
@@ -264,8 +279,9 @@ def test_asked_to_end_it_saves_first(tmp_path: Path, number: signal.Signals) -> 
 
 def test_two_supervisors_never_share_a_number(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path / "run")
-    numbers = [history.begin(run_dir, place="local").number for _ in range(3)]
-    assert numbers == [1, 2, 3] == run_dir.launch_numbers()
+    for number in range(3):
+        assert history.begin(run_dir, place="local", launch="laptop", owner=str(number))
+    assert run_dir.launch_numbers() == [1, 2, 3]
     assert history.endings(run_dir) == [], "killed supervisors note no end"
     assert json.loads(run_dir.launch_start(2).read_bytes())["place"] == "local"
 
