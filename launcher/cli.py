@@ -14,6 +14,7 @@ from launcher import history, local, plain_yaml, ray_jobs, runs
 from launcher.doctor_cli import doctor
 from launcher.kuberay import render as kuberay
 from launcher.kuberay.launcher import KubeRayLauncher
+from launcher.moving import require_free
 from launcher.plan_cli import plan
 from launcher.supervise_cli import supervise
 from launcher.target import Target, find_target, load_launch
@@ -83,15 +84,15 @@ def resume(
         Path | None, typer.Option(help="Another place (a launch spec); default: where it was.")
     ] = None,
     retry: Retry = False,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="Where it was is gone, or does not answer.")
+    ] = False,
 ) -> None:
     """Go on with a run from its newest checkpoint, where it was or at another place."""
     before = find_target(run, None)
     target = before if on is None else before.at(load_launch(on))
-    if target.launch != before.launch and before.launcher().look().is_alive:
-        raise SpecError(
-            f"{run}: it is at work at {before.launch.name} ({before.launch.place}); end it there "
-            f"first: rotescale-launch cancel {before.name}"
-        )
+    for doubt in require_free(run, before, target, is_lost=lost):
+        console.print(f"warning: {doubt}")
     path = target.run_dir.spec_json
     if not path.exists():
         raise SpecError(
