@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from ray_cluster import RayCluster, ray_cluster
 from recovery_helpers import assert_equal_runs
 from tcp_proxy import Tunnel
 
+from launcher import ray_jobs
 from launcher.job import PlaceUnavailableError
 from launcher.jobs_api import JobsApi
 from launcher.ray_doctor import ray_checks
+from launcher.target import Target
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec, RayAccess
 from rotescale.records import read_records
@@ -173,6 +176,30 @@ def test_an_id_is_taken_once(cluster: RayCluster) -> None:
     assert job is not None
     assert (job.status, job.exit_code) == ("SUCCEEDED", 0)
     assert api.job("never") is None
+
+
+def test_of_launchers_that_submit_at_once_one_has_started_it(
+    cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_jobs, "ENTRYPOINT", "sleep 120")
+    launch = LaunchSpec(
+        place="ray", address="auto", storage=str(tmp_path / "runs"), ray=access(cluster)
+    )
+    target = Target("micro", launch)
+    spec = load_spec(ExperimentSpec, MICRO)
+    ready = threading.Barrier(6)
+
+    def submit(_: int) -> bool:
+        launcher = target.launcher()
+        ready.wait()
+        return launcher.submit(spec, retry=False)
+
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(submit, range(6)))
+    mine = [one for one in JobsApi(access(cluster)).jobs() if target.name in one.submission_id]
+    assert target.launcher().cancel(grace_seconds=30)
+    assert sorted(answers) == [False] * 5 + [True]
+    assert [one.submission_id for one in mine] == [f"{target.name}-1"]
 
 
 @pytest.fixture

@@ -1,0 +1,58 @@
+"""What workers have printed is found by rank and attempt, on a disk and in a bucket."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from launcher import cli
+from rotescale.run_dir import RunDir
+from rotescale.storage import StoragePath, make_folder, write_atomic
+
+Logs = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def logs(
+    folder: StoragePath, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Logs:
+    """``rotescale-launch logs`` of a run of two ranks and two attempts, in this process."""
+    run_dir = RunDir(folder / "run")
+    make_folder(run_dir.logs_dir)
+    for attempt, rank in ((1, 0), (1, 1), (2, 1)):
+        name = run_dir.worker_log(attempt=attempt, rank=rank).name
+        text = f"attempt {attempt}, rank {rank}\nlast \N{BLACK STAR}\n"
+        write_atomic(run_dir.logs_dir / name, text.encode())
+    write_atomic(run_dir.logs_dir / "driver-0001.log", b"of the driver\n")
+    write_atomic(run_dir.spec_json, b"{}")
+
+    def logs(*arguments: str) -> tuple[int, str]:
+        command = ["rotescale-launch", "logs", str(run_dir.root), *arguments]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(stopped.value.code or 0), printed.out + printed.err
+
+    return logs
+
+
+def test_a_ranks_log_is_of_its_newest_attempt_or_of_the_one_that_is_asked_for(logs: Logs) -> None:
+    assert logs("--rank", "1") == (0, "attempt 2, rank 1\nlast \N{BLACK STAR}\n")
+    assert logs("--rank", "1", "--attempt", "1")[1].startswith("attempt 1, rank 1\n")
+    assert logs("--rank", "0")[1].startswith("attempt 1, rank 0\n"), "its newest"
+    assert logs("--rank", "1", "--lines", "1") == (0, "last \N{BLACK STAR}\n")
+    assert logs()[1] == "of the driver\n"
+
+
+def test_a_rank_without_a_log_is_told_which_there_are(logs: Logs) -> None:
+    for arguments, words in (
+        (("--rank", "7"), "no log of rank 7 in attempt any"),
+        (("--rank", "0", "--attempt", "2"), "no log of rank 0 in attempt 2"),
+    ):
+        code, said = logs(*arguments)
+        assert code == 2
+        assert words in said
+        assert "(attempt/rank) 1/0, 1/1, 2/1. " in said
