@@ -173,7 +173,7 @@ class Supervisor:
                     return CANCELLED
             else:
                 self._say("not started: a later start has the run")
-        if self._budgets is None and (not endings or endings[-1].kind == "superseded"):
+        if not endings or (self._budgets is None and endings[-1].kind == "superseded"):
             return 0
         code = endings[-1].exit_code
         # A shell's code for a program that a signal has ended.

@@ -21,6 +21,7 @@ from player_ray import why_pods_see_each_other
 from ray_cluster import ray_cluster
 from recovery_helpers import assert_equal_runs, events
 
+from launcher import history
 from launcher.target import Target
 from rotescale.launch_spec import LaunchSpec
 from rotescale.records import read_records
@@ -206,6 +207,33 @@ def test_begun_here_and_finished_on_kubernetes(
     assert "micro started" in laptop("resume", "micro", "--on", laptop.profile("kuberay"))
     done = laptop.wait("the end", lambda s: s["state"] == "finished")
     assert done["outcome"] == "finished in attempt 2"
+    assert_equal_runs(laptop.run_dir, undisturbed(tmp_path, model_cache))
+
+
+def test_a_cluster_that_comes_back_leaves_a_run_that_was_moved(
+    laptop: Laptop, tmp_path: Path, model_cache: Path
+) -> None:
+    name = laptop.submit()
+    laptop.player.kueue.admit(name)
+    laptop.wait("a checkpoint", has_checkpoint)
+    fault = {"point": "step", "action": "delay", "while": str(laptop.slow), "seconds": 0.2}
+    laptop.environment["ROTESCALE_FAULT"] = json.dumps(fault)
+    local = laptop.profile("local")
+    here = Target("micro", load_spec(LaunchSpec, Path(local)))
+    resume = ("resume", "micro", "--on", local)
+    with laptop.server.down():
+        assert "add --lost" in laptop(*resume, code=2)
+        assert "micro started" in laptop(*resume, "--lost")
+    laptop.wait("it is left there", lambda s: history.endings(laptop.run_dir))
+    (left,) = history.endings(laptop.run_dir)
+    assert (left.number, left.kind) == (1, "superseded")
+    moved = laptop.wait("no retry", lambda s: s["layers"]["RayJob"] == f"{name}: Complete")
+    assert moved["state"] == "unknown", "the job says SUCCEEDED, and the run is elsewhere"
+    assert "start 2, at local (local) on " in moved["reason"]
+    laptop.slow.unlink()
+    done = laptop.wait("the end here", lambda s: s["state"] == "finished", target=here)
+    assert done["outcome"] == "finished in attempt 2"
+    assert laptop.run_dir.launch_numbers() == [1, 2]
     assert_equal_runs(laptop.run_dir, undisturbed(tmp_path, model_cache))
 
 
