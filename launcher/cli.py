@@ -19,7 +19,7 @@ from launcher.plan_cli import plan
 from launcher.supervise_cli import supervise
 from launcher.target import Target, find_target, load_launch
 from launcher.watch_cli import cancel, list_runs, logs, status
-from rotescale.errors import SpecError, exit_with_error
+from rotescale.errors import SpecError, StorageError, exit_with_error
 from rotescale.launch_spec import LaunchSpec
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json, load_spec
@@ -93,37 +93,55 @@ def resume(
     target = before if on is None else before.at(load_launch(on))
     for doubt in require_free(run, before, target, is_lost=lost):
         console.print(f"warning: {doubt}")
-    path = target.run_dir.spec_json
-    if not path.exists():
+    spec = _spec_of(target)
+    if spec is None:
         raise SpecError(
-            f"{path}: not there, or not to be read from here; submit the run's spec with --on"
+            f"{target.run_dir.spec_json}: not there, or not to be read from here, and the run was "
+            "not started from this machine; submit its spec with --on"
         )
-    _submit(load_spec(ExperimentSpec, path), target, retry=retry)
+    _submit(spec, target, retry=retry)
 
 
 def diff(spec_path: Spec, on: On = None, overrides: Overrides = None) -> None:
     """Compare a spec with what its run was started with; ends with 1 where they differ."""
     spec, launch = _load(spec_path, on, overrides)
     target = Target(spec.name, launch)
-    path = target.run_dir.spec_json
     launcher = target.launcher() if launch.place == "kuberay" else None
     lines = launcher.differences(spec) if isinstance(launcher, KubeRayLauncher) else []
-    if path.exists():
-        names = (str(path), str(spec_path))
-        there = path.read_text(encoding="utf-8").splitlines()
-        lines += difflib.unified_diff(there, dump_json(spec).splitlines(), *names, lineterm="")
+    there = _spec_of(target)
+    if there is not None:
+        names = (str(target.run_dir.spec_json), str(spec_path))
+        before, now = (dump_json(one).splitlines() for one in (there, spec))
+        lines += difflib.unified_diff(before, now, *names, lineterm="")
     elif launcher is None:
-        raise SpecError(f"{path}: no such run, or not to be read from here; nothing to compare")
+        raise SpecError(
+            f"{target.run_dir.spec_json}: no such run, or not to be read from here, and none was "
+            "started from this machine; nothing to compare"
+        )
     if not lines:
         console.print(f"{spec_path}: as it was started")
         return
     for line in lines:
         print(line)
-    if path.exists() and load_spec(ExperimentSpec, path).digest() != spec.digest():
+    if there is not None and there.digest() != spec.digest():
         console.print("results change: submit refuses; give the experiment another name")
-    elif path.exists():
+    elif there is not None:
         console.print("no result changes: submit goes on with this run")
     raise typer.Exit(_DIFFERENT)
+
+
+def _spec_of(target: Target) -> ExperimentSpec | None:
+    """What the run was started with: as its folder has it, or else as this machine has noted."""
+    path = target.run_dir.spec_json
+    noted = runs.started_spec(target.name)
+    try:
+        if path.exists():
+            return load_spec(ExperimentSpec, path)
+    except (StorageError, OSError):
+        # Such as a bucket that this machine has no key for.
+        if noted is None:
+            raise
+    return noted
 
 
 def _load(
@@ -146,7 +164,8 @@ def _rendered(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool) -> str:
 
 def _submit(spec: ExperimentSpec, target: Target, *, retry: bool) -> None:
     started = target.launcher().submit(spec, retry=retry)
-    runs.remember(target.experiment, target.launch, time=history.now())
+    noted = spec if started else None
+    runs.remember(target.experiment, target.launch, time=history.now(), started=noted)
     what = "started" if started else "is running already"
     console.print(f"{spec.name} {what}; rotescale-launch status {target.name}")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
+from launcher.account import Account
 from rotescale.errors import RotescaleError
 from rotescale.spec import ExperimentSpec
 
@@ -77,6 +78,15 @@ class Launcher(Protocol):
 
     def look(self) -> Situation:
         """What the place says now."""
+        ...
+
+    def account(self) -> Account | None:
+        """What the run's supervisor said last into what the place keeps of its output; None where
+        the place keeps none, or nothing was said yet."""
+        ...
+
+    def how_to_read(self, path: str) -> str:
+        """How a person reads a file of the run's folder that cannot be seen from here."""
         ...
 
     def logs(self, *, num_lines: int) -> list[str]:

@@ -128,6 +128,18 @@ class JobsApi:
             return ""
         return self._read(answer, lambda said: str(said["logs"]))
 
+    def tail(self, submission_id: str, *, num_lines: int) -> str:
+        """The last lines of what the job has printed; empty where the cluster does not know it.
+
+        Of the REST interface behind ``ray logs``: that of jobs sends all of a log of weeks. Where
+        it gives no log, the job's whole one is asked for.
+        """
+        path = f"/api/v0/logs/file?submission_id={submission_id}&lines={num_lines}"
+        answer = self._send("GET", path)
+        if answer.ok:
+            return answer.content.decode(errors="replace")
+        return self.logs(submission_id)
+
     def follow(self, submission_id: str) -> Iterator[str]:
         """What the job prints, in pieces as they come, from its first line on, until it has ended.
 

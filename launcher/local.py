@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from launcher import history, process
+from launcher.account import Account
 from launcher.job import ALIVE, JobState, Situation, last_line
 from rotescale.errors import CheckpointError, StorageError
 from rotescale.launch_spec import LaunchSpec
@@ -101,6 +102,14 @@ class LocalLauncher:
         printed = logs(self._run_dir, num_lines=20) if found == "stopped" else []
         reason = last_line("\n".join(printed))
         return Situation(found, reason, (("process", f"{driver.pid}, {where}"),))
+
+    def account(self) -> Account | None:
+        """As ``Launcher.account``: the run's folder is here, so nothing is told."""
+        return None
+
+    def how_to_read(self, path: str) -> str:
+        """As ``Launcher.how_to_read``."""
+        return f"cat {path}"
 
     def logs(self, *, num_lines: int) -> list[str]:
         """As ``Launcher.logs``."""

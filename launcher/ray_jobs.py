@@ -21,7 +21,7 @@ from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json
 from rotescale.storage import storage_path
 
-ENTRYPOINT = "rotescale-launch supervise experiment.json --on launch.json"
+ENTRYPOINT = "rotescale-launch supervise experiment.json --on launch.json --tell"
 """Ray gives it to a shell, in the folder of the files; nothing of a spec may stand in it."""
 RUN_KEY = "rotescale-run"
 """Metadata of every job of a run: the run's name."""

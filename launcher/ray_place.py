@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from shlex import quote
 
-from launcher import history
+from launcher import history, status_line
+from launcher.account import Account
 from launcher.job import RAY_JOB_STATES, Situation, last_line
 from launcher.jobs_api import TERMINAL, Job, JobsApi
 from launcher.ray_jobs import RUN_KEY, render
@@ -62,15 +64,31 @@ class RayLauncher:
             (("Ray job", f"{job.submission_id}: {words}"),),
         )
 
+    def account(self) -> Account | None:
+        """As ``Launcher.account``, of the newest job."""
+        job = self._last()
+        if job is None:
+            return None
+        text = self._api.tail(job.submission_id, num_lines=status_line.NUM_LINES)
+        return status_line.newest(self._api.masked(text).splitlines())
+
+    def how_to_read(self, path: str) -> str:
+        """As ``Launcher.how_to_read``: Ray gives out a driver's log, and no file."""
+        return f"on a machine of the Ray cluster that sees the run's folder: cat {quote(path)}"
+
     def logs(self, *, num_lines: int) -> list[str]:
         """As ``Launcher.logs``."""
         job = self._last()
         if job is None:
             return []
-        return self._api.masked(self._api.logs(job.submission_id)).splitlines()[-num_lines:]
+        lines = self._api.masked(self._api.logs(job.submission_id)).splitlines()
+        return [line for line in lines if not status_line.is_status(line)][-num_lines:]
 
     def follow(self) -> Iterator[str]:
         """As ``Launcher.follow``."""
+        return (line for line in self._lines() if not status_line.is_status(line))
+
+    def _lines(self) -> Iterator[str]:
         job = self._last()
         rest = ""
         for piece in () if job is None else self._api.follow(job.submission_id):

@@ -6,44 +6,24 @@ folder says at which step the run is, and not whether anybody is still at work.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from launcher import history
+from launcher.account import Account, Progress, read_account
 from launcher.history import Ending, Start
 from launcher.job import JobState, PlaceUnavailableError, Situation
 from launcher.target import Target
-from rotescale.activity import Activity, activity_of
-from rotescale.checkpoint.attempts import newest_manifest
 from rotescale.errors import RotescaleError
 from rotescale.launch_spec import LaunchSpec
-from rotescale.memory_gauge import MemoryPeak, peaks
-from rotescale.pace import Straggler, newest_paces, stragglers
-from rotescale.records import EventRow, Records, read_records
+from rotescale.memory_gauge import MemoryPeak
+from rotescale.pace import Straggler
+from rotescale.records import EventRow
 from rotescale.run_dir import Outcome, RunDir
 
-_LOUD = ("damaged", "hang", "preemption", "superseded", "skipped", "node-excluded")
-"""Events that a person who looks wants to see."""
-_NUM_LOUD = 3
-PREPARING = Activity("preparing", 0, None)
-"""Before there is a step or an evaluation."""
 PLACE_AWAY = ("place", "does not answer")
 """The layer of a report whose place could not be reached."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far the run is, by its records."""
-
-    attempt: int
-    activity: Activity = PREPARING
-    checkpoint: str | None = None
-    """Folder of the newest complete checkpoint from which it can go on, below the run's."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        activity = {**asdict(self.activity), "seconds_left": self.activity.seconds_left}
-        return {"attempt": self.attempt, **activity, "checkpoint": self.checkpoint}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +37,10 @@ class RunReport:
     reason: str
     layers: tuple[tuple[str, str], ...] = ()
     progress: Progress | None = None
-    """None where the run's folder cannot be read from here, or holds nothing yet."""
+    """None where nothing is known of it, or there is no attempt yet."""
+    age_seconds: float | None = None
+    """How long ago the run's supervisor told this, where the folder cannot be read from here; None:
+    it was read from the folder, or nothing is known."""
     outcome: str | None = None
     restarts: tuple[Ending, ...] = ()
     """How drivers ended that were not the last."""
@@ -78,6 +61,7 @@ class RunReport:
             "reason": self.reason,
             "layers": dict(self.layers),
             "progress": None if self.progress is None else self.progress.as_dict(),
+            "age_seconds": self.age_seconds,
             "outcome": self.outcome,
             "restarts": [ending.model_dump() for ending in self.restarts],
             "stragglers": [one._asdict() for one in self.stragglers],
@@ -93,9 +77,16 @@ class Looks(Protocol):
         """What the place says now."""
         ...
 
+    def account(self) -> Account | None:
+        """What the run's supervisor said last into what the place keeps of its output."""
+        ...
+
 
 def look(target: Target, launcher: Looks) -> RunReport:
-    """Ask the place and the folder. What does not answer is said, and is no guess."""
+    """Ask the place and the folder. What does not answer is said, and is no guess.
+
+    Where the folder cannot be read from here, what the run has told of it stands for it.
+    """
     run_dir = target.run_dir
     try:
         situation = launcher.look()
@@ -112,36 +103,59 @@ def look(target: Target, launcher: Looks) -> RunReport:
         layers=situation.layers,
     )
     try:
-        if not run_dir.spec_json.exists():
-            return report
-        return _with_folder(report, situation, target)
+        account = read_account(run_dir)
+        elsewhere = None if account is None else last_start_elsewhere(run_dir, target.launch)
     except (RotescaleError, OSError) as error:
-        return replace(report, layers=(*report.layers, ("run folder", f"cannot be read: {error}")))
+        report = _beside(report, "run folder", f"cannot be read: {error}")
+        account = elsewhere = None
+    if account is not None:
+        return _joined(report, situation, account, elsewhere)
+    if PLACE_AWAY in report.layers:
+        return report
+    try:
+        told = launcher.account()
+    except (RotescaleError, OSError) as error:
+        return _beside(report, "output", f"cannot be read: {error}")
+    if told is None:
+        return report
+    report = _joined(report, situation, told)
+    if told.outcome is None and situation.state == "finished":
+        # Its last line is lost, and a job that ends well is all that is known of the end.
+        report = replace(report, state=situation.state, reason=situation.reason)
+    return replace(report, age_seconds=_age(told))
 
 
-def _with_folder(report: RunReport, situation: Situation, target: Target) -> RunReport:
-    """The report with all that the run's folder says."""
-    run_dir = target.run_dir
-    outcome = Outcome.read(run_dir)
-    records = read_records(run_dir)
-    elsewhere = last_start_elsewhere(run_dir, target.launch)
-    state, reason = judge(situation, outcome, elsewhere)
+def _beside(report: RunReport, layer: str, words: str) -> RunReport:
+    return replace(report, layers=(*report.layers, (layer, words)))
+
+
+def _joined(
+    report: RunReport, situation: Situation, account: Account, elsewhere: Elsewhere | None = None
+) -> RunReport:
+    """The report with what the folder says, or has said."""
+    state, reason = judge(situation, account.outcome, elsewhere)
+    is_over = state in ("finished", "failed", "stopped")
     layers = report.layers
     if elsewhere is not None and situation.is_alive:
         layers = (*layers, ("last start", elsewhere.words))
-    ended = history.endings(run_dir)
     return replace(
         report,
         state=state,
         reason=reason,
         layers=layers,
-        progress=_progress(run_dir, records),
-        outcome=None if outcome is None else _describe(outcome),
-        restarts=tuple(ended[:-1] if state in ("finished", "failed", "stopped") else ended),
-        stragglers=tuple(stragglers(newest_paces(records))),
-        memory=max(peaks(records), key=lambda peak: peak.most, default=None),
-        events=tuple(one for one in records.events if one.name in _LOUD)[-_NUM_LOUD:],
+        progress=account.progress,
+        outcome=None if account.outcome is None else _describe(account.outcome),
+        restarts=account.endings[:-1] if is_over else account.endings,
+        stragglers=account.stragglers,
+        memory=account.memory,
+        events=account.events,
     )
+
+
+def _age(account: Account) -> float:
+    """Seconds since it was told, as far as the clocks agree."""
+    since = datetime.now(UTC) - datetime.fromisoformat(account.time)
+    return max(0.0, since.total_seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,15 +210,3 @@ def _describe(outcome: Outcome) -> str:
     if outcome.status == "finished":
         return f"finished in attempt {outcome.attempt}"
     return f"failed in attempt {outcome.attempt}: {outcome.error}: {outcome.message}"
-
-
-def _progress(run_dir: RunDir, records: Records) -> Progress | None:
-    attempt = run_dir.newest_attempt()
-    if attempt is None:
-        return None
-    manifest = newest_manifest(run_dir, attempt)
-    return Progress(
-        attempt,
-        activity=activity_of(records) or PREPARING,
-        checkpoint=None if manifest is None else manifest.rpartition("/")[0],
-    )

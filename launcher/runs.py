@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +17,8 @@ from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.object_store import RemotePath
 from rotescale.run_dir import RunDir
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import parse_spec
 from rotescale.storage import make_folder, storage_path, write_atomic
 
 _VARIABLE = "ROTESCALE_STATE"
@@ -34,6 +37,8 @@ class Submission(BaseModel):
     """The place."""
     time: str
     """When it was submitted: UTC, ISO 8601."""
+    spec: dict[str, Any] | None = None
+    """The resolved experiment that was started last from here; None where none was."""
 
     @property
     def run_dir(self) -> RunDir:
@@ -50,16 +55,35 @@ def placed(launch: LaunchSpec) -> LaunchSpec:
     return launch.model_copy(update={"storage": str(storage.expanduser().absolute())})
 
 
-def remember(experiment: str, launch: LaunchSpec, *, time: str) -> Submission:
-    """Note that the run was submitted there."""
+def remember(
+    experiment: str, launch: LaunchSpec, *, time: str, started: ExperimentSpec | None = None
+) -> Submission:
+    """Note that the run was submitted there.
+
+    ``started``: the experiment; None where the run was at work already, with whatever it was
+    started with: what was noted then stays.
+    """
     launch = placed(launch)
     name = job_name(experiment, storage=launch.storage)
-    submission = Submission(name=name, experiment=experiment, launch=launch, time=time)
     folder = _folder()
+    path = folder / f"{name}.json"
+    spec: dict[str, Any] | None = None
+    if started is not None:
+        spec = started.model_dump(mode="json")
+    elif path.exists():
+        spec = _read(path).spec
+    submission = Submission(name=name, experiment=experiment, launch=launch, time=time, spec=spec)
     make_folder(folder)
     folder.chmod(0o700)
-    write_atomic(folder / f"{name}.json", (submission.model_dump_json(indent=2) + "\n").encode())
+    write_atomic(path, (submission.model_dump_json(indent=2) + "\n").encode())
     return submission
+
+
+def started_spec(name: str) -> ExperimentSpec | None:
+    """The experiment that the run of that name was last started with from here; None: not known."""
+    path = _folder() / f"{name}.json"
+    spec = _read(path).spec if path.exists() else None
+    return None if spec is None else parse_spec(ExperimentSpec, spec, where=str(path))
 
 
 def submissions() -> list[Submission]:

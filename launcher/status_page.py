@@ -7,7 +7,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from launcher.report import Progress, RunReport
+from launcher.account import Progress
+from launcher.report import RunReport
 from rotescale.activity import Activity
 
 _COLORS = {
@@ -34,6 +35,9 @@ def page(report: RunReport) -> RenderableType:
         table.add_row("why", Text(report.reason))
     for name, words in report.layers:
         table.add_row(name, Text(words))
+    if report.age_seconds is not None:
+        ago = f"{span(report.age_seconds)} ago by the run's supervisor"
+        table.add_row("told", f"{ago}; its folder cannot be read from here")
     progress = report.progress
     if progress is not None:
         _add_progress(table, progress, is_over=report.state == "finished")
@@ -86,8 +90,16 @@ def _add_progress(table: Table, progress: Progress, *, is_over: bool) -> None:
     if activity.flops_per_second is not None:
         table.add_row("computes", _computes(activity, activity.flops_per_second))
     if activity.seconds_left is not None and not is_over:
-        table.add_row("left", f"{span(activity.seconds_left)} of this phase")
+        table.add_row("left", _left(activity, activity.seconds_left))
     table.add_row("checkpoint", progress.checkpoint or "none yet")
+
+
+def _left(activity: Activity, seconds: float) -> str:
+    words = f"{span(seconds)} of this phase"
+    if activity.run_seconds_left is None:
+        return words
+    whole = span(activity.run_seconds_left)
+    return f"{words}; about {whole} of the run's steps, without evaluations and exports"
 
 
 def _parts(activity: Activity) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from launcher.status_line import telling
 from launcher.supervisor import Supervisor, forget_failure
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
@@ -26,6 +28,9 @@ def supervise(
     ] = None,
     once: Annotated[
         bool, typer.Option("--once", help="On Kubernetes: KubeRay starts it again.")
+    ] = False,
+    tell: Annotated[
+        bool, typer.Option("--tell", help="Print the run's state every 30 s, for status to find.")
     ] = False,
     retry_before: Annotated[
         str | None, typer.Option(help="Forget a failure from before this time (ISO 8601).")
@@ -48,7 +53,9 @@ def supervise(
         grace_seconds=launch.resize_save_seconds,
         say=lambda words: print(f"supervisor: {words}", flush=True),
     )
-    raise typer.Exit(supervisor.run())
+    with telling(run_dir) if tell else nullcontext():
+        code = supervisor.run()
+    raise typer.Exit(code)
 
 
 def _time(text: str) -> datetime:

@@ -16,6 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from launcher import runs
+from launcher.account import Account
 from launcher.job import PlaceUnavailableError, Situation
 from launcher.listing import runs_at
 from launcher.patience import LOOK_SECONDS
@@ -111,7 +112,7 @@ def logs(
     """What the driver, or a worker, has printed; from its place, or else from the run's folder."""
     target = find_target(run, on)
     if rank is not None:
-        lines = _worker_lines(target.run_dir, rank=rank, attempt=attempt)[-num_lines:]
+        lines = _worker_lines(target, rank=rank, attempt=attempt)[-num_lines:]
     elif follow:
         _follow(target)
         return
@@ -174,6 +175,9 @@ class _Silent:
     def look(self) -> Situation:
         return Situation("unknown", self._reason, (("place", "cannot be asked"),))
 
+    def account(self) -> Account | None:
+        return None
+
 
 def _follow(target: Target) -> None:
     """Lines as they come; where the place has none any more, what the folder has kept."""
@@ -205,7 +209,10 @@ def _kept_lines(run_dir: RunDir) -> Iterator[str]:
             yield from path.read_bytes().decode(errors="replace").splitlines()
 
 
-def _worker_lines(run_dir: RunDir, *, rank: int, attempt: int | None) -> list[str]:
+def _worker_lines(target: Target, *, rank: int, attempt: int | None) -> list[str]:
+    run_dir = target.run_dir
+    if isinstance(run_dir.root, Path) and not run_dir.spec_json.exists():
+        raise _elsewhere(target, rank=rank, attempt=attempt)
     found = {
         (int(match[1]), int(match[2])): path
         for path in entries(run_dir.logs_dir)
@@ -217,6 +224,19 @@ def _worker_lines(run_dir: RunDir, *, rank: int, attempt: int | None) -> list[st
         there = ", ".join(f"{a}/{r}" for a, r in sorted(found)) or "none"
         raise SpecError(
             f"{run_dir.logs_dir}: no log of rank {rank} in attempt {wanted or 'any'}; there are "
-            f"(attempt/rank) {there}. In a bucket they appear when their worker has ended"
+            f"(attempt/rank) {there}. In a bucket they appear half a minute after their first line"
         )
     return mine[wanted, rank].read_bytes().decode(errors="replace").splitlines()
+
+
+def _elsewhere(target: Target, *, rank: int, attempt: int | None) -> SpecError:
+    """Where a worker's log is, if there is one, and how it is read."""
+    launcher = target.launcher()
+    if attempt is None:
+        told = launcher.account()
+        attempt = 1 if told is None or told.progress is None else told.progress.attempt
+    log = target.run_dir.logs_dir / target.run_dir.worker_log(attempt=attempt, rank=rank).name
+    return SpecError(
+        f"{target.run_dir.root}: cannot be read from here, and a worker's log is kept there alone. "
+        f"Where the folder is, it is read so: {launcher.how_to_read(str(log))}"
+    )

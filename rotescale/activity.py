@@ -32,6 +32,9 @@ class Activity:
     """The model's operations in the last steps; None: its arithmetic is not known."""
     share_of_peak: float | None = None
     """Model FLOP/s utilisation of the last steps; None: the device's peak is not known."""
+    later_seconds: float | None = None
+    """What the steps of later phases take, if an example takes as long there as in the last steps;
+    None: not known."""
 
     def __str__(self) -> str:
         """In a few words, such as ``memorize 7/50, loss 1.234``."""
@@ -45,6 +48,14 @@ class Activity:
         if self.total is None or self.seconds_per_step is None:
             return None
         return (self.total - self.done) * self.seconds_per_step
+
+    @property
+    def run_seconds_left(self) -> float | None:
+        """Until the last step of the run, without evaluations, exports and saves; None: not known,
+        or no phase follows this one."""
+        if self.seconds_left is None or not self.later_seconds:
+            return None
+        return self.seconds_left + self.later_seconds
 
 
 def activity_of(records: Records) -> Activity | None:
@@ -73,6 +84,7 @@ def activity_of(records: Records) -> Activity | None:
         parts=shares(row.parts for row in recent),
         flops_per_second=None if device is None else device.flops_per_second(alike),
         share_of_peak=None if device is None else device.share_of_peak(alike),
+        later_seconds=_later_seconds(records.events, recent),
     )
 
 
@@ -84,7 +96,19 @@ def _is_open(evaluation: EventRow, step: StepRow | None) -> bool:
 
 
 def _total_steps(events: Sequence[EventRow], phase: str) -> int | None:
-    for event in reversed(events):
-        if event.name == "phase" and event.details.get("phase") == phase:
-            return int(event.details["total_steps"])
-    return None
+    begun = _beginning(events, phase)
+    return None if begun is None else int(begun.details["total_steps"])
+
+
+def _later_seconds(events: Sequence[EventRow], recent: Sequence[StepRow]) -> float | None:
+    """A step of another phase may have another number of examples, so these are counted."""
+    begun = _beginning(events, recent[-1].phase)
+    if begun is None or "later_examples" not in begun.details:
+        return None
+    each = median(row.seconds / row.num_examples for row in recent)
+    return int(begun.details["later_examples"]) * each
+
+
+def _beginning(events: Sequence[EventRow], phase: str) -> EventRow | None:
+    named = (event for event in reversed(events) if event.name == "phase")
+    return next((event for event in named if event.details.get("phase") == phase), None)

@@ -45,6 +45,11 @@ class PhasePlan:
         return cls(index, spec, stream, total_steps, rate, frozen_rows)
 
     @property
+    def num_examples(self) -> int:
+        """How many examples all steps of the phase train on."""
+        return self.stream.batches.cursor(self.total_steps)
+
+    @property
     def evaluations(self) -> dict[int, int]:
         """The steps before which the model is measured on the way, and the epochs they end."""
         per_epoch = self.stream.batches.steps_per_epoch

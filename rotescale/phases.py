@@ -136,6 +136,7 @@ class Training:
             f"{plan.spec.name} starts",
             phase=plan.spec.name,
             total_steps=plan.total_steps,
+            later_examples=sum(later.num_examples for later in self.plans[plan.index + 1 :]),
         )
         return 0
 

@@ -32,6 +32,7 @@ from rotescale.errors import (
 from rotescale.faults import fault_point
 from rotescale.fork_server.server import Channel
 from rotescale.launch_spec import LaunchSpec
+from rotescale.log_uploads import UPLOAD_SECONDS, LogUploads
 from rotescale.memory_gauge import MemoryGauge
 from rotescale.model.prepare import load_prepared
 from rotescale.nodes import (
@@ -61,11 +62,15 @@ _MAX_DAMAGED = 3
 
 
 def run_worker(
-    run_folder: StoragePath, *, preemption: Callable[[], Preemption | None] = lambda: None
+    run_folder: StoragePath,
+    *,
+    preemption: Callable[[], Preemption | None] = lambda: None,
+    upload_seconds: float = UPLOAD_SECONDS,
 ) -> None:
     """Collective: every rank calls this. Train what is left of the run, as one attempt.
 
     ``preemption`` tells of nodes that the run is about to lose; it is asked in the background.
+    Where the run is in a bucket, this rank's log goes there every ``upload_seconds``.
 
     A damaged checkpoint, once set aside, ends the attempt, and the next goes on without it. An
     attempt that finds a later one started leaves the run to it.
@@ -80,7 +85,7 @@ def run_worker(
     attempt = 0
     nodes: tuple[Node, ...] = ()
     watchdog: Watchdog | None = None
-    nccl_log: Path | None = None
+    uploads: LogUploads | None = None
     try:
         spec = Resolved.read(run_dir).applied_to(load_spec(ExperimentSpec, run_dir.spec_json))
         launch = load_spec(LaunchSpec, run_dir.launch_json)
@@ -89,6 +94,8 @@ def run_worker(
         _require_devices(spec, launch, run_dir)
         prepared = load_prepared(run_dir.prepared_model)
         nccl_log = _nccl_log(run_dir, launch)
+        logs = [log for log in (watchdog.log, nccl_log) if log is not None]
+        uploads = LogUploads(run_dir, logs, every_seconds=upload_seconds)
         check = partial(preflight, run_dir=run_dir, launch=launch, nccl_log=nccl_log)
         memory = MemoryGauge()
         engine = make_engine(spec, prepared)
@@ -126,10 +133,8 @@ def run_worker(
     finally:
         if watchdog is not None:
             watchdog.close()
-            with suppress(StorageError):
-                run_dir.upload_log(watchdog.log)
-                if nccl_log is not None:
-                    run_dir.upload_log(nccl_log)
+        if uploads is not None:
+            uploads.close()
 
 
 def run_forked_worker(config: dict[str, Any], channel: Channel) -> None:

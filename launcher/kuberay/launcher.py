@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from launcher import history
+from launcher import history, status_line
+from launcher.account import Account
 from launcher.job import PlaceUnavailableError, Situation
 from launcher.kuberay.cluster import (
     CONFIG_MAPS,
@@ -22,7 +24,7 @@ from launcher.kuberay.cluster import (
 )
 from launcher.kuberay.difference import difference
 from launcher.kuberay.names import QUEUE_LABEL, RUN_LABEL
-from launcher.kuberay.pods import HEAD_GRACE_SECONDS
+from launcher.kuberay.pods import HEAD, HEAD_GRACE_SECONDS
 from launcher.kuberay.render import render
 from launcher.kuberay.situation import is_over, situation
 from rotescale.launch_spec import LaunchSpec
@@ -101,12 +103,42 @@ class KubeRayLauncher:
             events = _read("events", lambda: self._events(job, pods), unread)
         return situation(job, workloads=workloads, pods=pods, events=events or [], unread=unread)
 
+    def account(self) -> Account | None:
+        """As ``Launcher.account``: of the newest head that has told one and is still there."""
+        for pod in self._heads():
+            name = pod["metadata"]["name"]
+            lines = self._cluster.log(name, SUBMITTER, num_lines=status_line.NUM_LINES)
+            found = status_line.newest(lines)
+            if found is not None:
+                return found
+        return None
+
+    def how_to_read(self, path: str) -> str:
+        """As ``Launcher.how_to_read``."""
+        pod = self._newest_head()
+        if pod is not None and pod.get("status", {}).get("phase") == "Running":
+            context = self._kuberay.context
+            options = [] if context is None else ["--context", context]
+            options += ["--namespace", self._kuberay.namespace]
+            command = ("kubectl", *options, "exec", pod["metadata"]["name"])
+            return f"{shlex.join((*command, '--container', HEAD, '--', 'cat', path))}"
+        mounted = [one for one in self._kuberay.volumes if path.startswith(f"{one.path}/")]
+        claim = max(mounted, key=lambda one: len(one.path), default=None)
+        where = "the run's claim" if claim is None else f"claim {claim.claim} at {claim.path}"
+        return f"no head of the run is there to ask: in a pod that mounts {where}: cat {path}"
+
     def logs(self, *, num_lines: int) -> list[str]:
         """As ``Launcher.logs``."""
         pod = self._newest_head()
-        if pod is None:
-            return []
-        return self._cluster.log(pod["metadata"]["name"], SUBMITTER, num_lines=num_lines)
+        wanted = 2 * num_lines
+        while pod is not None:
+            found = self._cluster.log(pod["metadata"]["name"], SUBMITTER, num_lines=wanted)
+            lines = [line for line in found if not status_line.is_status(line)]
+            if len(lines) >= num_lines or len(found) < wanted:
+                return lines[-num_lines:]
+            # A driver that says little: most of it are status lines.
+            wanted *= 4
+        return []
 
     def follow(self) -> Iterator[str]:
         """As ``Launcher.follow``, from one attempt's pod to the next one's."""
@@ -123,7 +155,8 @@ class KubeRayLauncher:
                     # Each connection begins with the first line.
                     if number > given[name]:
                         given[name] = number
-                        yield line
+                        if not status_line.is_status(line):
+                            yield line
             if job is None or is_over(job):
                 return
             self._sleep(_POLL_SECONDS)
@@ -199,12 +232,16 @@ class KubeRayLauncher:
         return self._cluster.find(PODS, labels=self._mine)
 
     def _newest_head(self) -> Object | None:
+        return next(iter(self._heads()), None)
+
+    def _heads(self) -> list[Object]:
+        """The heads' pods that are there, the newest first."""
         heads = [
             pod
             for pod in self._pods()
             if pod["metadata"].get("labels", {}).get("ray.io/node-type") == "head"
         ]
-        return max(heads, key=lambda pod: pod["metadata"]["creationTimestamp"], default=None)
+        return sorted(heads, key=lambda pod: pod["metadata"]["creationTimestamp"], reverse=True)
 
     def _workloads(self, job: Object) -> list[Object]:
         """Kueue's of this RayJob, and not those of an earlier one of its name."""

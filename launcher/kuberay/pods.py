@@ -20,6 +20,8 @@ _OWN_FOLDERS = {"local": LOCAL_FOLDER, "tmp": "/tmp", "home": HOME_FOLDER}
 sessions, logs and spilled objects are in /tmp."""
 USER_ID = 1000
 """The image's user, who is not root."""
+HEAD = "ray-head"
+"""The head's container."""
 HEAD_GRACE_SECONDS = 60
 """How much longer than the workers' the head's grace is: they save through it."""
 _MARGIN_SECONDS = 15
@@ -38,7 +40,7 @@ def head_pod(kuberay: KubeRaySpec, *, labels: dict[str, str], spec_map: str) -> 
     """The template of the head's pod; ``spec_map`` is the ConfigMap that it reads."""
     grace = kuberay.grace_seconds + HEAD_GRACE_SECONDS
     container: dict[str, Any] = {
-        **_container(kuberay, name="ray-head"),
+        **_container(kuberay, name=HEAD),
         "ports": [
             {"containerPort": 6379, "name": "gcs-server"},
             {"containerPort": 8265, "name": "dashboard"},

@@ -20,7 +20,7 @@ Manifest = dict[str, Any]
 
 ENTRYPOINT = (
     f"rotescale-launch supervise {SPEC_FOLDER}/experiment.json "
-    f"--on {SPEC_FOLDER}/launch.json --once"
+    f"--on {SPEC_FOLDER}/launch.json --once --tell"
 )
 """The same for every run: Ray gives it to a shell, so nothing of a spec may stand in it."""
 

@@ -26,7 +26,7 @@ _GATED = ("networkPolicy", "tlsOptions")
 _MAX_MAP_BYTES = 1 << 20
 _RESOURCE_PARAMETERS = ("num-cpus", "num-gpus", "memory", "resources")
 _ENTRYPOINT = re.compile(
-    r"rotescale-launch supervise [a-z/.]+ --on [a-z/.]+ --once( --retry-before [0-9T:+-]+)?"
+    r"rotescale-launch supervise [a-z/.]+ --on [a-z/.]+ --once --tell( --retry-before [0-9T:+-]+)?"
 )
 
 

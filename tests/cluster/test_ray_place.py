@@ -175,6 +175,8 @@ def test_an_id_is_taken_once(cluster: RayCluster) -> None:
     job = api.job("twice-1")
     assert job is not None
     assert (job.status, job.exit_code) == ("SUCCEEDED", 0)
+    assert api.tail("twice-1", num_lines=1).splitlines() == ["two"]
+    assert api.tail("never", num_lines=1) == ""
     assert api.job("never") is None
 
 

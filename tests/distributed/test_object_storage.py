@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
-from helpers import QUICK, micro_spec, prepare, run_workers
+from helpers import QUICK, micro_spec, prepare, run_workers, start_ranks, wait_until
 from object_stores import ENVIRONMENT, Proxy
 from recovery_helpers import PHASES, assert_equal_runs
 
+from launcher import cli
 from rotescale.checkpoint.attempts import read_attempt
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.faults import VARIABLE
 from rotescale.object_store import RemotePath
 from rotescale.run_dir import Outcome, RunDir
+from rotescale.worker import run_worker
 
 SPEC = micro_spec(*QUICK, "checkpoints.every_steps=2", "checkpoints.keep_last=1")
 
@@ -71,3 +74,48 @@ def test_a_killed_run_in_a_bucket_equals_an_undisturbed_one_on_the_disk(
     assert b"Traceback" in (run_dir.logs_dir / "attempt-0001-rank-00000.log").read_bytes()
     assert not (tmp_path / "node" / "runs").joinpath("checkpoints").exists()
     assert min(proxy.counts[fault] for fault in ("refused", "cut", "lost")) >= 20
+
+
+def work(root: RemotePath) -> None:
+    run_worker(root, upload_seconds=0.2)
+
+
+def test_what_a_worker_had_logged_before_it_was_killed_is_shown(
+    remote: RemotePath,
+    model_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_dir = prepare(SPEC, str(remote), cache=model_cache)
+    fault = json.dumps({"point": "step", "action": "delay", "seconds": 600})
+    logs = run_dir.node_dir / "logs"
+    (worker,) = start_ranks(
+        *(work, run_dir.root),
+        world_size=1,
+        logs=logs,
+        environment={
+            **{name: os.environ[name] for name in (*ENVIRONMENT, "AWS_ENDPOINT_URL")},
+            **{"ROTESCALE_LOCAL": str(tmp_path / "node"), VARIABLE: fault},
+        },
+    )
+    try:
+        log = run_dir.worker_log(attempt=1, rank=0)
+        wait_until(log.exists)
+        # As NCCL does, or the timer that writes stacks.
+        with log.open("a") as file:
+            file.write("a line of rank 0\n")
+        kept = run_dir.logs_dir / log.name
+        wait_until(kept.exists)
+    finally:
+        worker.kill()
+        worker.join()
+    assert worker.exitcode == -9
+    # From a machine that has none of the worker's files.
+    monkeypatch.setenv("ROTESCALE_LOCAL", str(tmp_path / "laptop"))
+    monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(sys, "argv", ["rotescale-launch", "logs", str(run_dir.root), "--rank", "0"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code
+    assert capsys.readouterr().out == "a line of rank 0\n"

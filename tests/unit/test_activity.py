@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher.report import Progress, RunReport
+from launcher.account import Progress
+from launcher.report import RunReport
 from launcher.status_page import page
 from rotescale.activity import Activity, activity_of
 from rotescale.records import EventRow, Records, StepRow
@@ -49,6 +50,23 @@ def test_training_has_its_steps_and_loss() -> None:
     found = activity_of(Records((step(1, seconds=9.0), step(2), step(3)), (), (BEGINS,)))
     assert found is not None
     assert found.seconds_per_step == 1.0
+
+
+def test_later_phases_are_estimated_by_their_examples_where_they_are_known() -> None:
+    steps = tuple(step(number, seconds=3.0) for number in range(1, 4))
+    begins = event("phase", phase="memorize", total_steps=9, later_examples=40)
+    found = activity_of(Records(steps, (), (begins,)))
+    assert found is not None
+    # Two examples took 3 s.
+    assert (found.seconds_left, found.later_seconds, found.run_seconds_left) == (18.0, 60.0, 78.0)
+    for unknown in (BEGINS, event("phase", phase="memorize", total_steps=9, later_examples=0)):
+        found = activity_of(Records(steps, (), (unknown,)))
+        assert found is not None
+        assert found.run_seconds_left is None
+    assert shown(found, "left") == "18 s of this phase"
+    assert shown(replace(found, later_seconds=360.0), "left") == (
+        "18 s of this phase; about 6 min of the run's steps, without evaluations and exports"
+    )
 
 
 def test_an_open_evaluation_is_what_goes_on_and_one_of_a_dead_attempt_is_not() -> None:
@@ -95,10 +113,10 @@ def test_what_is_computed_is_told_where_the_models_arithmetic_is_known() -> None
     assert shown(unknown) == ""
 
 
-def shown(activity: Activity) -> str:
-    """What the status page says of it; empty where it says nothing."""
+def shown(activity: Activity, name: str = "computes") -> str:
+    """What the status page says of it in that row; empty where it has none."""
     report = RunReport("r", "runs/r", "local", "running", "", progress=Progress(2, activity))
     text = io.StringIO()
     Console(file=text, width=120).print(page(report))
     lines = [line.strip() for line in text.getvalue().splitlines()]
-    return next((line.split(maxsplit=1)[1] for line in lines if line.startswith("computes")), "")
+    return next((line.split(maxsplit=1)[1] for line in lines if line.startswith(name)), "")

@@ -23,7 +23,7 @@ LAYERS = [
     {"kuberay_spec", "spec_file", "facts", "engine.shared_memory"},
     {"launch_spec", "engine.gloo"},
     {"run_dir", "probe", "engine.mapped"},
-    {"records", "watchdog", "notices", "nodes"},
+    {"records", "watchdog", "notices", "nodes", "log_uploads"},
     {"pace", "memory_gauge", "utilisation", "profiling"},
     {"activity"},
     {"data", "model", "checkpoint", "engine.base", "engine.frozen_rows"},
@@ -56,13 +56,13 @@ LAUNCHER_MAY_IMPORT = {
         "credentials",
         "kuberay_spec",
     ),
-    *("pace", "nodes", "memory_gauge", "activity", "utilisation"),
+    *("log_uploads", "pace", "nodes", "memory_gauge", "activity", "utilisation"),
 }
 TORCH_FREE = [
     *("rotescale.object_store", "rotescale.ranges", "rotescale.local_copy"),
     *("rotescale.errors", "rotescale.spec", "rotescale.launch_spec", "rotescale.run_dir"),
     *("rotescale.records", "rotescale.facts", "rotescale.planning.plan", "rotescale.pace"),
-    "rotescale.nodes",
+    *("rotescale.nodes", "rotescale.log_uploads"),
     *("rotescale.planning.workload", "rotescale.planning.place", "rotescale.hardware"),
     *("rotescale.checkpoint.manifest", "rotescale.cli", "launcher.cli"),
 ]

@@ -24,12 +24,15 @@ from api_server import ApiServer, api_server
 from kuberay_helpers import FULL, MICRO, experiment
 
 from launcher import cli
+from launcher.account import Account, Progress
 from launcher.history import OWNER_VARIABLE
 from launcher.job import PlaceUnavailableError
 from launcher.kuberay.cluster import KubernetesCluster, RefusedError
 from launcher.kuberay.launcher import SUBMISSION, KubeRayLauncher
 from launcher.kuberay.render import render
 from launcher.kuberay.situation import situation
+from launcher.status_line import line_of
+from rotescale.activity import Activity
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.spec import ExperimentSpec
@@ -350,6 +353,61 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def told(step: int) -> str:
+    progress = Progress(1, Activity("memorize", step, 50), "checkpoints/one")
+    return line_of(Account(time="2026-11-27T12:00:00+00:00", progress=progress))
+
+
+def test_the_newest_status_line_is_found_and_none_is_shown(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    assert launcher().account() is None
+    launcher().submit(SPEC, retry=False)
+    pod(server, "head-1", "head")
+    log = tmp_path / "log"
+    quiet = [told(step) for step in range(1, 40)]
+    log.write_text("\n".join(["a", told(0), "b", "c", *quiet]) + "\n")
+    server.set_log("head-1", log, container="ray-job-submitter", namespace=NAMESPACE)
+    found = launcher().account()
+    assert found is not None
+    assert found.progress is not None
+    assert found.progress.activity.done == 39
+    assert launcher().logs(num_lines=2) == ["b", "c"]
+    assert launcher().logs(num_lines=9) == ["a", "b", "c"]
+    # Another attempt that has said nothing yet.
+    pod(server, "head-2", "head")
+    assert launcher().account() == found
+    server.set_status("pods", "head-1", {"phase": "Succeeded"}, namespace=NAMESPACE)
+    server.delete("pods", "head-2", namespace=NAMESPACE)
+    say(server, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert list(launcher().follow()) == ["a", "b", "c"]
+
+
+def test_a_worker_s_log_on_a_claim_is_read_in_a_pod(
+    server: ApiServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "state"))
+    profile = tmp_path / "place.yaml"
+    profile.write_text(dump_json(LAUNCH))
+
+    def refusal() -> str:
+        command = ["rotescale-launch", "logs", "micro", "--rank", "3", "--on", str(profile)]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    path = "/checkpoints/runs/micro/logs/attempt-0001-rank-00003.log"
+    assert f"in a pod that mounts claim checkpoints at /checkpoints: cat {path}" in refusal()
+    pod(server, "head-1", "head")
+    told = f"kubectl --namespace research exec head-1 --container ray-head -- cat {path}"
+    assert told in refusal()
+
+
 def test_a_token_and_a_certificate_are_used_and_never_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,6 +501,29 @@ def test_a_server_judges_and_a_diff_names_what_changed(
         *("-  backoffLimit: 3", "+  backoffLimit: 9")
     ]
     assert any('"seed": 3' in line for line in lines)
+
+
+def test_a_run_whose_folder_is_not_seen_is_resumed(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "state"))
+    profile = tmp_path / "place.yaml"
+    profile.write_text(dump_json(LAUNCH))
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return int(stopped.value.code or 0)
+
+    assert run("submit", str(MICRO), "--set", "seed=5", "--on", str(profile)) == 0
+    assert run("cancel", "micro") == 0
+    assert jobs(server) == []
+    assert run("resume", "micro") == 0
+    assert len(jobs(server)) == 1
+    (job,) = jobs(server)
+    digest = job["metadata"]["annotations"]["rotescale/spec-digest"]
+    assert digest == experiment("seed=5").digest()
 
 
 def test_a_log_that_may_not_be_read_is_not_called_empty(server: ApiServer) -> None:

@@ -266,7 +266,8 @@ def test_status_tells_how_far_the_run_is(
     segment.parent.mkdir(parents=True)
     event = {
         **{"kind": "event", "attempt": 1, "time": "2026-11-27T10:00:00+00:00", "name": "phase"},
-        **{"message": "memorize starts", "details": {"phase": "memorize", "total_steps": 20}},
+        "message": "memorize starts",
+        "details": {"phase": "memorize", "total_steps": 20, "later_examples": 30},
     }
     row = {
         "kind": "step",
@@ -283,6 +284,8 @@ def test_status_tells_how_far_the_run_is(
         **{"attempt": 1, "stage": "memorize", "done": 7, "total": 20, "epoch": 2, "loss": 1.25},
         **{"seconds_per_step": 2.0, "parts": {}, "seconds_left": 26.0, "checkpoint": None},
         **{"flops_per_second": None, "share_of_peak": None},
+        # 2 s for 10 examples, of which phase 2 has 30 in all.
+        **{"later_seconds": 6.0, "run_seconds_left": 32.0},
     }
     assert launcher("status", str(run_dir.root), monkeypatch=monkeypatch) == 0
     page = capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from launcher import history
+from launcher.account import Account, Progress
 from launcher.history import Ending, EndKind, Start
 from launcher.job import JobState, PlaceUnavailableError, Situation
 from launcher.report import RunReport, judge, look
@@ -57,8 +59,12 @@ def test_a_job_that_succeeded_without_an_outcome_is_not_called_finished() -> Non
 
 
 class Place:
-    def __init__(self, answer: Situation | Exception) -> None:
+    def __init__(self, answer: Situation | Exception, told: Account | None = None) -> None:
         self._answer = answer
+        self._told = told
+
+    def account(self) -> Account | None:
+        return self._told
 
     def look(self) -> Situation:
         if isinstance(self._answer, Exception):
@@ -152,6 +158,49 @@ def test_a_damaged_folder_is_said_beside_what_the_place_says(tmp_path: Path) -> 
     report = look(at(run_dir), Place(Situation("running")))
     assert report.state == "running"
     assert "outcome.json: damaged" in dict(report.layers)["run folder"]
+
+
+def ago(seconds: float) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
+
+
+def test_a_folder_that_is_not_seen_is_told_by_the_run_and_how_old_that_is() -> None:
+    activity = Activity("memorize", 70, 100, loss=0.5, seconds_per_step=4.0)
+    told = Account(time=ago(25), progress=Progress(2, activity, "checkpoints/one"))
+    report = look("run", "ray", Place(Situation("running"), told), RunDir.at("/nowhere/run"))
+    assert (report.state, report.progress) == ("running", told.progress)
+    assert report.age_seconds is not None
+    assert 25 <= report.age_seconds < 40
+    assert report.as_dict()["progress"]["done"] == 70
+    assert "s ago by the run's supervisor; its folder cannot be read from here" in printed(report)
+    assert short(report) == "memorize 70/100, 2 min left"
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome", "state"),
+    [
+        ("running", None, "running"),
+        ("failed", None, "stopped"),
+        ("failed", FAILED, "failed"),
+        ("unknown", FINISHED, "finished"),
+        # The last line is lost.
+        ("finished", None, "finished"),
+    ],
+)
+def test_an_outcome_that_was_told_is_believed(
+    said: JobState, outcome: Outcome | None, state: str
+) -> None:
+    told = Account(time=ago(5000), outcome=outcome)
+    report = look("run", "ray", Place(Situation(said, ""), told), RunDir.at("/nowhere/run"))
+    assert report.state == state
+
+
+def test_the_folder_is_read_where_it_can_be_and_nothing_is_asked(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.root.mkdir()
+    run_dir.spec_json.write_text("{}")
+    report = look("run", "ray", Place(Situation("running"), Account(time=ago(9))), run_dir)
+    assert report.age_seconds is None
 
 
 def test_what_is_left_of_a_phase() -> None:

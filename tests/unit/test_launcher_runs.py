@@ -1,0 +1,100 @@
+"""What is noted of a submission is enough to go on with it where its folder cannot be seen."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kuberay_helpers import MICRO, experiment
+
+from launcher import cli, runs
+from launcher.kuberay.names import job_name
+from rotescale.errors import SpecError
+from rotescale.launch_spec import LaunchSpec
+from rotescale.spec_file import dump_json, parse_spec
+
+TIME = "2026-11-27T12:00:00+00:00"
+FIELDS: dict[str, Any] = {
+    "place": "ray",
+    "address": "auto",
+    "storage": "/nowhere/runs",
+    "ray": {"jobs_url": "https://ray.example.com", "token_variable": "RAY_CLUSTER_TOKEN"},
+}
+LAUNCH = parse_spec(LaunchSpec, FIELDS, where="place.yaml")
+NAME = job_name("micro", storage=LAUNCH.storage)
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "state"))
+    return tmp_path / "state" / "runs" / f"{NAME}.json"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], state: Path) -> Run:
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(stopped.value.code or 0), printed.out + printed.err
+
+    return call
+
+
+def test_the_experiment_that_was_started_is_noted_and_a_second_submission_changes_nothing(
+    state: Path,
+) -> None:
+    assert runs.started_spec(NAME) is None
+    runs.remember("micro", LAUNCH, time=TIME)
+    assert runs.started_spec(NAME) is None, "it was at work already, with who knows what"
+    runs.remember("micro", LAUNCH, time=TIME, started=experiment("seed=4"))
+    assert runs.started_spec(NAME) == experiment("seed=4")
+    runs.remember("micro", LAUNCH, time=TIME)
+    assert runs.started_spec(NAME) == experiment("seed=4")
+    assert [one.name for one in runs.submissions()] == [NAME]
+    assert state.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_note_of_before_is_read(state: Path) -> None:
+    runs.remember("micro", LAUNCH, time=TIME)
+    fields = json.loads(state.read_text())
+    del fields["spec"]
+    state.write_text(json.dumps(fields))
+    assert runs.started_spec(NAME) is None
+    assert runs.find("micro") is not None
+
+
+def test_an_experiment_of_another_version_is_named(state: Path) -> None:
+    runs.remember("micro", LAUNCH, time=TIME, started=experiment())
+    fields = json.loads(state.read_text())
+    fields["spec"]["sead"] = 1
+    state.write_text(json.dumps(fields))
+    with pytest.raises(SpecError, match=r"sead: unknown key"):
+        runs.started_spec(NAME)
+    assert runs.find("micro") is not None, "the run is found all the same"
+
+
+def test_diff_needs_no_folder(run: Run, tmp_path: Path) -> None:
+    profile = tmp_path / "place.yaml"
+    profile.write_text(dump_json(LAUNCH))
+    diff = ("diff", str(MICRO), "--on", str(profile))
+    code, said = run(*diff)
+    assert (code, "nothing to compare" in said) == (2, True)
+    runs.remember("micro", LAUNCH, time=TIME, started=experiment())
+    assert run(*diff) == (0, f"{MICRO}: as it was started\n")
+    code, said = run(*diff, "--set", "seed=3")
+    assert code == 1
+    assert '+  "seed": 3,' in said.splitlines()
+    assert "results change" in said
+
+
+def test_what_is_unknown_is_not_resumed(run: Run) -> None:
+    runs.remember("micro", LAUNCH, time=TIME)
+    code, said = run("resume", "micro")
+    assert (code, "submit its spec with --on" in said) == (2, True)
