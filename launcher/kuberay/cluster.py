@@ -129,6 +129,16 @@ class KubernetesCluster:
             raise
         return True
 
+    def patch(self, kind: Kind, name: str, change: Object) -> bool:
+        """Merge the change into the object (RFC 7386); False where there is none of that name."""
+        try:
+            _answer(self._ask("PATCH", kind.path(self.namespace, name), body=change))
+        except RefusedError as error:
+            if error.status == _NOT_FOUND:
+                return False
+            raise
+        return True
+
     def delete(self, kind: Kind, name: str) -> bool:
         """Have the object removed once all that it owns is; False where there was none."""
         try:
@@ -216,7 +226,7 @@ class KubernetesCluster:
 
     def _ask(
         self,
-        method: Literal["GET", "POST", "DELETE"],
+        method: Literal["GET", "POST", "PATCH", "DELETE"],
         path: str,
         *,
         query: list[tuple[str, str]] | None = None,
@@ -267,11 +277,12 @@ class KubernetesCluster:
         import urllib3
         from kubernetes.client import ApiException
 
+        sends = "application/merge-patch+json" if method == "PATCH" else "application/json"
         request = self._client.param_serialize(
             method,
             path,
             query_params=query,
-            header_params={"Accept": "application/json", "Content-Type": "application/json"},
+            header_params={"Accept": "application/json", "Content-Type": sends},
             body=body,
             auth_settings=["BearerToken"],
         )

@@ -29,7 +29,7 @@ Object = dict[str, Any]
 
 NEEDED: tuple[tuple[str, Kind], ...] = (
     *((verb, RAY_JOBS) for verb in ("get", "list", "create", "delete")),
-    *((verb, CONFIG_MAPS) for verb in ("list", "create", "delete")),
+    *((verb, CONFIG_MAPS) for verb in ("list", "create", "patch", "delete")),
     ("list", PODS),
     ("get", Kind("v1", "pods/log")),
     ("list", EVENTS),

@@ -67,6 +67,7 @@ class KubeRayLauncher:
         _head_variables(job).append({"name": history.OWNER_VARIABLE, "value": submission})
         started = self._create(spec_map, job, submission)
         if started:
+            self._give_to_job(spec_map)
             self._remove_other_maps(spec_map["metadata"]["name"])
         return started
 
@@ -213,6 +214,27 @@ class KubeRayLauncher:
             if found is None or found["metadata"]["uid"] != ended["metadata"]["uid"]:
                 return
             self._sleep(_POLL_SECONDS)
+
+    def _give_to_job(self, spec_map: Object) -> None:
+        """Have the map removed with the RayJob, by whatever ends it: cancel, or its time to live.
+
+        Not before both are there: a map is what the RayJob's pods need to start.
+        """
+        job = self._cluster.get(RAY_JOBS, self._name)
+        if job is None:
+            return
+        owner = {key: job["metadata"][key] for key in ("name", "uid")}
+        owner |= {"apiVersion": RAY_JOBS.group, "kind": "RayJob"}
+        owned = {**spec_map["metadata"], "ownerReferences": [owner]}
+        change = {"metadata": {"ownerReferences": [owner]}}
+        try:
+            if not self._cluster.patch(CONFIG_MAPS, owned["name"], change):
+                # It was the same as the RayJob's of before, and has gone with that one.
+                self._cluster.create({**spec_map, "metadata": owned})
+        except RefusedError as error:
+            # Without this right the map stays behind; doctor says that it is missing.
+            if error.status != FORBIDDEN:
+                raise
 
     def _is_ours(self, job: Object, submission: str) -> bool:
         annotations = job["metadata"].get("annotations", {})

@@ -76,7 +76,7 @@ def test_on_a_claim_of_kubernetes(laptop: Laptop) -> None:
     assert running["progress"]["loss"] > 0
     assert 0 <= running["age_seconds"] < 60
     assert running["memory"] is None or running["memory"]["ranks"]
-    page = far("status", "micro")
+    page = " ".join(far("status", "micro").split())
     assert "by the run's supervisor; its folder cannot be read from here" in page
     assert "checkpoints/attempt-0001/" in page
     lines = far("logs", "micro", "--lines", "100")

@@ -316,6 +316,55 @@ def test_cancelled_is_gone(server: ApiServer) -> None:
     assert launcher().look().state == "unknown"
 
 
+def maps(server: ApiServer) -> list[Object]:
+    return server.list("configmaps", namespace=NAMESPACE)
+
+
+def owners(server: ApiServer) -> list[str]:
+    (spec_map,) = maps(server)
+    return [one["uid"] for one in spec_map["metadata"].get("ownerReferences", [])]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "its time to live is over"])
+def test_the_map_goes_with_its_job(server: ApiServer, how: str) -> None:
+    launcher().submit(SPEC, retry=False)
+    assert owners(server) == [jobs(server)[0]["metadata"]["uid"]]
+    assert launcher().differences(SPEC) == []
+    if how == "cancelled":
+        assert launcher().cancel(grace_seconds=1)
+    else:
+        server.delete("rayjobs", NAME, namespace=NAMESPACE)
+    wait_for(lambda: maps(server) == [])
+
+
+def test_the_same_map_goes_on_to_the_next_job(server: ApiServer) -> None:
+    """The one of before is about to be removed with its RayJob, whose name the next has too."""
+    for _ in range(5):
+        assert launcher().submit(SPEC, retry=False)
+        say(server, jobDeploymentStatus="Failed", jobStatus="FAILED")
+    (job,) = jobs(server)
+    assert owners(server) == [job["metadata"]["uid"]]
+    # The collector looks several times a second.
+    time.sleep(1.0)
+    assert owners(server) == [job["metadata"]["uid"]]
+
+
+@pytest.mark.parametrize("status", [500, 429])
+def test_a_map_whose_change_is_lost_is_given_to_the_job_all_the_same(
+    server: ApiServer, status: int
+) -> None:
+    server.faults.add(Fault("PATCH", "/configmaps", status=status))
+    server.faults.add(Fault("PATCH", "/configmaps", lost=True))
+    assert launcher().submit(SPEC, retry=False)
+    assert owners(server) == [jobs(server)[0]["metadata"]["uid"]]
+
+
+def test_an_account_that_may_not_change_maps_submits(server: ApiServer) -> None:
+    server.denied.add("patch configmaps")
+    assert launcher().submit(SPEC, retry=False)
+    assert owners(server) == []
+
+
 def test_lines_are_followed_over_streams_that_close_and_to_the_next_attempt(
     server: ApiServer, tmp_path: Path
 ) -> None:
