@@ -69,8 +69,12 @@ class RayLauncher:
         job = self._last()
         if job is None:
             return None
-        text = self._api.tail(job.submission_id, num_lines=status_line.NUM_LINES)
-        return status_line.newest(self._api.masked(text).splitlines())
+
+        def tail(num_lines: int) -> list[str]:
+            text = self._api.tail(job.submission_id, num_lines=num_lines)
+            return self._api.masked(text).splitlines()
+
+        return status_line.newest_of(tail)
 
     def how_to_read(self, path: str) -> str:
         """As ``Launcher.how_to_read``: Ray gives out a driver's log, and no file."""

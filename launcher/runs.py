@@ -6,6 +6,7 @@ run depends on it: with a run's folder and its launch spec everything can be ask
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from launcher.kuberay.names import job_name
+from rotescale.credentials import hidden
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.object_store import RemotePath
@@ -69,7 +71,9 @@ def remember(
     path = folder / f"{name}.json"
     spec: dict[str, Any] | None = None
     if started is not None:
-        spec = started.model_dump(mode="json")
+        text = started.model_dump_json()
+        # Where somebody has put a credential into a spec, it goes no further.
+        spec = json.loads(text) if hidden(text) == text else None
     elif path.exists():
         spec = _read(path).spec
     submission = Submission(name=name, experiment=experiment, launch=launch, time=time, spec=spec)

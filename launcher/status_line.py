@@ -21,8 +21,8 @@ from rotescale.run_dir import RunDir
 MARK = "rotescale-status: "
 """What such a line begins with; an ``Account`` as JSON follows."""
 TELL_SECONDS = 30.0
-NUM_LINES = 1000
-"""In how many of an output's last lines one is looked for."""
+_NUM_LINES = (100, 2000)
+"""In how many of an output's last lines one is looked for, and in how many where there is none."""
 _END_SECONDS = 30.0
 """How long the end of a run waits for the last line."""
 _NUM_ENDINGS = 3
@@ -54,6 +54,16 @@ def line_of(account: Account) -> str:
 def is_status(line: str) -> bool:
     """Whether it is one of these lines, and not the driver's."""
     return line.startswith(MARK)
+
+
+def newest_of(tail: Callable[[int], list[str]]) -> Account | None:
+    """What an output says last of the run; ``tail`` gives so many of its last lines."""
+    for num_lines in _NUM_LINES:
+        lines = tail(num_lines)
+        found = newest(lines)
+        if found is not None or len(lines) < num_lines:
+            return found
+    return None
 
 
 def newest(lines: Sequence[str]) -> Account | None:

@@ -106,13 +106,8 @@ class KubeRayLauncher:
 
     def account(self) -> Account | None:
         """As ``Launcher.account``: of the newest head that has told one and is still there."""
-        for pod in self._heads():
-            name = pod["metadata"]["name"]
-            lines = self._cluster.log(name, SUBMITTER, num_lines=status_line.NUM_LINES)
-            found = status_line.newest(lines)
-            if found is not None:
-                return found
-        return None
+        told = (self._told(pod["metadata"]["name"]) for pod in self._heads())
+        return next((account for account in told if account is not None), None)
 
     def how_to_read(self, path: str) -> str:
         """As ``Launcher.how_to_read``."""
@@ -252,6 +247,11 @@ class KubeRayLauncher:
 
     def _pods(self) -> list[Object]:
         return self._cluster.find(PODS, labels=self._mine)
+
+    def _told(self, pod: str) -> Account | None:
+        return status_line.newest_of(
+            lambda num_lines: self._cluster.log(pod, SUBMITTER, num_lines=num_lines)
+        )
 
     def _newest_head(self) -> Object | None:
         return next(iter(self._heads()), None)

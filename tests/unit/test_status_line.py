@@ -13,7 +13,7 @@ import pytest
 
 from launcher.account import Account, Progress, read_account
 from launcher.history import Ending
-from launcher.status_line import MARK, is_status, line_of, newest, telling
+from launcher.status_line import MARK, is_status, line_of, newest, newest_of, telling
 from rotescale.activity import Activity
 from rotescale.memory_gauge import MemoryPeak
 from rotescale.pace import Straggler
@@ -54,6 +54,21 @@ def test_what_is_told_is_what_is_found() -> None:
     assert newest(["before", line_of(FULL), "after"]) == FULL
     assert newest([line_of(Account(time=TIME)), line_of(FULL), "x"]) == FULL
     assert newest(["before", "after"]) is None
+
+
+def test_it_is_looked_for_among_the_last_lines_and_then_among_more() -> None:
+    lines = [line_of(FULL), *("x" for _ in range(500))]
+    asked: list[int] = []
+
+    def tail(num_lines: int) -> list[str]:
+        asked.append(num_lines)
+        return lines[-num_lines:]
+
+    assert newest_of(tail) == FULL
+    assert len(asked) == 2
+    lines.append(line_of(FULL))
+    assert newest_of(tail) == FULL
+    assert len(asked) == 3
 
 
 def test_a_line_is_one_ascii_line_and_of_bounded_length() -> None:
