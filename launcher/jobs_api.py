@@ -47,6 +47,8 @@ class Job:
     exit_code: int | None
     """Of the entrypoint; None while it is at work, or where Ray does not know."""
     metadata: dict[str, str]
+    node_id: str | None = None
+    """Where the entrypoint runs, or ran; None before it does."""
 
 
 class JobsApi:
@@ -128,17 +130,17 @@ class JobsApi:
             return ""
         return self._read(answer, lambda said: str(said["logs"]))
 
-    def tail(self, submission_id: str, *, num_lines: int) -> str:
-        """The last lines of what the job has printed; empty where the cluster does not know it.
+    def tail(self, job: Job, *, num_lines: int) -> str:
+        """The last lines of what the job has printed.
 
         Of the REST interface behind ``ray logs``: that of jobs sends all of a log of weeks. Where
-        it gives no log, the job's whole one is asked for.
+        it gives none, the whole log is asked for.
         """
-        path = f"/api/v0/logs/file?submission_id={submission_id}&lines={num_lines}"
-        answer = self._send("GET", path)
+        query = f"node_id={job.node_id}&submission_id={job.submission_id}&lines={num_lines}"
+        answer = self._send("GET", f"/api/v0/logs/file?{query}")
         if answer.ok:
             return answer.content.decode(errors="replace")
-        return self.logs(submission_id)
+        return self.logs(job.submission_id)
 
     def follow(self, submission_id: str) -> Iterator[str]:
         """What the job prints, in pieces as they come, from its first line on, until it has ended.
@@ -246,6 +248,7 @@ class JobsApi:
             message=hidden(said.get("message") or "", self._token),
             exit_code=said.get("driver_exit_code"),
             metadata={str(k): str(v) for k, v in (said.get("metadata") or {}).items()},
+            node_id=said.get("driver_node_id"),
         )
 
     def _refusal(self, answer: requests.Response) -> SpecError:

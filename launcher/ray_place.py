@@ -71,7 +71,7 @@ class RayLauncher:
             return None
 
         def tail(num_lines: int) -> list[str]:
-            text = self._api.tail(job.submission_id, num_lines=num_lines)
+            text = self._api.tail(job, num_lines=num_lines)
             return self._api.masked(text).splitlines()
 
         return status_line.newest_of(tail)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,8 @@ def test_an_id_is_taken_once(cluster: RayCluster) -> None:
     job = api.job("twice-1")
     assert job is not None
     assert (job.status, job.exit_code) == ("SUCCEEDED", 0)
-    assert api.tail("twice-1", num_lines=1).splitlines() == ["two"]
-    assert api.tail("never", num_lines=1) == ""
+    assert api.tail(job, num_lines=1).splitlines() == ["two"]
+    assert api.tail(replace(job, submission_id="never"), num_lines=1) == ""
     assert api.job("never") is None
 
 
