@@ -129,8 +129,10 @@ def render(
 ) -> JobRequest:
     """The request that runs the experiment on this machine.
 
-    A failure from before the time ``retry_before`` is forgotten.
+    A failure from before the time ``retry_before`` is forgotten. Raises SpecError where the launch
+    spec does not allow what the experiment runs.
     """
+    spec.evaluation.require_code_allowed(launch.allow_task_code)
     run_dir = RunDir.of(launch.storage, spec.name)
     folder = run_dir.node_dir / _FILES
     command = (sys.executable, "-m", "launcher.cli", "supervise", str(folder / "experiment.json"))

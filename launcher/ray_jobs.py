@@ -91,6 +91,7 @@ def render(
             f"launch spec {launch.name}: place: ray without a section ray, which says how to reach "
             "its jobs from elsewhere; add ray: {jobs_url: ..., token_variable: ...}"
         )
+    spec.evaluation.require_code_allowed(launch.allow_task_code)
     _require_reachable(spec, launch)
     name = job_name(spec.name, storage=launch.storage)
     return RayJobRequest(

@@ -15,6 +15,8 @@ def named_files(spec: ExperimentSpec) -> list[tuple[str, str]]:
     found = _facts_files(spec.facts, "facts")
     if spec.model.weights.kind == "folder":
         found.append(("model.weights.path", spec.model.weights.path))
+    if spec.evaluation.harness_tasks and spec.evaluation.harness_folder is not None:
+        found.append(("evaluation.harness_folder", spec.evaluation.harness_folder))
     for phase in spec.phases:
         where = f"phases.{phase.name}"
         if phase.replay is not None:

@@ -92,7 +92,7 @@ def run(
         check_beliefs(spec, RunDir.of(launch.storage, spec.name))
     fact_set = load_facts(spec, note=say)
     if dry_run:
-        check_tasks(spec.evaluation)
+        check_tasks(spec.evaluation, allow_code=launch.allow_task_code)
         console.print_json(dump_json(spec))
         for line in describe(spec, launch, fact_set):
             console.print(line, highlight=False)
@@ -268,6 +268,12 @@ def evaluate(
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Ask everything, not a sample.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
+    allow_task_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-task-code", help="Load the run's harness_folder, whose tasks may run any code."
+        ),
+    ] = False,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the rows there as JSON.")
     ] = None,
@@ -312,6 +318,7 @@ def evaluate(
             spec=asked.spec,
             seed=asked.seed,
             believed=asked.believed,
+            allow_code=allow_task_code,
             progress=lambda done: bar.update(task, completed=done),
         )
     _print_tables(rows)

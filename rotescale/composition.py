@@ -112,7 +112,9 @@ def make_training(
         checkpoints=checkpoints,
         persistence=Persistence(spec, team, checkpoints, saver, versions()),
         plans=_plans(spec, resolved, run_dir, prepared),
-        evaluators=_evaluators(spec, resolved, run_dir, prepared, team=team),
+        evaluators=_evaluators(
+            spec, resolved, run_dir, prepared, team=team, allow_code=launch.allow_task_code
+        ),
         watchdog=watchdog,
         notices=Notices(
             run_dir,
@@ -181,6 +183,7 @@ def _evaluators(
     prepared: PreparedModel,
     *,
     team: Team,
+    allow_code: bool,
 ) -> tuple[StageEvaluator, ...]:
     """Questions, and hidden states where the spec wants them, of the same facts."""
     fact_set = load_saved(run_dir.facts_json)
@@ -207,7 +210,7 @@ def _evaluators(
         num_tokens=prepared.num_tokens,
         row_tokens=spec.engine.row_tokens,
         progress=_progress(team, "questions"),
-        benchmarks=_benchmarks(spec, resolved, team=team),
+        benchmarks=_benchmarks(spec, resolved, team=team, allow_code=allow_code),
         **shared,
     )
     if spec.evaluation.representation_facts == 0:
@@ -217,13 +220,16 @@ def _evaluators(
     return questions, states
 
 
-def _benchmarks(spec: ExperimentSpec, resolved: Resolved, *, team: Team) -> Benchmarks | None:
+def _benchmarks(
+    spec: ExperimentSpec, resolved: Resolved, *, team: Team, allow_code: bool
+) -> Benchmarks | None:
     """What the spec names of the harness; loaded now, as an error should not wait for phase 1."""
     if not spec.evaluation.harness_tasks:
         return None
     folder = resolved.harness_folder
     asked = spec.evaluation.model_copy(update={"harness_folder": folder})
-    return Benchmarks.load(asked, rank=team.rank, progress=_progress(team, "benchmark requests"))
+    progress = _progress(team, "benchmark requests")
+    return Benchmarks.load(asked, rank=team.rank, allow_code=allow_code, progress=progress)
 
 
 def _plans(

@@ -183,6 +183,9 @@ class LaunchSpec(Part):
     """Fork workers off a process per node that has imported torch, transformers and DeepSpeed, so
     that a new set of workers starts without importing them again. Else each imports them itself,
     in Ray's own process."""
+    allow_task_code: bool = False
+    """Load the tasks of a spec's ``evaluation.harness_folder``, whose files may run any code as
+    whoever runs the driver and its workers. Allow it once you have read them."""
     storage: str = "runs"
     """The folder that all workers share, or a URL (s3://, gs://), with one folder per run."""
     model_cache: str = "~/.cache/rotescale"

@@ -203,7 +203,7 @@ def prepare_run(
     _check_texts(fact_set, spec, base=base)
     if spec.evaluation.harness_tasks:
         report("loading the benchmarks")
-    check_tasks(spec.evaluation)
+    check_tasks(spec.evaluation, allow_code=launch.allow_task_code)
     run_dir = open_run(root, spec_json=dump_json(spec), digest=spec.digest())
     write_atomic(run_dir.launch_json, dump_json(launch).encode())
     save_fact_set(fact_set, run_dir.facts_json)

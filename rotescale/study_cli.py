@@ -104,7 +104,7 @@ def _check_cells(cells: Sequence[Cell], runner: StudyRunner) -> None:
         check_beliefs(cell.spec)
         check_enough(cell.spec, sources[cell.spec.facts])
     for asked in {cell.spec.evaluation for cell in cells}:
-        check_tasks(asked)
+        check_tasks(asked, allow_code=runner.launch.allow_task_code)
     finished = [name for name, status in runner.status.items() if status == "finished"]
     left = [cell.spec for cell in cells if cell.spec.name not in finished]
     known = saved_facts(runner.folder.run(name) for name in finished)

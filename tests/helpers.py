@@ -47,6 +47,7 @@ def prepare(
     num_workers: int = 1,
     limits: StageLimits | None = None,
     preflight: Preflight | None = None,
+    allow_task_code: bool = False,
 ) -> RunDir:
     """A run folder that is ready for workers."""
     launch = LaunchSpec(
@@ -56,6 +57,7 @@ def prepare(
         cpus_per_worker=1,
         limits=limits or StageLimits(),
         preflight=preflight,
+        allow_task_code=allow_task_code,
     )
     return prepare_run(spec, launch)
 

@@ -35,6 +35,7 @@ def render(
     """
     kuberay = launch.kuberay
     assert kuberay is not None, launch.place
+    spec.evaluation.require_code_allowed(launch.allow_task_code)
     _require_reachable(spec, launch)
     name = names.job_name(spec.name, storage=launch.storage)
     labels = {

@@ -201,15 +201,19 @@ def evaluate_folder(
     spec: EvaluationSpec,
     seed: int,
     believed: Mapping[int, bool] | None = None,
+    allow_code: bool = False,
     progress: Callable[[int], None],
 ) -> tuple[EvaluationRow, ...]:
     """The rows of all items, asked of the model in ``folder`` in this process.
 
-    ``believed`` says which facts an untrained model held, where that is known. Raises DataError
-    where the folder is no whole model.
+    ``believed`` says which facts an untrained model held, where that is known. ``allow_code`` lets
+    tasks of ``spec.harness_folder`` be loaded. Raises DataError where the folder is no whole model,
+    and SpecError as ``harness.tasks.load_tasks``.
     """
     check_folder(folder)
-    benchmarks = Benchmarks.load(spec, rank=0) if spec.harness_tasks else None
+    benchmarks = None
+    if spec.harness_tasks:
+        benchmarks = Benchmarks.load(spec, rank=0, allow_code=allow_code)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)

@@ -10,6 +10,7 @@ from pydantic import (
     model_validator,
 )
 
+from rotescale.errors import SpecError
 from rotescale.spec.base import BASE_LANGUAGE, Language, Name, Part
 
 
@@ -62,7 +63,8 @@ class EvaluationSpec(Part):
     ``rotescale_last_word`` are shipped with their data."""
     harness_folder: str | None = None
     """A folder with task files (YAML) of your own, the harness's ``include_path``; at every start
-    of workers the first one reads it."""
+    of workers the first one reads it. They may run code, which ``allow_task_code`` of the launch
+    spec must allow."""
     harness_limit: PositiveInt | None = None
     """The first n documents of each task; null: all."""
     max_new_tokens: PositiveInt = 50
@@ -104,6 +106,16 @@ class EvaluationSpec(Part):
                 f"harness_tasks {list(self.harness_tasks)} names a task twice; name each once"
             )
         return self
+
+    def require_code_allowed(self, allowed: bool) -> None:
+        """SpecError where tasks of ``harness_folder`` are asked and may not run code."""
+        if self.harness_tasks and self.harness_folder is not None and not allowed:
+            raise SpecError(
+                f"evaluation.harness_folder: {self.harness_folder!r} holds tasks that may run any "
+                "code where the run does, and this place does not allow it; read them, then set "
+                "allow_task_code: true in the launch spec (rotescale evaluate: --allow-task-code), "
+                "or leave the folder out"
+            )
 
 
 def full_sample(spec: EvaluationSpec) -> EvaluationSpec:

@@ -10,6 +10,7 @@ from harness_helpers import skip_without_harness, write_tasks
 from helpers import QUICK, micro_spec, prepare, run_workers
 
 from rotescale.analysis.results import read_outcomes, suites_table
+from rotescale.errors import SpecError
 from rotescale.evaluation.folder import STAGE, evaluate_folder
 from rotescale.evaluation.metrics import paired_difference
 from rotescale.preparation import Resolved
@@ -39,7 +40,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> RunD
     folder = write_tasks(tmp_path_factory.mktemp("tasks"))
     storage = tmp_path_factory.mktemp("run")
     spec = micro_spec(*ASKED, f"evaluation.harness_folder={folder}")
-    run_dir = prepare(spec, storage, cache=model_cache, num_workers=2)
+    run_dir = prepare(spec, storage, cache=model_cache, num_workers=2, allow_task_code=True)
     assert run_workers(run_dir, world_size=2) == [0, 0]
     finished(run_dir)
     return run_dir
@@ -76,7 +77,11 @@ def test_sharded_values_are_those_of_the_exported_model(run_dir: RunDir) -> None
     )
     folder = run_dir.model_folder("generalize")
     assert isinstance(folder, Path)
-    alone = evaluate_folder(folder, (), spec=spec, seed=0, progress=lambda done: None)
+    with pytest.raises(SpecError, match="allow-task-code"):
+        evaluate_folder(folder, (), spec=spec, seed=0, progress=lambda done: None)
+    alone = evaluate_folder(
+        folder, (), spec=spec, seed=0, allow_code=True, progress=lambda done: None
+    )
     sharded = rows(run_dir, "generalize", None)
     assert len(alone) == len(sharded)
     for row in alone:
@@ -113,3 +118,15 @@ def test_only_what_is_missing_is_measured_again(run_dir: RunDir) -> None:
     assert {row.attempt for row in after.values()} == {2}
     for key, row in after.items():
         assert row.value == pytest.approx(before[key].value, rel=1e-4)
+
+
+def test_workers_load_no_folder_that_the_place_no_longer_allows(run_dir: RunDir) -> None:
+    evaluation, launch = run_dir.evaluation("generalize", None), run_dir.launch_json
+    launch.write_text(json.dumps(json.loads(launch.read_text()) | {"allow_task_code": False}))
+    remove(evaluation)
+    Outcome.clear(run_dir)
+    run_workers(run_dir, world_size=2)
+    outcome = Outcome.read(run_dir)
+    assert outcome is not None
+    assert (outcome.status, outcome.error) == ("failed", "SpecError")
+    assert "set allow_task_code: true in the launch spec" in outcome.message

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from test_evaluation_runner import Passes
 
 from rotescale.evaluation.harness.requests import Asker
 from rotescale.evaluation.runner import Share
@@ -87,7 +88,7 @@ def write_tasks(folder: Path, **more: dict[str, Any]) -> Path:
 def asker_of(model: Any, tokenizer: Any, **changes: Any) -> Asker:
     """Asks a model in this process."""
     parts: dict[str, Any] = {
-        "forward": model.forward if not hasattr(model, "base_model") else forward_of(model),
+        "forward": forward_of(model) if hasattr(model, "base_model") else Passes(model),
         "model": model,
         "tokenizer": tokenizer,
         "num_tokens": len(tokenizer),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,16 +66,59 @@ def test_shipped_documents_are_made_of_the_shipped_texts() -> None:
 def test_without_the_package_its_tasks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rotescale.evaluation.harness.tasks.find_spec", lambda name: None)
     with pytest.raises(SpecError, match=r"arc_easy .* lm-eval is not installed; pip install"):
-        check_tasks(spec_of("arc_easy"))
-    check_tasks(spec_of())
+        check_tasks(spec_of("arc_easy"), allow_code=True)
+    check_tasks(spec_of(), allow_code=False)
+
+
+def code_in(folder: Path) -> tuple[Path, dict[str, Path]]:
+    """A folder whose tasks run code in three ways, and the file that each of them would write."""
+    marks = {name: folder / f"{name}-was-run" for name in ("python", "template", "metric")}
+    place = folder / "tasks"
+    place.mkdir()
+    for name in ("python", "metric"):
+        (place / f"own_{name}.py").write_text(
+            f"open({str(marks[name])!r}, 'w').close()\ndef load(**_): return {{}}\n"
+        )
+    (place / "python.yaml").write_text(
+        "task: python\ncustom_dataset: !function own_python.load\ntest_split: test\n"
+    )
+    (place / "metric.yaml").write_text(
+        "task: metric\nmetric_list:\n  - {metric: !function own_metric.load}\n"
+    )
+    opens = "cycler.__init__.__globals__.os.mknod"
+    write_tasks(
+        place,
+        template=TASKS["own_word"] | {"doc_to_text": f"{{{{{opens}('{marks['template']}')}}}}"},
+    )
+    return place, marks
+
+
+@pytest.mark.parametrize("name", ["python", "template", "metric"])
+def test_no_code_of_a_folder_is_run_unless_it_is_allowed(name: str, tmp_path: Path) -> None:
+    skip_without_harness()
+    place, marks = code_in(tmp_path)
+    spec = spec_of(name, folder=place)
+    for ask in (check_tasks, partial(Benchmarks.load, rank=0)):
+        with pytest.raises(SpecError, match="allow_task_code: true in the launch spec"):
+            ask(spec, allow_code=False)
+    assert not [mark for mark in marks.values() if mark.exists()]
+    # Allowed, it does run: what was refused above was no harmless file.
+    with suppress(DataError):
+        check_tasks(spec, allow_code=True)
+    assert marks[name].exists()
+
+
+def test_what_is_shipped_needs_no_leave() -> None:
+    skip_without_harness()
+    check_tasks(spec_of(*SHIPPED_TASKS), allow_code=False)
 
 
 def test_unknown_names_are_refused(folder: Path) -> None:
     skip_without_harness()
     with pytest.raises(SpecError, match=r"'arc_eesy' is no task.* did you mean arc_easy"):
-        check_tasks(spec_of("own_choice", "arc_eesy", folder=folder))
+        check_tasks(spec_of("own_choice", "arc_eesy", folder=folder), allow_code=True)
     with pytest.raises(SpecError, match=r"no-such-folder is no folder"):
-        check_tasks(spec_of("own_choice", folder=folder / "no-such-folder"))
+        check_tasks(spec_of("own_choice", folder=folder / "no-such-folder"), allow_code=True)
     with pytest.raises(ValueError, match=r"names a task twice"):
         spec_of("own_choice", "own_choice")
 
@@ -97,12 +142,12 @@ def test_tasks_that_cannot_be_asked_are_refused(
     skip_without_harness()
     place = write_tasks(tmp_path, own_bad=TASKS["own_answer"] | change)
     with pytest.raises(DataError, match=message):
-        check_tasks(spec_of("own_choice", "own_bad", folder=place))
+        check_tasks(spec_of("own_choice", "own_bad", folder=place), allow_code=True)
 
 
 def test_what_can_be_asked_is_accepted(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     skip_without_harness()
-    check_tasks(spec_of(*TASKS, *SHIPPED_TASKS, folder=folder))
+    check_tasks(spec_of(*TASKS, *SHIPPED_TASKS, folder=folder), allow_code=True)
     assert "it/s" not in capfd.readouterr().err
 
 
@@ -120,7 +165,7 @@ def test_values_are_those_of_the_harness_with_its_own_model(name: str, folder: P
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     tokenizer.pad_token = tokenizer.eos_token
     names = [*TASKS, *SHIPPED_TASKS]
-    benchmarks = Benchmarks.load(spec_of(*names, folder=folder, limit=6), rank=0)
+    benchmarks = Benchmarks.load(spec_of(*names, folder=folder, limit=6), rank=0, allow_code=True)
     found = benchmarks.measure(asker_of(model, tokenizer), stage="base")
     assert found is not None
     reference = simple_evaluate(
@@ -180,7 +225,7 @@ class Knowing(Flat):
 
 
 def measure(folder: Path, tokenizer: Any, *, known: int) -> Measured:
-    benchmarks = Benchmarks.load(spec_of("own_choice", folder=folder), rank=0)
+    benchmarks = Benchmarks.load(spec_of("own_choice", folder=folder), rank=0, allow_code=True)
     model = Knowing(list(DOCUMENTS[:known]), tokenizer)
     found = benchmarks.measure(asker_of(model, tokenizer), stage="base")
     assert found is not None
@@ -212,7 +257,8 @@ def test_stages_are_paired_by_document(folder: Path, words: Any) -> None:
 def test_every_stage_gets_the_same_examples_and_draws_nothing(folder: Path, words: Any) -> None:
     skip_without_harness()
     state = random.getstate()
-    benchmarks = Benchmarks.load(spec_of("own_choice_with_examples", folder=folder), rank=0)
+    spec = spec_of("own_choice_with_examples", folder=folder)
+    benchmarks = Benchmarks.load(spec, rank=0, allow_code=True)
     asked = []
     for _ in range(2):
         benchmarks.measure(asker_of(Knowing([], words), words), stage="base")
@@ -230,7 +276,7 @@ def test_errors_of_a_task_are_told_from_those_of_the_engine(tmp_path: Path, word
     (place / "failing.py").write_text("def score(document, results):\n    return 1 / 0\n")
     text = (place / "own_choice.yaml").read_text().replace("own_choice", "own_failing")
     (place / "own_failing.yaml").write_text(text + "process_results: !function failing.score\n")
-    benchmarks = Benchmarks.load(spec_of("own_failing", folder=place), rank=0)
+    benchmarks = Benchmarks.load(spec_of("own_failing", folder=place), rank=0, allow_code=True)
     model = Knowing([], words)
     with pytest.raises(DataError, match=r"own_failing fails \(ZeroDivisionError"):
         benchmarks.measure(asker_of(model, words), stage="base")
@@ -250,7 +296,7 @@ def test_groups_have_the_value_of_the_harness(tmp_path: Path, words: Any) -> Non
         "group: own_group\ntask: [own_choice, own_choice_with_examples]\n"
         "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
     )
-    benchmarks = Benchmarks.load(spec_of("own_group", folder=place), rank=0)
+    benchmarks = Benchmarks.load(spec_of("own_group", folder=place), rank=0, allow_code=True)
     found = benchmarks.measure(asker_of(Knowing([], words), words), stage="base")
     assert found is not None
     made = rows(found)

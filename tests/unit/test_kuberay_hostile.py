@@ -69,12 +69,15 @@ HOSTILE: list[Any] = [
     *({"kind": "hostPath"}, {"hostPath": {"path": "/"}}, {"privileged": True}, {"RAY_A": "x"}),
 ]
 
+RAY = {"jobs_url": "https://ray.example.com", "token_variable": "RAY_CLUSTER_TOKEN"}
+
 TEXTS = [value for value in HOSTILE if isinstance(value, str)]
 
 EXPERIMENT_CHANGES: list[dict[str, Any]] = [
     {},
     {"facts": {"source": "files", "paths": ["/models/a.csv"], "relations_file": "/models/r.yaml"}},
     {"facts": {"source": "trex", "path": "/checkpoints/trex"}},
+    {"evaluation": {"harness_tasks": ["x"], "harness_folder": "/checkpoints/tasks"}},
     {"facts": {"source": "dataset", "dataset": "someone/facts", "revision": "main"}},
     {"model": {"weights": {"kind": "folder", "path": "/models/a"}}},
     {"model": {"weights": {"kind": "hub", "repository": "a/b", "revision": "main"}}},
@@ -297,6 +300,24 @@ def test_what_is_refused_says_which_field(
     assert words in told
     for secret in ("hunter2", "Hunter2!", SECRETS["HF_TOKEN"]):
         assert secret not in told
+
+
+@pytest.mark.parametrize("folder", ["/checkpoints/tasks", "tasks", "", "$(id)"])
+@pytest.mark.parametrize(
+    "place",
+    [FULL, {}, {"place": "ray", "address": "auto", "storage": "/shared/runs", "ray": RAY}],
+    ids=["kuberay", "local", "ray"],
+)
+def test_a_spec_brings_no_code_with_it(place: Any, folder: str, tmp_path: Path) -> None:
+    evaluation = {"harness_tasks": ["innocent"], "harness_folder": folder}
+    spec = {**read_fields(MICRO), "evaluation": evaluation}
+    code, printed, told = run(tmp_path, spec, place)
+    assert (code, printed) == (SpecError.exit_code, "")
+    assert "set allow_task_code: true in the launch spec" in told
+    # A spec cannot allow it to itself.
+    code, _, told = run(tmp_path, {**spec, "allow_task_code": True}, place)
+    assert code == SpecError.exit_code
+    assert "allow_task_code: unknown key" in told
 
 
 @pytest.mark.parametrize(

@@ -236,11 +236,15 @@ def test_a_time_is_all_that_is_ever_added_to_the_entrypoint() -> None:
             "phases.memorize.known={share: 0.5, facts: {source: files, paths: [/tmp/a.csv]}}",
             "phases.memorize.known.facts.paths",
         ),
+        (
+            "evaluation={harness_tasks: [x], harness_folder: /tmp/tasks}",
+            "evaluation.harness_folder '/tmp/tasks'",
+        ),
     ],
 )
 def test_files_that_the_pods_do_not_see_are_refused(override: str, field: str) -> None:
     with pytest.raises(SpecError, match=r"on no volume of the pods \(/checkpoints, /models\)") as e:
-        render(experiment(override), place())
+        render(experiment(override), place("allow_task_code=true"))
     assert field in str(e.value)
 
 
@@ -250,10 +254,12 @@ def test_files_that_the_pods_do_not_see_are_refused(override: str, field: str) -
         "facts={source: files, paths: [/checkpoints/facts/mother.csv]}",
         "facts={source: dataset, dataset: someone/facts}",
         "model.weights={kind: folder, path: /models/llama}",
+        "evaluation={harness_tasks: [x], harness_folder: /models/tasks}",
+        "evaluation={harness_folder: tasks}",
     ],
 )
 def test_files_on_a_volume_and_what_is_on_the_hub_are_taken(override: str) -> None:
-    assert len(render(experiment(override), place())) == 2
+    assert len(render(experiment(override), place("allow_task_code=true"))) == 2
 
 
 # What the profile says

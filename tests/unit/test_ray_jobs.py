@@ -113,6 +113,7 @@ def test_a_tunnel_needs_no_encryption() -> None:
         ("seed=0", {"storage": "runs"}),
         ("facts={source: files, paths: [mother.csv]}", {}),
         ("facts={source: files, paths: [/shared/../etc/passwd]}", {}),
+        ("evaluation={harness_tasks: [x], harness_folder: tasks}", {"allow_task_code": True}),
     ],
 )
 def test_a_folder_of_this_machine_is_refused(override: str, changes: dict[str, Any]) -> None:

@@ -35,10 +35,11 @@ class Benchmarks:
         spec: EvaluationSpec,
         *,
         rank: int,
+        allow_code: bool,
         progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     ) -> Benchmarks:
         """Load the tasks, on rank 0. Raises as ``load_tasks``."""
-        tasks = load_tasks(spec) if rank == 0 else None
+        tasks = load_tasks(spec, allow_code=allow_code) if rank == 0 else None
         return cls(tasks, spec.harness_limit, progress)
 
     def measure(self, asker: Asker, *, stage: str) -> Measured | None:

@@ -28,17 +28,18 @@ _NO_MATTER = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top
 """What may be said of a greedy generation."""
 
 
-def check_tasks(spec: EvaluationSpec) -> None:
+def check_tasks(spec: EvaluationSpec, *, allow_code: bool) -> None:
     """Load the spec's tasks, if it names any, and build the first request of each.
 
-    Raises SpecError where the harness is missing or knows a name not, and DataError where a task's
+    ``allow_code``: as ``allow_task_code`` of the launch spec. Raises SpecError where a folder of
+    tasks is not allowed, the harness is missing or knows a name not, and DataError where a task's
     data cannot be had, or it asks what is not answered here.
     """
     if not spec.harness_tasks:
         return
     # Progress bars of loaders and of the harness, which nobody asked for.
     with redirect_stderr(io.StringIO()):
-        loaded = load_tasks(spec)
+        loaded = load_tasks(spec, allow_code=allow_code)
         seed_examples(loaded)
         tasks = loaded["tasks"]
         for name, task in tasks.items():
@@ -49,11 +50,14 @@ def check_tasks(spec: EvaluationSpec) -> None:
             _check_request(name, request)
 
 
-def load_tasks(spec: EvaluationSpec) -> dict[str, Any]:
+def load_tasks(spec: EvaluationSpec, *, allow_code: bool) -> dict[str, Any]:
     """The spec's tasks and groups, as the harness's ``evaluate`` takes them.
 
     Raises as ``check_tasks``.
     """
+    # Before anything of the folder is read: its YAML may name Python files (``!function``), its
+    # templates reach Python's objects, and its metrics are fetched as code.
+    spec.require_code_allowed(allow_code)
     _require_harness(spec)
     manager = _manager(spec)
     found: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
