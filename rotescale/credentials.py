@@ -26,7 +26,7 @@ _ANY = re.compile(
     )
 )
 _NAMES = re.compile(
-    r"SECRET|PASSW|(^|_)(TOKEN|CREDENTIALS?|(API|ACCESS|AUTH|ACCOUNT|PRIVATE)_?KEY)(_|$)"
+    r"SECRET|PASSW|(^|_)(TOKEN|CREDENTIALS?|(API|ACCESS|AUTH|ACCOUNT|PRIVATE|CUSTOMER)_?KEY)(_|$)"
 )
 _HIDDEN = "(hidden: looks like {})"
 HIDDEN = "(hidden: the credential itself)"

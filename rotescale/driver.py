@@ -5,41 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import random
-import signal
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from rotescale.errors import NodeError, RotescaleError, error_class
-from rotescale.faults import VARIABLE as FAULT_VARIABLE
 from rotescale.fork_server.caller import ForkServer
 from rotescale.launch_spec import LaunchSpec
 from rotescale.nodes import describe_left_out, left_out, read_faults
-from rotescale.notices import SUPERVISED, Preemption
-from rotescale.object_client import PASSED_ON
+from rotescale.notices import Preemption
 from rotescale.ray_nodes import name_worker, scaling_policy
+from rotescale.ray_session import ray_cluster, worker_environment
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec_file import load_spec
-
-# Each is set unless the environment has it already. Ray Train's defaults in brackets.
-ENVIRONMENT = {
-    # How often the controller looks at its workers, and so how soon it sees that one is dead [2].
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # How long a worker may leave a poll unanswered, such as one on a host that stands still [600].
-    # The poll is trivial and has a thread of its own; but where workers are not forked, a long call
-    # in C may hold that process's lock.
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
-    # How long workers may take to be placed [60]. After a node is lost the controller believes
-    # for a while in resources that are gone, and finds out only by this limit.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
-    # How often Ray looks for nodes that are about to be taken away [5]; notice may be 30 s.
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-    # Ray warns of what is the default already.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "1",
-}
 
 log = logging.getLogger(__name__)
 
@@ -55,43 +33,6 @@ class InterruptedRunError(RotescaleError):
     """Workers were lost more often than allowed; the run can go on from its last checkpoint."""
 
     exit_code = 4
-
-
-@contextmanager
-def ray_cluster(launch: LaunchSpec) -> Iterator[None]:
-    """A Ray cluster on this machine for the time being, or the one that the launch spec names."""
-    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    if launch.place == "ray":
-        ray.init(address=launch.address, log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        _start_local_ray(launch)
-    if SUPERVISED in os.environ and threading.current_thread() is threading.main_thread():
-        # Ray, which has just set a handler that ends the driver at once, sends this to every
-        # process of a job that is stopped; the supervisor is among them, and saves first.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _start_local_ray(launch: LaunchSpec) -> None:
-    import ray
-
-    ray.init(
-        # Never a cluster that happens to run here: its resources are not this launch spec's.
-        address="local",
-        num_cpus=round(launch.num_workers[1] * launch.worker_cores) + 1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
 
 
 def train(run_dir: RunDir, launch: LaunchSpec, *, engine: str = "zero3") -> None:
@@ -167,7 +108,7 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
                 ),
             ),
             callbacks=[_controller_callback(RunDir(run_dir.root.absolute()), launch)],
-            worker_runtime_env={"env_vars": _worker_environment()},
+            worker_runtime_env={"env_vars": worker_environment(os.environ)},
         ),
     )
     try:
@@ -306,8 +247,9 @@ def _controller_callback(run_dir: RunDir, launch: LaunchSpec) -> Any:
     from ray.train.v2._internal.execution.callback import ControllerCallback
 
     limit = launch.resize_save_seconds
-    # The controller reads the run's storage too, and Ray gives it no variables of ours.
-    passed_on = _worker_environment()
+    # The controller reads the run's storage too, and Ray gives it no variables of ours. It is told
+    # these in what Ray keeps of it, so no credential is among them either.
+    passed_on = worker_environment(os.environ)
 
     class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]
         def after_controller_start(self, train_run_context: Any) -> None:
@@ -334,21 +276,6 @@ def _controller_callback(run_dir: RunDir, launch: LaunchSpec) -> Any:
                 log.warning("no checkpoint before a resize: %s", error)
 
     return SaveBeforeResize()
-
-
-def _worker_environment() -> dict[str, str]:
-    """Variables of the driver that its workers and their controller need too."""
-    wanted = (FAULT_VARIABLE, "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-    passed = {
-        name: value
-        for name, value in os.environ.items()
-        if name in wanted or name.startswith(PASSED_ON)
-    }
-    return {
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        **passed,
-    }
 
 
 def _last_line(error: Exception) -> str:

@@ -154,6 +154,7 @@ def _explain(place: str, error: Exception) -> StorageError:
     keys = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION"
     if place.startswith("gs:"):
         keys = "GOOGLE_APPLICATION_CREDENTIALS"
+    keys += " (on a Ray cluster of each node, where `ray start` runs)"
     lost_upload = "NoSuchUpload" in text
     missing = isinstance(error, FileNotFoundError) and not lost_upload
     if "NoSuchBucket" in text or missing:

@@ -17,7 +17,7 @@ from helpers import MICRO, QUICK, ROOT, micro_spec, prepare, run_workers, steps,
 from namespaces import DEVICE, Host, hosts, why_not
 from recovery_helpers import events
 
-from rotescale import driver
+from rotescale import ray_session
 from rotescale.faults import VARIABLE
 from rotescale.run_dir import Outcome, RunDir
 
@@ -30,7 +30,7 @@ LIMIT = 240.0
 STARTS = 3
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 ENVIRONMENT = {
-    **driver.ENVIRONMENT,
+    **ray_session.ENVIRONMENT,
     "GLOO_SOCKET_IFNAME": DEVICE,
     # A host that answers nothing is given up after some 8 s; Ray's defaults take longer.
     "RAY_health_check_period_ms": "1000",

@@ -15,7 +15,7 @@ import pytest
 from helpers import QUICK, micro_spec, prepare, run_workers, steps, wait_until
 from recovery_helpers import events
 
-from rotescale import driver
+from rotescale import driver, ray_session
 from rotescale.checkpoint.attempts import read_attempt
 from rotescale.faults import VARIABLE
 from rotescale.launch_spec import LaunchSpec
@@ -30,7 +30,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    for name, value in driver.ENVIRONMENT.items():
+    for name, value in ray_session.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     ray.init(address=cluster.address, log_to_driver=False)

@@ -14,7 +14,7 @@ import pytest
 from helpers import QUICK, micro_spec, prepare, steps, wait_until
 from recovery_helpers import events
 
-from rotescale import driver
+from rotescale import driver, ray_session
 from rotescale.faults import VARIABLE
 from rotescale.launch_spec import LaunchSpec, Preflight, StageLimits
 from rotescale.nodes import HOST_VARIABLE, Node, left_out, read_faults, record_fault
@@ -36,7 +36,7 @@ def cluster() -> Iterator[None]:
         return {"num_cpus": 1, "env_vars": {HOST_VARIABLE: name}}
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in driver.ENVIRONMENT.items():
+        for name, value in ray_session.ENVIRONMENT.items():
             patch.setenv(name, value)
         head = {**node("head"), "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -33,6 +33,7 @@ from rotescale.errors import TrainingError
 from rotescale.faults import VARIABLE
 from rotescale.launch_spec import LaunchSpec
 from rotescale.model.prepare import load_prepared
+from rotescale.ray_session import ray_cluster
 from rotescale.records import read_records
 from rotescale.run_dir import CheckpointName, Outcome, RunDir
 
@@ -47,7 +48,7 @@ ARCHITECTURES = [
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One Ray cluster for all tests of this file."""
-    with driver.ray_cluster(LAUNCH):
+    with ray_cluster(LAUNCH):
         yield
 
 
