@@ -7,7 +7,7 @@ small job on the Ray cluster, a pod of the run's image on Kubernetes, each gone 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,6 +75,7 @@ def inside_checks(
             )
         else:
             yield _ok(name, f"{place}: written, read and removed; no file is created twice")
+    yield from _gpus(found.get("gpus", 0), launch)
     shared = found["shared_memory"]
     if shared is not None and shared < 64 * _MIB:
         yield Check(
@@ -95,6 +96,49 @@ def _names(problem: str | None) -> Iterator[Check]:
             problem,
             "let k8s/base/network-policy.yaml allow the address that the pods' resolv.conf names",
         )
+
+
+def _gpus(there: int, launch: LaunchSpec) -> Iterator[Check]:
+    """Of the machine that looked; elsewhere the place itself says what its nodes have."""
+    wanted = launch.num_workers[1] * launch.gpus_per_worker
+    if launch.place != "local" or not wanted:
+        return
+    if there >= wanted:
+        yield _ok("GPUs", f"{there} are here, and {wanted} are wanted")
+    else:
+        yield Check(
+            "GPUs",
+            "fail",
+            f"{there} are here, and {wanted} are wanted",
+            "lower num_workers, see that nvidia-smi and CUDA_VISIBLE_DEVICES list them, or set "
+            "gpus_per_worker: 0",
+        )
+
+
+def room_check(nodes: Sequence[Mapping[str, float]], launch: LaunchSpec) -> Check:
+    """Whether workers fit on nodes of a Ray cluster, given the resources that each has in all."""
+    room = sum(_room_on(node, launch) for node in nodes)
+    least, most = launch.num_workers
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    each = f"{launch.worker_cores:g} CPU(s)"
+    each += f" and {launch.gpus_per_worker} GPU" if launch.gpus_per_worker else ""
+    words = (
+        f"{len(nodes)} with {sum(node.get('CPU', 0.0) for node in nodes):g} CPUs and {gpus:g} GPUs "
+        f"have room for {room} workers of {each}; {most} are wanted"
+    )
+    if room >= most:
+        return _ok("nodes", words)
+    remedy = "join more nodes (ray start --address=HOST:PORT), or ask for less in the launch spec"
+    if room >= least:
+        return Check("nodes", "warn", f"{words}, {least} at least", remedy)
+    return Check("nodes", "fail", words, f"{remedy}; where an autoscaler adds nodes, go on")
+
+
+def _room_on(node: Mapping[str, float], launch: LaunchSpec) -> int:
+    room = node.get("CPU", 0.0) // launch.worker_cores
+    if launch.gpus_per_worker:
+        room = min(room, node.get("GPU", 0.0) // launch.gpus_per_worker)
+    return int(room)
 
 
 def answer_of(lines: list[str]) -> dict[str, Any] | None:

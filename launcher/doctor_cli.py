@@ -16,6 +16,7 @@ from rich.text import Text
 from launcher.doctor import Check, asked, local_checks
 from launcher.kuberay.doctor import kuberay_checks
 from launcher.ray_doctor import ray_checks
+from launcher.ray_here import ray_here_checks
 from launcher.target import load_launch
 from rotescale.launch_spec import LaunchSpec
 
@@ -55,7 +56,7 @@ def _checks(launch: LaunchSpec, *, with_probe: bool) -> Iterator[Check]:
     if launch.ray is not None:
         remedy = "see that the dashboard's address opens, and that the token is the cluster's"
         return asked("address", remedy, ray_checks(launch, with_probe=with_probe))
-    return local_checks(launch)
+    return ray_here_checks(launch) if launch.place == "ray" else local_checks(launch)
 
 
 def _line(check: Check) -> Text:

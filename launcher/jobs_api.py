@@ -31,6 +31,8 @@ TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 """The statuses that a job does not leave."""
 _TIMEOUT = (10.0, 60.0)
 _RETRIED = (429, 500, 502, 503, 504)
+_MAX_NODES = 10_000
+"""The most that Ray lists."""
 _Read = TypeVar("_Read")
 _IDLE_SECONDS = 300.0
 """Each new stream sends everything again, so silence alone is no reason for one."""
@@ -118,6 +120,23 @@ class JobsApi:
             self._ask("GET", "/api/jobs/"),
             lambda said: [self._job(one) for one in said if one["submission_id"]],
         )
+
+    def nodes(self) -> list[dict[str, float]]:
+        """The resources that each node of the cluster has in all, such as ``CPU`` and ``GPU``."""
+        return self._read(
+            self._ask("GET", f"/api/v0/nodes?detail=1&limit={_MAX_NODES}"),
+            lambda said: [
+                {str(key): float(value) for key, value in one["resources_total"].items()}
+                for one in said["data"]["result"]["result"]
+                if one["state"] == "ALIVE"
+            ],
+        )
+
+    def is_open(self) -> bool:
+        """Whether the jobs are shown to somebody who has no token."""
+        answer = self._send("GET", "/api/jobs/", headers={"Authorization": None})
+        # A proxy that logs people in may answer with a page.
+        return answer.ok and self._read(answer, lambda said: isinstance(said, list))
 
     def stop(self, submission_id: str) -> None:
         """Ask the job to end. It may go on for as long as it was given to end in."""

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
-from launcher.doctor import Check, answer_of, inside_checks
+from launcher.doctor import Check, answer_of, inside_checks, room_check
 from launcher.job import last_line
 from launcher.jobs_api import TERMINAL, JobsApi
 from launcher.ray_jobs import RayJobRequest
@@ -40,7 +40,18 @@ def ray_checks(
             f"{version} there, and {tested} is what rotescale is tested with",
             f"use an image with ray {tested}",
         )
-    yield Check("token", "ok", f"it is taken; {len(api.jobs())} job(s) are known there")
+    jobs = len(api.jobs())
+    if api.is_open():
+        yield Check(
+            "token",
+            "fail",
+            "it is not asked for: whoever reaches the dashboard runs code on the cluster",
+            "start the cluster anew with RAY_AUTH_MODE=token and the token in RAY_AUTH_TOKEN on "
+            "every node; under KubeRay, authOptions: {mode: token}",
+        )
+    else:
+        yield Check("token", "ok", f"it is asked for and taken; {jobs} job(s) are known there")
+    yield room_check(api.nodes(), launch)
     if not with_probe:
         yield Check(
             "inside",

@@ -36,7 +36,7 @@ _CLUSTER_NAME = "kubernetes.default.svc"
 def probe(launch: LaunchSpec) -> dict[str, Any]:
     """``versions`` of packages, None where one is missing; ``storage`` and ``model_cache``: an
     empty text where they can be used, or what is wrong; ``names``: the same of DNS in a pod, None
-    outside; free bytes of ``/dev/shm``."""
+    outside; free bytes of ``/dev/shm``; ``gpus``: how many of NVIDIA's a process here may use."""
     return {
         "python": platform.python_version(),
         "names": _unresolved(_CLUSTER_NAME) if _IN_A_POD in os.environ else None,
@@ -44,6 +44,7 @@ def probe(launch: LaunchSpec) -> dict[str, Any]:
         "storage": _problem(storage_path(launch.storage)),
         "model_cache": _problem(Path(launch.model_cache).expanduser()),
         "shared_memory": _free(Path("/dev/shm")),
+        "gpus": count_gpus(Path("/dev"), os.environ.get("CUDA_VISIBLE_DEVICES")),
     }
 
 
@@ -79,6 +80,16 @@ def _unresolved(name: str) -> str:
     except OSError as error:
         return f"{name}: {error.strerror}"
     return ""
+
+
+def count_gpus(devices: Path, visible: str | None) -> int:
+    """How many GPUs have a device file, as far as ``CUDA_VISIBLE_DEVICES`` leaves them."""
+    there = sum(path.name.removeprefix("nvidia").isdecimal() for path in devices.glob("nvidia*"))
+    if visible is None:
+        return there
+    # The first that does not exist, such as -1, ends the list.
+    chosen = [one.strip() for one in visible.split(",") if one.strip()]
+    return min(there, next((n for n, one in enumerate(chosen) if one == "-1"), len(chosen)))
 
 
 def _free(folder: Path) -> int | None:

@@ -19,11 +19,15 @@ from launcher.kuberay.cluster import (
     KubernetesCluster,
     RefusedError,
 )
+from launcher.kuberay.kueue_doctor import queue_checks
 from launcher.kuberay.pods import probe_pod
+from launcher.kuberay.render import render
 from launcher.kuberay.situation import situation
+from rotescale.errors import SpecError
 from rotescale.kuberay_spec import KubeRaySpec, bytes_of
 from rotescale.launch_spec import LaunchSpec
-from rotescale.spec_file import dump_json
+from rotescale.spec import ExperimentSpec
+from rotescale.spec_file import dump_json, parse_spec
 
 Object = dict[str, Any]
 
@@ -43,11 +47,21 @@ NEEDED_TO_PROBE: tuple[tuple[str, Kind], ...] = (
 _CLAIMS = Kind("v1", "persistentvolumeclaims")
 _ACCOUNTS = Kind("v1", "serviceaccounts")
 _SECRETS = Kind("v1", "secrets")
-_QUEUES = Kind("kueue.x-k8s.io/v1beta2", "localqueues")
 _PRIORITIES = Kind("kueue.x-k8s.io/v1beta2", "workloadpriorityclasses", is_namespaced=False)
 _NODES = Kind("v1", "nodes", is_namespaced=False)
 _BYTES = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "k": 10**3, "M": 10**6}
 _BYTES |= {"G": 10**9, "T": 10**12, "": 1}
+_TRIAL: Object = {
+    "model": {"weights": {"kind": "random", "architecture": "llama-3.2-1b"}},
+    "facts": {"source": "shipped", "relations": ["mother"]},
+    "phases": [
+        {
+            **{"name": "memorize", "text": "key_token", "loss": "all", "epochs": 1},
+            **{"global_batch": 1, "learning_rate": 1e-3, "schedule": "linear"},
+        }
+    ],
+}
+"""The least experiment, as any other looks alike to Kubernetes."""
 _PROBE_SECONDS = 600.0
 _POLL_SECONDS = 1.0
 
@@ -65,10 +79,13 @@ def kuberay_checks(
     cluster = cluster or KubernetesCluster(kuberay.context, kuberay.namespace, patience_seconds=5.0)
     version = cluster.raw("/version") or {}
     yield Check("API server", "ok", f"Kubernetes {version.get('gitVersion', 'of unknown version')}")
-    yield _served(cluster, "KubeRay", RAY_JOBS, "install KubeRay 1.7 or later with its CRDs")
+    served = _served(cluster, "KubeRay", RAY_JOBS, "install KubeRay 1.7 or later with its CRDs")
+    yield served
+    if served.verdict == "ok" and cluster.may("create", RAY_JOBS):
+        yield _trial(cluster, launch)
     if kuberay.queue is not None:
         yield _served(cluster, "Kueue", WORKLOADS, "install Kueue 0.19, or leave out kuberay.queue")
-        yield from _queue(cluster, kuberay)
+        yield from queue_checks(cluster, kuberay)
     yield from _rights(cluster, kuberay, with_probe=with_probe)
     yield from _claims(cluster, kuberay)
     yield from _named(cluster, kuberay)
@@ -92,33 +109,23 @@ def _served(cluster: KubernetesCluster, name: str, kind: Kind, remedy: str) -> C
     return Check(name, "fail", f"{kind.plural} of {kind.group} are not served", remedy)
 
 
-def _queue(cluster: KubernetesCluster, kuberay: KubeRaySpec) -> Iterator[Check]:
-    assert kuberay.queue is not None, "asked for only where there is one"
-    queue = cluster.get(_QUEUES, kuberay.queue)
-    if queue is None:
-        yield Check(
-            "queue",
+def _trial(cluster: KubernetesCluster, launch: LaunchSpec) -> Check:
+    """What the server says of a RayJob for this place, of which it creates nothing."""
+    name = f"rotescale-doctor-{uuid.uuid4().hex[:8]}"
+    spec = parse_spec(ExperimentSpec, {"name": name, **_TRIAL}, where="doctor")
+    try:
+        cluster.create(render(spec, launch)[1], dry_run=True)
+    except RefusedError as error:
+        return Check(
+            "RayJob",
             "fail",
-            f"there is no LocalQueue {kuberay.queue} in {kuberay.namespace}",
-            "create it (k8s/kueue shows one), or name another in kuberay.queue",
+            str(error),
+            "bring KubeRay's CRDs to 1.7 or later; helm upgrade leaves them as they are, so "
+            "kubectl apply --server-side them",
         )
-    else:
-        conditions = queue.get("status", {}).get("conditions", [])
-        active = next((one for one in conditions if one["type"] == "Active"), None)
-        if active is not None and active["status"] != "True":
-            yield Check(
-                "queue",
-                "fail",
-                f"{kuberay.queue} admits nothing: {active.get('message', '')}",
-                "kubectl describe clusterqueue says what it lacks",
-            )
-        else:
-            waiting = queue.get("status", {}).get("pendingWorkloads", 0)
-            yield Check("queue", "ok", f"{kuberay.queue}, {waiting} workload(s) wait in it")
-    if kuberay.priority is not None:
-        yield from _exists(
-            cluster, _PRIORITIES, kuberay.priority, "WorkloadPriorityClass", "kuberay.priority"
-        )
+    except SpecError as error:
+        return Check("RayJob", "fail", str(error), "correct the launch spec")
+    return Check("RayJob", "ok", "the server would take one of this place, field by field")
 
 
 def _rights(
@@ -177,6 +184,9 @@ def _named(cluster: KubernetesCluster, kuberay: KubeRaySpec) -> Iterator[Check]:
     secrets |= {one for one in (kuberay.pull_secret, kuberay.auth_secret) if one is not None}
     for secret in sorted(secrets):
         yield from _exists(cluster, _SECRETS, secret, "Secret", "its name in kuberay")
+    if kuberay.priority is not None:
+        kind = "WorkloadPriorityClass"
+        yield from _exists(cluster, _PRIORITIES, kuberay.priority, kind, "kuberay.priority")
 
 
 def _exists(

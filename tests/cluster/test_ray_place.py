@@ -27,6 +27,7 @@ from launcher import ray_jobs
 from launcher.job import PlaceUnavailableError
 from launcher.jobs_api import JobsApi
 from launcher.ray_doctor import ray_checks
+from launcher.ray_here import ray_here_checks
 from launcher.target import Target
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec, RayAccess
@@ -308,6 +309,34 @@ def test_doctor_looks_inside(cluster: RayCluster, tmp_path: Path) -> None:
         model_cache=str(file),
         ray=access(cluster),
     )
+    # The dashboard answers before the node has joined.
+    wait_for("a node", lambda: bool(JobsApi(access(cluster)).nodes()))
     found = {check.name: check for check in ray_checks(launch, with_probe=True)}
     assert {name for name, check in found.items() if check.verdict != "ok"} == {"model_cache"}
     assert "packages" in found
+    assert found["token"].words.startswith("it is asked for and taken")
+    assert found["nodes"].words.startswith("1 with 3 CPUs and 0 GPUs have room for 3 workers")
+
+
+def test_doctor_asks_a_cluster_of_this_machine(
+    cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [server] = cluster.processes("gcs_server")
+    line = Path(f"/proc/{server}/cmdline").read_bytes().decode().split("\0")
+    [port] = [one.partition("=")[2] for one in line if one.startswith("--gcs_server_port=")]
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token)
+    launch = LaunchSpec(
+        place="ray",
+        address=f"127.0.0.1:{port}",
+        num_workers=(4, 4),
+        storage=str(tmp_path / "runs"),
+        model_cache=str(tmp_path / "models"),
+    )
+    found = {check.name: check for check in ray_here_checks(launch)}
+    assert {name for name, check in found.items() if check.verdict != "ok"} == {"nodes"}
+    assert found["nodes"].words.endswith("have room for 3 workers of 1 CPU(s); 4 are wanted")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 32)
+    assert {check.verdict for check in ray_here_checks(launch) if check.name == "address"} == {
+        "fail"
+    }

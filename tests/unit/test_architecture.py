@@ -37,7 +37,7 @@ LAYERS = [
     {"composition"},
     {"worker"},
     {"study", "ray_nodes", "ray_session"},
-    {"driver", "analysis"},
+    {"driver", "ray_probe", "analysis"},
     {"injection"},
     {"facts_cli", "checkpoint_cli", "study_cli", "representations_cli", "report_cli"},
     {"inject_cli", "easyedit_cli"},
@@ -145,7 +145,7 @@ def test_the_launcher_imports_only_what_is_torch_free(module: str) -> None:
     [
         ("deepspeed", {"engine/zero3.py"}),
         # The last is a program of its own, which a pod runs before it is stopped.
-        ("ray", {"driver.py", "ray_nodes.py", "ray_session.py", "node_drain.py"}),
+        ("ray", {"driver.py", "ray_nodes.py", "ray_session.py", "node_drain.py", "ray_probe.py"}),
         ("peft", {"model/adapters.py"}),
     ],
 )

@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import api_schemas
 import pytest
 import yaml
+from api_kinds import RAYJOBS
 from api_server import ApiServer, api_server
 from kuberay_helpers import FULL
-from kuberay_schema import ROOT, check_as_kubernetes_does
+from kuberay_schema import ROOT, check_as_kubernetes_does, ray_job_schema
 
 from launcher import cli
-from launcher.doctor import Check, answer_of, inside_checks
+from launcher.doctor import Check, answer_of, inside_checks, room_check
+from launcher.kuberay import doctor
 from launcher.kuberay.cluster import KubernetesCluster
 from launcher.kuberay.doctor import (
     NEEDED,
@@ -28,9 +31,10 @@ from launcher.kuberay.doctor import (
     kuberay_checks,
 )
 from launcher.kuberay.pods import probe_pod
+from rotescale.errors import SpecError
 from rotescale.kuberay_spec import RAY_VERSION
 from rotescale.launch_spec import LaunchSpec
-from rotescale.probe import MARK, PACKAGES, probe
+from rotescale.probe import MARK, PACKAGES, count_gpus, probe
 from rotescale.spec_file import parse_spec
 
 Object = dict[str, Any]
@@ -42,6 +46,7 @@ FOUND: Object = {
     "storage": "",
     "model_cache": "",
     "shared_memory": 1 << 30,
+    "gpus": 8,
 }
 
 
@@ -91,9 +96,27 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
                 "value": 100,
             }
         )
+        for document in behind_the_queue():
+            found.create(document)
         for number in range(4):
             add_node(found, f"gpu-{number}")
         yield found
+
+
+def behind_the_queue(*, level: str = "example.com/rail") -> list[Object]:
+    """What Kueue has of the whole cluster: a queue of two flavors, one of them with a topology."""
+
+    def kueue(kind: str, name: str, **spec: Any) -> Object:
+        head = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": kind}
+        return {**head, "metadata": {"name": name}, "spec": spec}
+
+    flavors = [{"name": "cpu"}, {"name": "h100"}]
+    return [
+        kueue("Topology", "racks", levels=[{"nodeLabel": level}]),
+        kueue("ResourceFlavor", "cpu"),
+        kueue("ResourceFlavor", "h100", topologyName="racks"),
+        kueue("ClusterQueue", "all", resourceGroups=[{"flavors": flavors}]),
+    ]
 
 
 def add_node(server: ApiServer, name: str) -> None:
@@ -116,7 +139,7 @@ def condition(kind: str, status: str, message: str = "") -> Object:
 
 
 def cluster() -> KubernetesCluster:
-    return KubernetesCluster(None, NAMESPACE, patience_seconds=1, sleep=lambda _: None)
+    return KubernetesCluster(None, NAMESPACE, patience_seconds=10, sleep=lambda _: None)
 
 
 def look(*, with_probe: bool = False) -> dict[str, Check]:
@@ -132,7 +155,33 @@ def test_a_cluster_in_order_and_nothing_is_changed_by_looking(server: ApiServer)
     assert found["nodes"].words.startswith("4 of 4 nodes with the labels hold a pod of 96 cores")
     assert found["queue"].words == "research, 3 workload(s) wait in it"
     asked = {(one.method, one.path.rpartition("/")[2]) for one in server.requests}
-    assert {path for method, path in asked if method != "GET"} == {"selfsubjectaccessreviews"}
+    assert found["topology"].words == "example.com/rail is a level of racks"
+    posted = {path for method, path in asked if method != "GET"}
+    assert posted == {"selfsubjectaccessreviews", "rayjobs"}
+    assert server.list("rayjobs", namespace=NAMESPACE) == []
+
+
+def test_a_crd_that_lacks_a_field_is_found_by_a_trial(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = copy.deepcopy(ray_job_schema())
+    del old["properties"]["spec"]["properties"]["rayClusterSpec"]["properties"]["authOptions"]
+    known = api_schemas._schema
+    monkeypatch.setattr(api_schemas, "_schema", lambda k: old if k is RAYJOBS else known(k))
+    check = look()["RayJob"]
+    assert check.verdict == "fail"
+    assert 'unknown field "spec.rayClusterSpec.authOptions"' in check.words
+    assert "kubectl apply --server-side" in check.remedy
+
+
+def test_a_place_that_breaks_a_rule_is_told_by_the_trial(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise SpecError("RayJob: ttlSecondsAfterFinished goes with shutdownAfterJobFinishes")
+
+    monkeypatch.setattr(doctor, "render", refuse)
+    assert look()["RayJob"].remedy == "correct the launch spec"
 
 
 def replace_claim(server: ApiServer, **spec: Any) -> None:
@@ -173,6 +222,34 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         "no priority class",
         lambda s: s.delete("workloadpriorityclasses", "high", namespace=""),
         *("WorkloadPriorityClass high", "fail", "kuberay.priority"),
+    ),
+    (
+        "no ClusterQueue behind it",
+        lambda s: s.delete("clusterqueues", "all", namespace=""),
+        *("flavors", "fail", "correct the LocalQueue"),
+    ),
+    (
+        "a flavor that is not there",
+        lambda s: s.delete("resourceflavors", "cpu", namespace=""),
+        *("flavors", "fail", "create it (k8s/kueue"),
+    ),
+    (
+        "flavors that may not be read",
+        lambda s: s.denied.add("get resourceflavors"),
+        *("flavors", "warn", "whoever runs the cluster"),
+    ),
+    (
+        "no topology",
+        lambda s: s.delete("topologies", "racks", namespace=""),
+        *("topology", "fail", "kuberay.topology.level"),
+    ),
+    (
+        "a topology of other levels",
+        lambda s: [
+            s.delete("topologies", "racks", namespace=""),
+            s.create(behind_the_queue(level="example.com/row")[0]),
+        ],
+        *("topology", "fail", "kuberay.topology.level"),
     ),
     (
         "a right that is missing",
@@ -347,11 +424,41 @@ def test_the_role_allows_what_is_needed_and_changes_nothing_else() -> None:
         ({"shared_memory": 1 << 20}, "/dev/shm", "warn"),
         ({"names": ""}, "DNS", "ok"),
         ({"names": "kubernetes.default.svc: Try again"}, "DNS", "fail"),
+        ({"gpus": 2}, "GPUs", "ok"),
+        ({"gpus": 1}, "GPUs", "fail"),
     ],
 )
 def test_what_a_probe_found_is_judged(change: Object, name: str, verdict: str) -> None:
-    checks = inside_checks(FOUND | change, LaunchSpec(), ray_version=RAY_VERSION)
+    launch = LaunchSpec(num_workers=(2, 2), gpus_per_worker=1)
+    checks = inside_checks(FOUND | change, launch, ray_version=RAY_VERSION)
     assert {check.name: check.verdict for check in checks}[name] == verdict
+
+
+def test_gpus_are_counted_by_their_device_files(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).write_text("")
+    visible = {None: 3, "": 0, "-1": 0, "0": 1, "1,0": 2, "0,-1,1": 1, "0,1,2,3": 3}
+    assert {one: count_gpus(tmp_path, one) for one in visible} == visible
+
+
+@pytest.mark.parametrize(
+    ("nodes", "verdict", "words"),
+    [
+        ([{"CPU": 8.0, "GPU": 1.0}] * 4, "ok", "4 with 32 CPUs and 4 GPUs have room for 4 workers"),
+        ([{"CPU": 64.0, "GPU": 4.0}], "ok", "room for 4 workers of 8 CPU(s) and 1 GPU"),
+        ([{"CPU": 8.0, "GPU": 1.0}] * 3, "warn", "4 are wanted, 2 at least"),
+        # Not one of eight: no node has the cores that a worker takes.
+        ([{"CPU": 4.0, "GPU": 1.0}] * 8, "fail", "room for 0 workers"),
+        ([{"CPU": 64.0}] * 4, "fail", "0 GPUs have room for 0 workers"),
+        ([], "fail", "0 with 0 CPUs"),
+    ],
+)
+def test_workers_must_fit_on_nodes(nodes: list[dict[str, float]], verdict: str, words: str) -> None:
+    launch = LaunchSpec(num_workers=(2, 4), cpus_per_worker=8, gpus_per_worker=1)
+    check = room_check(nodes, launch)
+    assert check.verdict == verdict
+    assert words in check.words
+    assert (check.remedy == "") == (verdict == "ok")
 
 
 def test_an_answer_is_found_among_other_lines() -> None:
