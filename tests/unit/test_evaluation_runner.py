@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from known_models import Knowing, KnownModel, ask, word_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from rotescale.evaluation.items import PROMPT_KINDS, SPLITS, Item, build_items
 from rotescale.evaluation.metrics import METRICS, Outcome, summarise
-from rotescale.evaluation.runner import evaluate
 from rotescale.facts import Wording, load_shipped
 from rotescale.spec import EvaluationSpec
 
@@ -45,103 +43,24 @@ def items() -> tuple[Item, ...]:
 
 @pytest.fixture(scope="module")
 def tokenizer(items: tuple[Item, ...]) -> PreTrainedTokenizerFast:
-    """One token per word."""
-    words = {word for item in items for text in (item.text, *item.options) for word in text.split()}
-    vocabulary = {"<end>": 0} | {word: i for i, word in enumerate(sorted(words), start=1)}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
+    return word_tokenizer(text for item in items for text in (item.text, *item.options))
 
 
-class Oracle:
-    """Knows the gold of every prompt; reads what came before a token from the mask alone."""
-
-    device = torch.device("cpu")
-    config = SimpleNamespace()
-    generation_config = None
-    training = True
+class Oracle(Knowing):
+    """Knows the gold of every prompt."""
 
     def __init__(self, items: tuple[Item, ...], tokenizer: Any) -> None:
-        self.num_rows = len(tokenizer)
-        self.num_passes = 0
-        self.next: dict[tuple[int, ...], int] = {}
+        super().__init__(tokenizer)
         for item in items:
-            prompt = tokenizer(item.text)["input_ids"]
-            answer = [*tokenizer(item.options[item.gold])["input_ids"], 0]
-            for i, token in enumerate(answer):
-                self.next[(*prompt, *answer[:i])] = token
-
-    def eval(self) -> None:
-        self.training = False
-
-    def train(self, mode: bool) -> None:
-        self.training = mode
-
-    def logits(self, seen: list[tuple[int, ...]]) -> torch.Tensor:
-        """(1, len(seen), num_rows) float32: what follows each of the token sequences."""
-        logits = torch.zeros(1, len(seen), self.num_rows)
-        for row, tokens in enumerate(seen):
-            if tokens in self.next:
-                logits[0, row, self.next[tokens]] = 20.0
-        return logits
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: torch.Tensor,
-        beginning: Sequence[int] | None = None,
-    ) -> torch.Tensor:
-        assert not self.training
-        self.num_passes += 1
-        num_shared = attention_mask.shape[-1] - input_ids.shape[-1]
-        tokens = [*(beginning or ())[:num_shared], *input_ids[0].tolist()]
-        depths = [*range(num_shared), *position_ids[0].tolist()]
-        visible = (attention_mask[0, 0] == 0).tolist()
-        seen = []
-        for node in logits_to_keep.tolist():
-            path = sorted((depths[i], tokens[i]) for i, sees in enumerate(visible[node]) if sees)
-            assert [depth for depth, _ in path] == list(range(len(path)))
-            seen.append(tuple(token for _, token in path))
-        return self.logits(seen)
-
-    def __call__(self, **inputs: Any) -> Any:
-        self.num_passes += 1
-        rows = inputs["input_ids"].tolist()
-        if inputs["past_key_values"] is None:
-            masks = inputs["attention_mask"].bool().tolist()
-            rows = [
-                tuple(t for t, kept in zip(row, mask, strict=True) if kept)
-                for row, mask in zip(rows, masks, strict=True)
-            ]
-        else:
-            rows = [(*a, *b) for a, b in zip(inputs["past_key_values"], rows, strict=True)]
-        return SimpleNamespace(logits=self.logits(rows).transpose(0, 1), past_key_values=rows)
+            answer = tokenizer(item.options[item.gold])["input_ids"]
+            self.learn(tokenizer(item.text)["input_ids"], [*answer, tokenizer.eos_token_id])
 
 
-class Passes:
-    """An oracle's passes over token trees."""
-
-    shares_beginnings = True
-
-    def __init__(self, oracle: Oracle) -> None:
-        self.oracle = oracle
-
-    def __call__(self, *inputs: Any, **named: Any) -> torch.Tensor:
-        return self.oracle.forward(*inputs, **named)
-
-    def prefill(self, tokens: torch.Tensor) -> list[int]:
-        self.oracle.num_passes += 1
-        found: list[int] = tokens.tolist()
-        return found
-
-
-class Flat(Oracle):
+class Flat(KnownModel):
     """Gives every token the same logit, but for noise."""
 
-    def __init__(self, items: tuple[Item, ...], tokenizer: Any, *, noise: float) -> None:
-        super().__init__(items, tokenizer)
+    def __init__(self, tokenizer: Any, *, noise: float) -> None:
+        super().__init__(tokenizer)
         self.noise = noise
         self.generator = torch.Generator().manual_seed(0)
 
@@ -149,26 +68,10 @@ class Flat(Oracle):
         return self.noise * torch.randn(1, len(seen), self.num_rows, generator=self.generator)
 
 
-def run(model: Oracle, items: tuple[Item, ...], tokenizer: Any, **changes: Any) -> list[Outcome]:
-    options: dict[str, Any] = {
-        "rank": 0,
-        "world_size": 1,
-        "collective": False,
-        "gather": lambda mine: [mine],
-        "all_done": bool,
-        "progress": lambda done: None,
-        "generation_batch": 4,
-        **changes,
-    }
-    return evaluate(
-        Passes(model),
-        model,
-        items,
-        tokenizer=tokenizer,
-        num_tokens=len(tokenizer),
-        max_new_tokens=SPEC.max_new_tokens,
-        **options,
-    )
+def run(
+    model: KnownModel, items: tuple[Item, ...], tokenizer: Any, **changes: Any
+) -> list[Outcome]:
+    return ask(model, items, tokenizer, max_new_tokens=SPEC.max_new_tokens, **changes)
 
 
 def test_an_oracle_is_right_on_every_split_and_kind(items: Any, tokenizer: Any) -> None:
@@ -204,7 +107,7 @@ def test_a_uniform_model_ties_and_ties_are_wrong(items: Any, tokenizer: Any) -> 
     # Names of two words all: their sums are equal to the last bit.
     people = tuple(i for i in items if all(len(option.split()) == 2 for option in i.options))
     assert len(people) > 20
-    outcomes = run(Flat(people, tokenizer, noise=0.0), people, tokenizer)
+    outcomes = run(Flat(tokenizer, noise=0.0), people, tokenizer)
     for outcome in outcomes:
         assert outcome.values["multiple_choice"] == 0.0
         assert outcome.values["multiple_choice_normalized"] == 0.0
@@ -213,7 +116,7 @@ def test_a_uniform_model_ties_and_ties_are_wrong(items: Any, tokenizer: Any) -> 
 
 def test_a_uniform_model_with_noise_scores_at_chance(items: Any, tokenizer: Any) -> None:
     asked = tuple(replace(item, generate=False) for item in items) * 2
-    outcomes = run(Flat(items, tokenizer, noise=1e-3), asked, tokenizer)
+    outcomes = run(Flat(tokenizer, noise=1e-3), asked, tokenizer)
     accuracy = sum(o.values["multiple_choice_normalized"] for o in outcomes) / len(outcomes)
     assert 0.0 < accuracy < 0.04
 
@@ -292,7 +195,7 @@ def test_packs_and_shared_beginnings_change_no_outcome(
     world_size: int, token_budget: int, items: Any, tokenizer: Any
 ) -> None:
     # Behind a text of 100 words, every third behind one that ends differently.
-    [*words] = sorted(set(tokenizer.get_vocab()) - {"<end>"})[:100]
+    [*words] = sorted(set(tokenizer.get_vocab()) - {"<end>", "<unknown>", "\n"})[:100]
     contexts = [" ".join(words), " ".join(words), " ".join([*words[:80], *words[:20]])]
     asked = tuple(
         replace(item, text=f"{contexts[place % 3]} {item.text}", generate=place < 2)

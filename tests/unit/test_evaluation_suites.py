@@ -1,4 +1,4 @@
-"""Suites ask what they say, and models whose answers are known score what they must."""
+"""Suites ask what they say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from rotescale.data.examples import phase_examples
 from rotescale.errors import DataError
 from rotescale.evaluation.items import Item
-from rotescale.evaluation.metrics import Outcome, outcome_of, summarise
+from rotescale.evaluation.metrics import outcome_of, summarise
 from rotescale.evaluation.suites import PIECE_TOKENS, TEXTS, Suites, check_suites
 from rotescale.facts import FactSet, Wording, load_shipped, normalise
 from rotescale.facts.prompts import shipped_relations
@@ -183,41 +183,6 @@ def test_texts_are_scored_as_they_are() -> None:
 def test_nothing_is_asked_where_the_spec_asks_for_nothing() -> None:
     quiet = suites(EvaluationSpec())
     assert quiet.items() == quiet.texts(Characters()) == ()
-
-
-def answers(model: str, items: list[Item]) -> list[Outcome]:
-    """What a model says whose answers are known."""
-    generator = np.random.default_rng(0)
-    found = []
-    for item in items:
-        scores = np.zeros(len(item.options))
-        match model:
-            case "oracle":
-                scores[item.gold] = 1.0
-            case "one object":
-                scores[item.options.index(min(item.options))] = 1.0
-            case "uniform":
-                scores = generator.normal(size=len(item.options))
-        scores -= np.log(np.exp(scores).sum())
-        ones = np.ones(len(item.options), dtype=np.int64)
-        found.append(
-            outcome_of(item, log_probabilities=scores, num_option_tokens=ones, generated=None)
-        )
-    return found
-
-
-@pytest.mark.parametrize(
-    ("model", "least", "most"), [("oracle", 1.0, 1.0), ("uniform", 0, 0.1), ("one object", 0, 0.1)]
-)
-def test_models_whose_answers_are_known(model: str, least: float, most: float) -> None:
-    items = list(suites().items())
-    rows = summarise(answers(model, items), stage="base", epoch=None, seed=0, bootstrap_samples=99)
-    chosen = [row for row in rows if row.metric == "multiple_choice"]
-    assert {row.suite for row in chosen} == {"in_context_1", "in_context_5", "reversal", "two_hop"}
-    for row in chosen:
-        if row.count >= 40:
-            assert least <= row.value <= most, row
-        assert row.low <= row.value <= row.high
 
 
 def test_a_uniform_model_loses_the_logarithm_of_its_vocabulary() -> None:
