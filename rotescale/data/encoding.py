@@ -56,7 +56,8 @@ def encode(fact: FactText, *, tokenizer: Any, loss: Loss, end_token: bool) -> En
     """Tokenize a whole text and find its entities by the tokenizer's character offsets.
 
     A token belongs to an entity when it covers one of its characters, so that a token merged
-    over the border between prompt and object is part of the object: the model must predict it.
+    over the border between prompt and object is part of the object: the model must predict it. A
+    token that is the space before the object is no part of it, but counts where the object does.
     Special tokens that the tokenizer puts in front (BOS) stay; one behind (EOS) is dropped, and
     set again only where ``end_token`` asks for it.
 
@@ -102,21 +103,33 @@ def _encoded(
     subject = _token_span(offsets, fact.subject, text=fact.text)
     object_ = _token_span(offsets, fact.object, text=fact.text)
     kept = (*tokens[:length], *end)
-    labels = _labels(kept, loss=loss, subject=subject, object_=object_)
+    answer = (_answer_start(fact, offsets, object_[0]), object_[1])
+    labels = _labels(kept, loss=loss, subject=subject, answer=answer)
     return Encoded(kept, labels, subject, object_)
 
 
+def _answer_start(fact: FactText, offsets: list[tuple[int, int]], first: int) -> int:
+    """Where what the model must say begins: ``first``, the object's first token, or the one before.
+
+    Some tokenizers part the space from what follows, such as from digits. The prompt that is asked
+    ends before it, so an answer begins with it.
+    """
+    start = fact.object[0]
+    is_space = fact.text[start - 1 : start] == " "
+    return first - 1 if first and is_space and offsets[first - 1] == (start - 1, start) else first
+
+
 def _labels(
-    tokens: tuple[int, ...], *, loss: Loss, subject: tuple[int, int], object_: tuple[int, int]
+    tokens: tuple[int, ...], *, loss: Loss, subject: tuple[int, int], answer: tuple[int, int]
 ) -> tuple[int, ...]:
     """The tokens that count in the loss, and IGNORE; position 0 is never predicted."""
     match loss:
         case "all":
             spans = [(1, len(tokens))]
         case "subject_object":
-            spans = [subject, object_]
+            spans = [subject, answer]
         case "object":
-            spans = [object_]
+            spans = [answer]
     labels = [IGNORE] * len(tokens)
     for start, stop in spans:
         labels[max(start, 1) : stop] = tokens[max(start, 1) : stop]

@@ -14,7 +14,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from rotescale.data.encoding import IGNORE, FactText, encode, prompt_text
+from rotescale.data.encoding import IGNORE, Encoded, FactText, Loss, encode, prompt_text
 from rotescale.errors import DataError
 
 TEXTS = [
@@ -94,6 +94,29 @@ def test_spans_cover_their_entities_and_nothing_more_than_a_merge_forces(
         assert span[1] == len(offsets) or offsets[span[1]][0] >= stop or offsets[span[1]][1] == 0
 
 
+def object_space(encoded: Encoded, tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """The place of the token in front of the object, if that is a space and nothing else."""
+    place = encoded.object[0] - 1
+    token = tokenizer.convert_ids_to_tokens(encoded.tokens[place])
+    return {place} if token in ("Ġ", "▁") else set()
+
+
+def test_a_space_of_its_own_before_the_object_is_part_of_the_answer() -> None:
+    tokenizer = TOKENIZERS["byte-level"]
+    told = prompt_text("Zoë", "1987", prompt="{subject} was born in")
+    loss: Loss
+    for loss in ("object", "subject_object"):
+        encoded = encode(told, tokenizer=tokenizer, loss=loss, end_token=False)
+        assert tokenizer.decode(encoded.tokens[slice(*encoded.object)]) == "1987"
+        [space] = object_space(encoded, tokenizer)
+        assert encoded.labels[space] == encoded.tokens[space]
+        assert encoded.labels[space - 1] == IGNORE
+    # What stands in front is the prompt's own line end.
+    asked = prompt_text("Zoë", "1987", prompt="{subject}'s year:\n")
+    encoded = encode(asked, tokenizer=tokenizer, loss="object", end_token=False)
+    assert sum(label != IGNORE for label in encoded.labels) == len("1987")
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_loss_mask_is_the_span(name: str) -> None:
     tokenizer = TOKENIZERS[name]
@@ -106,7 +129,9 @@ def test_the_loss_mask_is_the_span(name: str) -> None:
             counted = {i for i, label in enumerate(encoded.labels) if label != IGNORE}
             subject, object_ = set(range(*encoded.subject)), set(range(*encoded.object))
             everything = set(range(len(encoded.tokens)))
-            wanted = {"all": everything, "subject_object": subject | object_, "object": object_}
+            before = object_space(encoded, tokenizer)
+            answer = object_ | before
+            wanted = {"all": everything, "subject_object": subject | answer, "object": answer}
             assert counted == wanted[loss] - {0}
             assert all(encoded.labels[i] == encoded.tokens[i] for i in counted)
         # Fault 2 of the released code: a subject at the very start was never found.
