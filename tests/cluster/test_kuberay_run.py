@@ -213,10 +213,12 @@ def test_begun_here_and_finished_on_kubernetes(
 def test_a_cluster_that_comes_back_leaves_a_run_that_was_moved(
     laptop: Laptop, tmp_path: Path, model_cache: Path
 ) -> None:
+    # So slow that it is left long before it ends elsewhere.
+    laptop.slow_seconds = 5.0
     name = laptop.submit()
     laptop.player.kueue.admit(name)
     laptop.wait("a checkpoint", has_checkpoint)
-    fault = {"point": "step", "action": "delay", "while": str(laptop.slow), "seconds": 0.2}
+    fault = {"point": "step", "action": "delay", "while": str(laptop.slow), "seconds": 5.0}
     laptop.environment["ROTESCALE_FAULT"] = json.dumps(fault)
     local = laptop.profile("local")
     here = Target("micro", load_spec(LaunchSpec, Path(local)))
@@ -226,7 +228,7 @@ def test_a_cluster_that_comes_back_leaves_a_run_that_was_moved(
         assert "micro started" in laptop(*resume, "--lost")
     laptop.wait("it is left there", lambda s: history.endings(laptop.run_dir))
     (left,) = history.endings(laptop.run_dir)
-    assert (left.number, left.kind) == (1, "superseded")
+    assert (left.number, left.kind) == (1, "superseded"), left
     moved = laptop.wait("no retry", lambda s: s["layers"]["RayJob"] == f"{name}: Complete")
     assert moved["state"] == "unknown", "the job says SUCCEEDED, and the run is elsewhere"
     assert "start 2, at local (local) on " in moved["reason"]
