@@ -61,7 +61,7 @@ _TRIAL: Object = {
         }
     ],
 }
-"""The least experiment, as any other looks alike to Kubernetes."""
+"""The least experiment: to Kubernetes all look alike."""
 _PROBE_SECONDS = 600.0
 _POLL_SECONDS = 1.0
 

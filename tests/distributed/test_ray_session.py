@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from helpers import QUICK, micro_spec, prepare
+from object_stores import BUCKET, s3_server, use
 
 from rotescale import driver
 from rotescale.launch_spec import LaunchSpec
-from rotescale.ray_session import TOKEN_VARIABLE, ray_cluster
+from rotescale.ray_session import TOKEN_VARIABLE, ray_cluster, worker_environment
 from rotescale.run_dir import Outcome
 
 LAUNCH = LaunchSpec(num_workers=(1, 1), cpus_per_worker=1)
@@ -100,3 +101,19 @@ def test_a_run_with_credentials_of_its_own(
         assert not [line for line in lines if secret in line]
         assert not [one for one in kept if secret.encode() in one]
         assert files_with(secret, session, tmp_path) == []
+
+
+@pytest.mark.slow
+def test_workers_inherit_what_opens_the_bucket(
+    tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_server() as url:
+        use(monkeypatch, url)
+        monkeypatch.setenv("ROTESCALE_LOCAL", str(tmp_path / "node"))
+        # Without keys of their own workers would ask for a machine's role, and find none.
+        assert "AWS_SECRET_ACCESS_KEY" not in worker_environment(os.environ)
+        run_dir = prepare(micro_spec(*QUICK), f"s3://{BUCKET}/runs", cache=model_cache)
+        driver.train(run_dir, LAUNCH)
+        outcome = Outcome.read(run_dir)
+        assert outcome is not None
+        assert outcome.status == "finished"

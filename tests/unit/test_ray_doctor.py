@@ -25,12 +25,14 @@ class Dashboard(BaseHTTPRequestHandler):
     """What Ray's answers where nothing runs; each test says whom it lets in."""
 
     asks_for_token = True
+    refusal = 401
     nodes: tuple[Mapping[str, Any], ...] = (NODE,)
 
     def do_GET(self) -> None:
         if self.asks_for_token and self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self.send_response(401)
+            self.send_response(self.refusal)
             self.end_headers()
+            self.wfile.write(b"<html>log in</html>")
             return
         answers: dict[str, Any] = {
             "/api/version": {"ray_version": RAY_VERSION},
@@ -61,7 +63,11 @@ def look(url: str) -> dict[str, Check]:
     return {check.name: check for check in ray_checks(launch, with_probe=False)}
 
 
-def test_a_dashboard_that_asks_for_a_token_is_in_order(url: str) -> None:
+@pytest.mark.parametrize("refusal", [401, 200], ids=["Ray", "a proxy's page"])
+def test_a_dashboard_that_asks_for_a_token_is_in_order(
+    refusal: int, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Dashboard, "refusal", refusal)
     found = look(url)
     assert {name: check.verdict for name, check in found.items()} == {
         **{"address": "ok", "Ray": "ok", "token": "ok", "nodes": "ok"},
