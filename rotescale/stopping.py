@@ -45,4 +45,5 @@ def run_stoppable(command: Sequence[str], *, grace_seconds: float = _GRACE_SECON
                 process.wait(timeout=grace_seconds)
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.kill()
+                process.wait()
             raise

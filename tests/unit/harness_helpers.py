@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_evaluation_runner import Passes
+from known_models import Passes
 
 from rotescale.evaluation.harness.requests import Asker
 from rotescale.evaluation.runner import Share

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from harness_helpers import DOCUMENTS, TASKS, asker_of, skip_without_harness, write_tasks
+from known_models import KnownModel
 from shipped_tasks import paragraphs, shipped_files
-from test_evaluation_runner import Flat
 from test_evaluation_scoring import TOKENIZERS, micro_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -203,25 +202,22 @@ def words() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
 
 
-class Knowing(Flat):
+class Knowing(KnownModel):
     """Knows the right option of some documents; of the others every token is as good."""
 
     config = SimpleNamespace(max_position_embeddings=64)
 
     def __init__(self, known: list[dict[str, Any]], tokenizer: Any) -> None:
-        super().__init__((), tokenizer, noise=0.0)
+        super().__init__(tokenizer)
+        self._next: dict[tuple[int, ...], int] = {}
         for document in known:
             prompt = tokenizer(document["question"])["input_ids"]
             answer = tokenizer(document["options"][document["gold"]])["input_ids"]
             for place, token in enumerate(answer):
-                self.next[(*prompt, *answer[:place])] = token
+                self._next[(*prompt, *answer[:place])] = token
 
-    def logits(self, seen: list[tuple[int, ...]]) -> torch.Tensor:
-        logits = super().logits(seen)
-        for row, tokens in enumerate(seen):
-            if tokens in self.next:
-                logits[0, row, self.next[tokens]] = 20.0
-        return logits
+    def following(self, seen: tuple[int, ...]) -> int | None:
+        return self._next.get(seen)
 
 
 def measure(folder: Path, tokenizer: Any, *, known: int) -> Measured:

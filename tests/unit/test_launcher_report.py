@@ -167,7 +167,7 @@ def ago(seconds: float) -> str:
 def test_a_folder_that_is_not_seen_is_told_by_the_run_and_how_old_that_is() -> None:
     activity = Activity("memorize", 70, 100, loss=0.5, seconds_per_step=4.0)
     told = Account(time=ago(25), progress=Progress(2, activity, "checkpoints/one"))
-    report = look("run", "ray", Place(Situation("running"), told), RunDir.at("/nowhere/run"))
+    report = look(at(RunDir.at("/nowhere/run")), Place(Situation("running"), told))
     assert (report.state, report.progress) == ("running", told.progress)
     assert report.age_seconds is not None
     assert 25 <= report.age_seconds < 40
@@ -191,7 +191,7 @@ def test_an_outcome_that_was_told_is_believed(
     said: JobState, outcome: Outcome | None, state: str
 ) -> None:
     told = Account(time=ago(5000), outcome=outcome)
-    report = look("run", "ray", Place(Situation(said, ""), told), RunDir.at("/nowhere/run"))
+    report = look(at(RunDir.at("/nowhere/run")), Place(Situation(said, ""), told))
     assert report.state == state
 
 
@@ -199,7 +199,7 @@ def test_the_folder_is_read_where_it_can_be_and_nothing_is_asked(tmp_path: Path)
     run_dir = RunDir(tmp_path / "run")
     run_dir.root.mkdir()
     run_dir.spec_json.write_text("{}")
-    report = look("run", "ray", Place(Situation("running"), Account(time=ago(9))), run_dir)
+    report = look(at(run_dir), Place(Situation("running"), Account(time=ago(9))))
     assert report.age_seconds is None
 
 

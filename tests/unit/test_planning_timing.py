@@ -106,7 +106,7 @@ def test_the_cost_is_the_price_of_all_nodes() -> None:
 
 def test_the_demo_takes_what_it_took() -> None:
     """On two cores with AVX-512 and little else to do: 8 minutes on 2026-11-28 (README)."""
-    total = Timing(place("smollm2-135m-demo", cpus(2))).total
+    total = Timing(place("smollm2-135m-demo", cpus(2, cpus=2))).total
     assert total.low <= 8 * 60 <= total.high
     assert total.high < 3 * total.low
 

@@ -179,7 +179,13 @@ run_dir = RunDir(Path(sys.argv[1]))
 command = ("sh", "-c", "echo one; printf two")
 with telling(run_dir, every_seconds=0.01):
     supervisor = Supervisor(
-        run_dir, command, place="ray", budgets=None, grace_seconds=0, say=print
+        run_dir,
+        command,
+        place="ray",
+        launch="cluster",
+        budgets=None,
+        grace_seconds=0,
+        say=print,
     )
     sys.exit(supervisor.run())
 """
