@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from rotescale.evaluation.dealing import deal
 from rotescale.evaluation.generation import generate
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import Outcome, outcome_of
@@ -34,7 +35,10 @@ def evaluate(
     token_budget: int = 1,
     generation_batch: int = 32,
 ) -> list[Outcome]:
-    """The outcomes of all items, in order, on every rank; rank r asks ``items[r::world_size]``.
+    """The outcomes of all items, in order, on every rank; each asks its share of them.
+
+    Which share that is, ``deal`` says: neighbours behind one context mostly share a rank, which
+    computes the context once.
 
     Collective: every rank calls this, with the same items. Where ``collective`` is true the
     forward passes are collective too, and as many on all ranks: before each they agree whether
@@ -55,6 +59,7 @@ def evaluate(
             model_forward,
             items,
             share=share,
+            mine=deal([item.text for item in items], world_size)[rank],
             build=partial(_tree, tokenizer=tokenizer, window=attention_window(model.config)),
             num_tokens=num_tokens,
             token_budget=token_budget,
@@ -96,7 +101,7 @@ class Share:
     collective: bool
 
     def mine(self, num_units: int) -> range:
-        """The places of this rank's units."""
+        """The places of this rank's units: every ``world_size``-th."""
         return range(self.rank, num_units, self.world_size)
 
     def num_passes(self, num_units: int, *, batch: int = 1) -> int:
@@ -115,16 +120,19 @@ def score_shares(
     token_budget: int,
     all_done: Callable[[bool], bool],
     progress: Callable[[int], None],
+    mine: Sequence[int] | None = None,
 ) -> dict[int, OptionScores]:
     """Place of the question to its scores, for this rank's questions.
 
     Collective, where the share says so: every rank calls this, with the same questions, and
     ``all_done`` tells whether all ranks are done, given whether this one is. One pass takes
-    questions up to ``token_budget`` nodes of their trees, or one question.
+    questions up to ``token_budget`` nodes of their trees, or one question. ``mine`` are the places
+    of this rank's questions, where they are others than ``share`` says.
     """
     scores: dict[int, OptionScores] = {}
+    places = share.mine(len(questions)) if mine is None else mine
     passes = plan_passes(
-        ((place, build(questions[place])) for place in share.mine(len(questions))),
+        ((place, build(questions[place])) for place in places),
         token_budget=token_budget,
         share_beginnings=forward.shares_beginnings,
     )

@@ -51,6 +51,7 @@ class KnownModel:
     def __init__(self, tokenizer: Any) -> None:
         self.num_rows = len(tokenizer)
         self.num_passes = 0
+        self.prefills: list[tuple[int, ...]] = []
 
     def following(self, seen: tuple[int, ...]) -> int | None:
         """The token that comes after these."""
@@ -153,6 +154,7 @@ class Passes:
     def prefill(self, tokens: torch.Tensor) -> list[int]:
         self.model.num_passes += 1
         found: list[int] = tokens.tolist()
+        self.model.prefills.append(tuple(found))
         return found
 
 

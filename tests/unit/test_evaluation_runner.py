@@ -148,8 +148,22 @@ def run_ranks(
     **changes: Any,
 ) -> tuple[list[list[Outcome]], list[int]]:
     """Every rank's outcomes, and how many passes it made."""
-    ranks = Ranks(world_size)
     oracles = [Oracle(items, tokenizer) for _ in range(world_size)]
+    results = ask_ranks(oracles, items, tokenizer, collective=collective, **changes)
+    return results, [oracle.num_passes for oracle in oracles]
+
+
+def ask_ranks(
+    oracles: Sequence[Oracle],
+    items: tuple[Item, ...],
+    tokenizer: Any,
+    *,
+    collective: bool,
+    **changes: Any,
+) -> list[list[Outcome]]:
+    """Every rank's outcomes, where each has an oracle."""
+    world_size = len(oracles)
+    ranks = Ranks(world_size)
     results: list[Any] = [None] * world_size
 
     def of_rank(rank: int) -> None:
@@ -171,7 +185,7 @@ def run_ranks(
         thread.start()
     for thread in threads:
         thread.join(timeout=120)
-    return results, [oracle.num_passes for oracle in oracles]
+    return results
 
 
 def refuse(done: bool) -> bool:
@@ -225,6 +239,30 @@ def test_replicated_ranks_score_their_own_items_only(items: Any, tokenizer: Any)
     results, passes = run_ranks(asked, tokenizer, world_size=2, collective=False)
     assert results == [expected, expected]
     assert passes[0] != passes[1]
+
+
+@pytest.mark.parametrize("collective", [False, True])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_context_is_computed_by_one_rank_alone(
+    world_size: int, collective: bool, items: Any, tokenizer: Any
+) -> None:
+    # Six contexts of 100 words, four questions behind each, and others between them.
+    [*words] = sorted(set(tokenizer.get_vocab()) - {"<end>"})[:100]
+    asked: list[Item] = []
+    for number in range(6):
+        context = " ".join([*words[10 * number :], *words[: 10 * number]])
+        some = items[5 * number : 5 * number + 5]
+        behind = [replace(item, text=f"{context} {item.text}", generate=False) for item in some[:4]]
+        asked.extend([*behind, replace(some[4], generate=False)])
+    everything = tuple(asked)
+    expected = run(Oracle(everything, tokenizer), everything, tokenizer)
+    assert all(outcome.values["multiple_choice"] == 1.0 for outcome in expected)
+    oracles = [Oracle(everything, tokenizer) for _ in range(world_size)]
+    results = ask_ranks(oracles, everything, tokenizer, collective=collective, token_budget=2000)
+    assert all(result == expected for result in results)
+    prefills = [prefill for oracle in oracles for prefill in oracle.prefills]
+    assert len(prefills) == len(set(prefills)) == 6
+    assert {len(oracle.prefills) for oracle in oracles} == {6 // world_size}
 
 
 def test_no_items_give_no_outcomes(tokenizer: Any) -> None:
