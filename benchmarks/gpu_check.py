@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +25,21 @@ from rich.markup import escape
 from rich.table import Table
 
 import gpu_kernels
+import gpu_scoring
+from gpu_limits import (
+    ALIKE,
+    BF16_OF_FP32,
+    CONTROL_COSINE,
+    FP32_OF_CPU,
+    OF_FALL,
+    WHOLE_ROW,
+    MissedError,
+    require,
+    require_apart,
+    require_below,
+    require_cosine,
+)
+from gpu_machine import installed, machine
 from gpu_runs import WEIGHTS, Runs, Site
 from report import CONSOLE
 
@@ -35,14 +48,6 @@ Status = Literal["ok", "failed", "left out"]
 
 class LeftOutError(Exception):
     """A check that this machine cannot do; says why."""
-
-
-class MissedError(Exception):
-    """Numbers that are not what they should be."""
-
-    def __init__(self, message: str, numbers: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.numbers = numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +108,6 @@ def _write(out: Path, site: Site, findings: list[Finding]) -> None:
     out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were taken on."""
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    nccl: Any = torch.cuda.nccl
-    return {
-        "gpus": names,
-        "gpu_memory_bytes": [
-            torch.cuda.get_device_properties(i).total_memory for i in range(len(names))
-        ],
-        "cuda": torch.version.cuda,
-        "nccl": list(nccl.version()) if names else None,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "packages": {name: version(name) for name in ("torch", "deepspeed", "transformers", "ray")},
-    }
-
-
 def _do(name: str, site: Site, runs: Runs) -> Finding:
     began = time.perf_counter()
     try:
@@ -140,55 +128,55 @@ Result = tuple[str, dict[str, Any]]
 
 def _precision(site: Site, _: Runs) -> Result:
     found = gpu_kernels.precisions(site.prepared(), site.device)
-    _require(
-        found["bf16_against_fp32"] < 0.02, f"bf16 is {found['bf16_against_fp32']:.1%} off", found
-    )
-    _require(
-        found["fp32_against_cpu"] < 1e-3, f"fp32 is {found['fp32_against_cpu']:.2%} off", found
-    )
-    return "losses of bf16 and fp32 agree, and those of fp32 with the CPU's", found
+    require_below(BF16_OF_FP32, "bf16_against_fp32", found)
+    require_below(FP32_OF_CPU, "fp32_against_cpu", found)
+    return "bf16 agrees with fp32, and fp32 with the CPU's, target by target", found
 
 
 def _packing(site: Site, _: Runs) -> Result:
     found = gpu_kernels.packing(site.prepared(), site.device, attention="sdpa", dtype="fp32")
-    _require(
-        found["packed_against_alone"] < 1e-4, f"{found['packed_against_alone']:.1e} apart", found
-    )
-    return "texts in one row and alone have the same losses (sdpa, fp32)", found
+    require_apart("fp32", "packed_against_alone", found)
+    return "texts in one row and alone are told alike, target by target (sdpa, fp32)", found
 
 
 def _flash(site: Site, _: Runs) -> Result:
     if not site.on_gpu:
         raise LeftOutError("flash attention takes a GPU")
-    try:
-        version("flash-attn")
-    except ImportError:
-        raise LeftOutError("flash-attn is not installed: pip install flash-attn") from None
+    if installed("flash-attn") is None:
+        raise LeftOutError("flash-attn is not installed: pip install flash-attn")
     found = gpu_kernels.packing(
         site.prepared(), site.device, attention="flash_attention_2", dtype="bf16"
     )
     found |= gpu_kernels.attentions(site.prepared(), site.device)
-    _require(
-        found["packed_against_alone"] < 0.02, f"{found['packed_against_alone']:.1%} apart", found
-    )
-    _require(found["gradient_cosine"] > 0.99, f"gradients at {found['gradient_cosine']:.4f}", found)
-    return "flash attention keeps packed texts apart, and its gradients are sdpa's", found
+    require_apart("bf16", "packed_against_alone", found)
+    require_below(BF16_OF_FP32, "flash_against_sdpa", found)
+    require_cosine("bf16", found)
+    require(found["control_cosine"] < CONTROL_COSINE, "the control's gradients are alike", found)
+    return "flash attention keeps packed texts apart, and is sdpa's equal, gradients too", found
 
 
 def _fused_loss(site: Site, _: Runs) -> Result:
-    dtype = "bf16" if site.on_gpu else "fp32"
-    found = gpu_kernels.fused_loss(site.prepared(), site.device, dtype=dtype)
-    apart, cosine = found["fused_against_plain"], found["gradient_cosine"]
-    _require(apart < (0.02 if site.on_gpu else 1e-5), f"{apart:.1e} apart", found)
-    _require(cosine > (0.99 if site.on_gpu else 0.9999), f"gradients at {cosine:.4f}", found)
-    return f"the fused loss and its gradients are the plain one's ({dtype})", found
+    found = gpu_kernels.fused_loss(site.prepared(), site.device, dtype=site.dtype)
+    require_below(ALIKE[site.dtype], "fused_against_plain", found)
+    require_below(WHOLE_ROW[site.dtype], "whole_row", found)
+    require_cosine(site.dtype, found)
+    return f"the fused loss and its gradients are the plain one's ({site.dtype})", found
+
+
+def _scoring(site: Site, _: Runs) -> Result:
+    found = gpu_scoring.scoring(site.prepared(), site.device, dtype=site.dtype)
+    require_apart(site.dtype, "trees_against_alone", found)
+    return (
+        f"options in trees score as alone ({site.dtype}); "
+        f"{found['short_prompts_per_second']:.3g} short prompts/s, "
+        f"{found['in_context_prompts_per_second']:.3g} behind ten facts",
+        found,
+    )
 
 
 def _optimizer(site: Site, _: Runs) -> Result:
     found = gpu_kernels.optimizer(site.device)
-    _require(
-        found["fused_against_plain"] < 1e-5, f"{found['fused_against_plain']:.1e} apart", found
-    )
+    require(found["fused_against_plain"] < 1e-5, f"{found['fused_against_plain']:.1e} apart", found)
     return "fused AdamW makes the updates of the plain one", found
 
 
@@ -207,24 +195,41 @@ def _training(_: Site, runs: Runs) -> Result:
     return told, found
 
 
+def _fast_training(site: Site, runs: Runs) -> Result:
+    found = {"attention": site.fast_attention, **runs.fast().speed(), **runs.fast_differences()}
+    require_below(OF_FALL[site.dtype], "largest_difference", found)
+    faster = found["tokens_per_second"] / runs.whole().speed()["tokens_per_second"]
+    told = f"{found['tokens_per_second']:,.0f} tokens/s, {faster:.2f} times the plain run's"
+    return f"{told} (fused loss, {site.fast_attention}), the same losses", found
+
+
 def _memory(site: Site, runs: Runs) -> Result:
     found = runs.whole().memory()
     told = f"planned {found['planned'] / 1e9:.2f} GB, measured {found['measured'] / 1e9:.2f} GB"
     if site.on_gpu:
-        _require(abs(found["error"]) < 0.15, f"{told}: {found['error']:+.0%}", found)
+        require(abs(found["error"]) < 0.15, f"{told}: {found['error']:+.0%}", found)
     return told, found
 
 
-def _stall(_: Site, runs: Runs) -> Result:
+def _stall(site: Site, runs: Runs) -> Result:
     found = runs.whole().stall()
-    return f"a save stalls training {found['stall_seconds']:.3f} s", found
+    told = (
+        f"a save of {found['total_seconds']:.3f} s stalls training {found['stall_seconds']:.3f} s"
+        f" (copy {found['copy_seconds']:.3f} s, writing {found['write_seconds']:.3f} s)"
+    )
+    if site.on_gpu:
+        require(found["stall_seconds"] < found["total_seconds"], f"{told}: all of it", found)
+        require(found["pinned"], f"{told}: its memory is not pinned", found)
+    return told, found
 
 
 def _resume(site: Site, runs: Runs) -> Result:
     if site.workers < 2:
         raise LeftOutError("another number of workers takes two GPUs")
     found = runs.resumed()
-    _require(found["largest_difference"] < found["tolerance"], f"losses differ: {found}", found)
+    require(found["fallen_until_restart"] > 0, "the loss had not fallen by the restart", found)
+    require_below(OF_FALL[site.dtype], "after_restart", found)
+    require_below(OF_FALL[site.dtype], "largest_difference", found)
     return (
         f"stopped on {site.workers}, finished on {found['workers_after']}: the same losses",
         found,
@@ -237,17 +242,14 @@ CHECKS: dict[str, Callable[[Site, Runs], Result]] = {
     "flash-attention": _flash,
     "fused-loss": _fused_loss,
     "optimizer": _optimizer,
+    "scoring": _scoring,
     "preflight": _preflight,
     "training": _training,
+    "fast-training": _fast_training,
     "memory": _memory,
     "stall": _stall,
     "resume": _resume,
 }
-
-
-def _require(holds: bool, otherwise: str, numbers: dict[str, Any]) -> None:
-    if not holds:
-        raise MissedError(otherwise, numbers)
 
 
 def _tell(finding: Finding) -> None:

@@ -1,17 +1,24 @@
-"""Numbers of one device that must agree: precisions, packed rows, attentions, optimizers."""
+"""Numbers of one device that must agree: precisions, packed rows, attentions, optimizers.
+
+A random model's losses lie near the logarithm of its vocabulary, whatever its attention sees. So
+log-probabilities are compared target by target, and a row whose texts see each other stands beside
+as what must not agree.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from rotescale.data.encoding import encode, prompt_text
-from rotescale.data.packing import pack
-from rotescale.engine.base import Row, row_loss
+from rotescale.data.packing import PackedRow, pack
+from rotescale.engine.base import row_loss
 from rotescale.facts import load_shipped
 from rotescale.model.build import build_model
 from rotescale.model.prepare import PreparedModel
@@ -23,62 +30,82 @@ _UPDATES = 20
 
 Text = tuple[Sequence[int], Sequence[int]]
 """Tokens and labels."""
+Gradients = dict[str, torch.Tensor]
+"""Parameter -> its gradient, flat, float32, in host memory."""
 
 
 def precisions(prepared: PreparedModel, device: torch.device) -> dict[str, Any]:
-    """How far the loss of one row is in bf16 from fp32, and in fp32 from the CPU's."""
-    texts = _texts(prepared)
-    plain = _loss(_model(prepared, device, "sdpa", "fp32"), texts, device)
-    half = _loss(_model(prepared, device, "sdpa", "bf16"), texts, device)
+    """How far bf16 is from fp32, and fp32 from the CPU's."""
+    row = pack(_texts(prepared))
+    plain = _log_probabilities(model_of(prepared, device, "sdpa", "fp32"), row)
+    half = _log_probabilities(model_of(prepared, device, "sdpa", "bf16"), row)
     cpu = torch.device("cpu")
-    there = plain if device == cpu else _loss(_model(prepared, cpu, "sdpa", "fp32"), texts, cpu)
+    there = (
+        plain if device == cpu else _log_probabilities(model_of(prepared, cpu, "sdpa", "fp32"), row)
+    )
     return {
-        "loss_fp32": plain,
-        "bf16_against_fp32": _apart(half, plain),
-        "fp32_against_cpu": _apart(plain, there),
+        "targets": len(plain),
+        "mean_fp32": float(plain.mean()),
+        "spread_fp32": float(plain.std()),
+        "bf16_against_fp32": apart(half, plain),
+        "fp32_against_cpu": apart(plain, there),
     }
 
 
 def packing(
     prepared: PreparedModel, device: torch.device, *, attention: str, dtype: str
 ) -> dict[str, Any]:
-    """How far the loss of texts in one row is from the sum of their own."""
+    """How far texts in one row are from each alone; and where they see each other, the control."""
     texts = _texts(prepared)
-    model = _model(prepared, device, attention, dtype)
-    together = _loss(model, texts, device)
-    alone = sum(_loss(model, [text], device) for text in texts)
-    return {"loss": together, "packed_against_alone": _apart(together, alone)}
+    model = model_of(prepared, device, attention, dtype)
+    alone = torch.cat([_log_probabilities(model, pack([text])) for text in texts])
+    return {
+        "targets": len(alone),
+        "packed_against_alone": apart(_log_probabilities(model, pack(texts)), alone),
+        "control_against_alone": apart(_log_probabilities(model, _run_on(pack(texts))), alone),
+    }
 
 
 def attentions(prepared: PreparedModel, device: torch.device) -> dict[str, Any]:
-    """Cosine between the gradients under flash attention and under sdpa, in bf16."""
-    texts = _texts(prepared)
-    flash, sdpa = (
-        _gradient(_model(prepared, device, name, "bf16"), texts, device)
-        for name in ("flash_attention_2", "sdpa")
-    )
-    return {"gradient_cosine": float(functional.cosine_similarity(flash, sdpa, dim=0))}
+    """How far flash attention is from sdpa in bf16, its gradients too; the control's gradients."""
+    row = pack(_texts(prepared))
+    sdpa = model_of(prepared, device, "sdpa", "bf16")
+    reference, gradients = _log_probabilities(sdpa, row), _gradients(sdpa, row)
+    del sdpa
+    flash = model_of(prepared, device, "flash_attention_2", "bf16")
+    return {
+        "flash_against_sdpa": apart(_log_probabilities(flash, row), reference),
+        "least_cosine": least_cosine(_gradients(flash, row), gradients),
+        "control_cosine": least_cosine(_gradients(flash, _run_on(row)), gradients),
+    }
 
 
 def fused_loss(prepared: PreparedModel, device: torch.device, *, dtype: str) -> dict[str, Any]:
-    """How far the fused loss of one row is from the plain one, and cosine of their gradients."""
+    """How far the fused loss is from the plain one, text by text and in a row; its gradients."""
     # More targets than are taken at a time.
-    texts = _texts(prepared) * 3
-    model = _model(prepared, device, "sdpa", dtype)
-    losses, gradients, peaks = [], [], []
+    texts = _texts(prepared)
+    row = pack(texts * 3)
+    model = model_of(prepared, device, "sdpa", dtype)
+    gradients, peaks = [], []
     for fused in (False, True, True):
-        model.zero_grad()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        losses.append(_loss(model, texts, device, fused=fused))
-        gradients.append(_gradient(model, texts, device, fused=fused))
+        gradients.append(_gradients(model, row, fused=fused))
         if device.type == "cuda":
             peaks.append(torch.cuda.max_memory_allocated(device))
+    plain, fused_one = (
+        torch.tensor([_loss(model, pack([text]), fused=fused) for text in texts])
+        for fused in (False, True)
+    )
+    whole = _loss(model, row, fused=False)
     return {
-        "targets": sum(sum(label >= 0 for label in labels[1:]) for _, labels in texts),
-        "fused_against_plain": _apart(losses[1], losses[0]),
-        "repeated_bit_for_bit": bool(torch.equal(gradients[1], gradients[2])),
-        "gradient_cosine": float(functional.cosine_similarity(gradients[0], gradients[1], dim=0)),
+        "targets": len(row.targets),
+        "fused_against_plain": apart(fused_one, plain),
+        "whole_row": abs(_loss(model, row, fused=True) - whole) / whole,
+        "repeated_bit_for_bit": all(
+            torch.equal(gradients[1][name], gradients[2][name]) for name in gradients[1]
+        ),
+        "least_cosine": least_cosine(gradients[1], gradients[0]),
         "peak_bytes_plain_fused_fused": peaks,
     }
 
@@ -98,6 +125,37 @@ def optimizer(device: torch.device) -> dict[str, Any]:
     return {"updates": _UPDATES, "fused_against_plain": float(apart)}
 
 
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Root of the mean squared difference, by how far the values of ``other`` lie apart.
+
+    Of values that have nothing to do with each other it is about 1.4.
+    """
+    return float((one - other).square().mean().sqrt() / other.std())
+
+
+def least_cosine(one: Gradients, other: Gradients) -> float:
+    """Between the gradients of that parameter where it is least."""
+    return min(
+        float(functional.cosine_similarity(one[name].double(), other[name].double(), dim=0))
+        for name in other
+    )
+
+
+def model_of(
+    prepared: PreparedModel, device: torch.device, attention: str, dtype: str
+) -> nn.Module:
+    """The prepared model, whole, on the device."""
+    model = build_model(
+        prepared.config(), attention=attention, dtype=torch.float32, activation_checkpointing=False
+    )
+    reader = prepared.reader()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = reader.read(name, "master", 0, parameter.numel())
+            parameter.copy_(values.view(parameter.shape))
+    return model.to(device=device, dtype=_DTYPES[dtype])
+
+
 def _texts(prepared: PreparedModel) -> list[Text]:
     tokenizer = prepared.tokenizer()
     encoded = (
@@ -112,39 +170,35 @@ def _texts(prepared: PreparedModel) -> list[Text]:
     return [(one.tokens, one.labels) for one in encoded]
 
 
-def _model(prepared: PreparedModel, device: torch.device, attention: str, dtype: str) -> nn.Module:
-    model = build_model(
-        prepared.config(), attention=attention, dtype=torch.float32, activation_checkpointing=False
-    )
-    reader = prepared.reader()
+def _run_on(row: PackedRow) -> PackedRow:
+    """The row as if it were one text: its texts see each other."""
+    return replace(row, position_ids=np.arange(len(row.tokens)))
+
+
+def _log_probabilities(model: Any, packed: PackedRow) -> torch.Tensor:
+    """Of each target, from the inputs of training: (K,) float64."""
+    row = to_row(packed, model.device, attention=model.config._attn_implementation)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = reader.read(name, "master", 0, parameter.numel())
-            parameter.copy_(values.view(parameter.shape))
-    return model.to(device=device, dtype=_DTYPES[dtype])
+        logits = model(input_ids=row.tokens, position_ids=row.position_ids, use_cache=False).logits
+    chosen = logits.flatten(0, 1)[row.target_positions].float().log_softmax(dim=-1)
+    of_targets: torch.Tensor = chosen.gather(1, row.targets[:, None])[:, 0]
+    return of_targets.double().cpu()
 
 
-def _row(model: Any, texts: Sequence[Text], device: torch.device) -> Row:
-    return to_row(pack(texts), device, attention=model.config._attn_implementation)
-
-
-def _loss(
-    model: nn.Module, texts: Sequence[Text], device: torch.device, *, fused: bool = False
-) -> float:
+def _loss(model: Any, packed: PackedRow, *, fused: bool) -> float:
+    """The mean over the row's targets."""
+    row = to_row(packed, model.device, attention=model.config._attn_implementation)
     with torch.no_grad():
-        return float(row_loss(model, _row(model, texts, device), fused=fused))
+        return float(row_loss(model, row, fused=fused)) / len(packed.targets)
 
 
-def _gradient(
-    model: nn.Module, texts: Sequence[Text], device: torch.device, *, fused: bool = False
-) -> torch.Tensor:
-    loss = row_loss(model, _row(model, texts, device), fused=fused)
-    loss.backward()  # type: ignore[no-untyped-call]
+def _gradients(model: Any, packed: PackedRow, *, fused: bool = False) -> Gradients:
+    model.zero_grad()
+    row = to_row(packed, model.device, attention=model.config._attn_implementation)
+    row_loss(model, row, fused=fused).backward()  # type: ignore[no-untyped-call]
     # In host memory, so that a peak is the backward pass's.
-    parts = [p.grad.cpu().float().flatten() for p in model.parameters() if p.grad is not None]
-    return torch.cat(parts)
-
-
-def _apart(one: float, other: float) -> float:
-    """As a share of the other."""
-    return abs(one - other) / abs(other)
+    return {
+        name: parameter.grad.cpu().float().flatten()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }

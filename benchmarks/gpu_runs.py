@@ -1,4 +1,4 @@
-"""Whole runs of ``gpu_check.py``, and what their records say."""
+"""Whole runs of ``gpu_check.py``: one to its end, one that is fast, one that loses a worker."""
 
 from __future__ import annotations
 
@@ -11,28 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 
+from gpu_machine import installed
+from gpu_records import Whole
 from rotescale.faults import VARIABLE as FAULT_VARIABLE
 from rotescale.launch_spec import LaunchSpec
-from rotescale.memory_gauge import peaks
 from rotescale.model.prepare import PreparedModel, prepare
 from rotescale.model.sources import fetch
-from rotescale.planning.architecture import architecture_of
-from rotescale.planning.place import node_of
-from rotescale.planning.plan import make_plan
-from rotescale.planning.workload import count_work
-from rotescale.preflight.run import EVENT as PREFLIGHT_EVENT
-from rotescale.records import Records, read_records
-from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec, ModelSpec
 from rotescale.spec_file import load_spec
-from rotescale.step_clock import shares
-from rotescale.utilisation import device_of
 from subjects import FEW_QUESTIONS
 
 WEIGHTS: dict[str, dict[str, Any]] = {
@@ -50,10 +41,12 @@ WEIGHTS: dict[str, dict[str, Any]] = {
 }
 _CACHE = Path("~/.cache/rotescale").expanduser()
 _STEPS_PER_EPOCH, _EPOCHS = 5, 4
-_DIES_AT = 9
+_DIES_AT = 11
+_SAVED_EVERY = 4
+_LEARNING_RATES = {"micro": 3e-3, "smollm2-135m": 1e-4, "llama-1b": 1e-4}
+"""By which losses fall far enough in so few steps that the base's differ from a checkpoint's."""
 _FACTS_PER_GPU = 1024
 """About sixteen rows of a thousand tokens."""
-_WARM_UP_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -68,6 +61,16 @@ class Site:
     def device(self) -> torch.device:
         """Of what one process checks alone."""
         return torch.device("cuda" if self.on_gpu else "cpu")
+
+    @property
+    def dtype(self) -> Literal["fp32", "bf16"]:
+        """Of training and scoring: on a CPU fp32, which tells most."""
+        return "bf16" if self.on_gpu else "fp32"
+
+    @property
+    def fast_attention(self) -> str:
+        """Flash attention, where it can be had."""
+        return "flash_attention_2" if self.on_gpu and installed("flash-attn") else "sdpa"
 
     def prepared(self) -> PreparedModel:
         """The model's folder, as a run prepares it."""
@@ -89,7 +92,7 @@ class Runs:
     def __init__(self, site: Site) -> None:
         self.site = site
         self._folder = tempfile.TemporaryDirectory(prefix="rotescale-gpu-check-")
-        self._whole: Whole | Exception | None = None
+        self._done: dict[str, Whole | Exception] = {}
 
     def __enter__(self) -> Runs:
         return self
@@ -99,17 +102,22 @@ class Runs:
 
     def whole(self) -> Whole:
         """A run from its beginning to its end."""
-        if self._whole is None:
-            try:
-                self._whole = self._finished(*self._files("whole", self.site.workers))
-            except Exception as error:  # noqa: BLE001 - told to every check that looks at the run
-                self._whole = error
-        if isinstance(self._whole, Exception):
-            raise RuntimeError(f"the run that this looks at failed: {self._whole}")
-        return self._whole
+        return self._once("whole")
+
+    def fast(self) -> Whole:
+        """The same one with the fused loss, and flash attention where that is installed."""
+        return self._once("fast")
+
+    def fast_differences(self) -> dict[str, float]:
+        """The fast run's losses beside the whole one's."""
+        return _differences(self.fast(), self.whole())
 
     def resumed(self) -> dict[str, Any]:
-        """A run that loses a worker and ends on fewer: its losses beside the whole one's."""
+        """A run that loses a worker and ends on fewer: its losses beside the whole one's.
+
+        ``after_restart``: of the first step after it, as a share of how far the loss had come by
+        then: 1 where the run began anew.
+        """
         fewer = self.site.workers // 2
         fault = {"point": "step", "phase": "memorize", "step": _DIES_AT, "rank": 0, "attempt": 1}
         spec, launch = self._files("resumed", self.site.workers)
@@ -125,18 +133,29 @@ class Runs:
             raise RuntimeError(
                 f"{len(steps)} steps of attempts {attempts}, of {len(reference)}: it did not resume"
             )
-        apart = [
-            abs(one.loss - other.loss) / abs(other.loss)
-            for one, other in zip(steps, reference, strict=True)
-        ]
+        first = next(i for i, step in enumerate(steps) if step.attempt > attempts[0])
+        fallen = reference[0].loss - reference[first].loss
         return {
             "workers_before": self.site.workers,
             "workers_after": fewer,
-            "largest_difference": max(apart),
-            # Sums of other partitions, in another order; bf16 rounds what passes between layers.
-            "tolerance": 0.05 if self.site.on_gpu else 1e-3,
             "attempts": attempts,
+            "first_step_after_restart": steps[first].step,
+            "fallen_until_restart": fallen,
+            "after_restart": abs(steps[first].loss - reference[first].loss) / fallen,
+            **_differences(found, self.whole()),
         }
+
+    def _once(self, name: str) -> Whole:
+        """The run of that name, done when it is asked for first."""
+        if name not in self._done:
+            try:
+                self._done[name] = self._finished(*self._files(name, self.site.workers))
+            except Exception as error:  # noqa: BLE001 - told to every check that looks at the run
+                self._done[name] = error
+        found = self._done[name]
+        if isinstance(found, Exception):
+            raise RuntimeError(f"the run that this looks at failed: {found}")
+        return found
 
     def _finished(self, spec: Path, launch: Path) -> Whole:
         """The run, once it has ended well."""
@@ -162,10 +181,12 @@ class Runs:
         return spec_file, launch_file
 
     def _experiment(self, name: str) -> dict[str, Any]:
-        precision = "bf16" if self.site.on_gpu else "fp32"
         return {
             "name": f"gpu-check-{name}",
-            "model": {"weights": WEIGHTS[self.site.model]},
+            "model": {
+                "weights": WEIGHTS[self.site.model],
+                "attention": self.site.fast_attention if name == "fast" else "sdpa",
+            },
             "facts": {
                 "source": "generated",
                 "relations": ["author"],
@@ -178,12 +199,12 @@ class Runs:
                     "loss": "all",
                     "epochs": _EPOCHS,
                     "global_batch": self._batch(),
-                    "learning_rate": 1e-5,
+                    "learning_rate": _LEARNING_RATES[self.site.model],
                 }
             ],
-            "engine": {"precision": precision},
+            "engine": {"precision": self.site.dtype, "fused_loss": name == "fast"},
             "evaluation": FEW_QUESTIONS,
-            "checkpoints": {"every_steps": 4, "export": "none"},
+            "checkpoints": {"every_steps": _SAVED_EVERY, "export": "none"},
         }
 
     def _batch(self) -> int:
@@ -202,78 +223,9 @@ class Runs:
         )
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A run by its specs."""
-
-    spec: ExperimentSpec
-    launch: LaunchSpec
-
-    def records(self) -> Records:
-        """What it has recorded so far."""
-        return read_records(RunDir.of(self.launch.storage, self.spec.name))
-
-    def preflight(self) -> dict[str, Any]:
-        """What its nodes reached before it trained."""
-        event = [one for one in self.records().events if one.name == PREFLIGHT_EVENT][-1]
-        products = [p for node in event.details["nodes"] for p in node["matmul_tflops"]]
-        return {**event.details, "slowest_tflops": min(products)}
-
-    def speed(self) -> dict[str, Any]:
-        """Tokens a second once it was warm, and what share of the devices' peak that is."""
-        records = self.records()
-        steps = records.steps[_WARM_UP_STEPS:]
-        device = device_of(records.events, steps[-1].attempt)
-        seconds = sum(step.seconds for step in steps)
-        return {
-            "steps": len(steps),
-            "median_step_seconds": median(step.seconds for step in steps),
-            "tokens_per_second": sum(step.num_tokens for step in steps) / seconds,
-            "flops_per_second": None if device is None else device.flops_per_second(steps),
-            "share_of_peak": None if device is None else device.share_of_peak(steps),
-            "device": None if device is None else device.describe(),
-            "parts": shares(step.parts for step in steps),
-        }
-
-    def memory(self) -> dict[str, Any]:
-        """What a worker held at most in training, and what the plan said, in bytes."""
-        found = {peak.moment: peak.most for peak in peaks(self.records())}
-        node = node_of(self.launch if self.launch.node else self._somewhere())
-        plan = make_plan(
-            self.spec,
-            self.launch,
-            node,
-            architecture=architecture_of(self.spec.model.weights),
-            work=count_work(self.spec),
-        )
-        planned = max(plan.device["training"].total, plan.device["update"].total)
-        if not self.launch.gpus_per_worker:
-            # Copies for checkpoints lie in the same memory.
-            planned += plan.host.snapshot // self.launch.num_workers[1]
-        measured = found["training"]
-        return {"planned": planned, "measured": measured, "error": planned / measured - 1}
-
-    def _somewhere(self) -> LaunchSpec:
-        """The launch spec with a node for the plan, whose memory by part does not depend on it."""
-        if not self.launch.gpus_per_worker:
-            return self.launch
-        raw = self.launch.model_dump() | {"node": "h100-8"}
-        return LaunchSpec.model_validate(raw)
-
-    def stall(self) -> dict[str, Any]:
-        """How long training waited for its full checkpoints, beside a step."""
-        records = self.records()
-        saves = [
-            event.details
-            for event in records.events
-            if event.name == "checkpoint" and event.details["kind"] == "full"
-        ]
-        # The first one allocates the memory that the others use again.
-        later = saves[1:] or saves
-        return {
-            "saves": len(saves),
-            "stall_seconds": median(save["stall_seconds"] for save in later),
-            "first_stall_seconds": saves[0]["stall_seconds"],
-            "bytes": saves[-1]["num_bytes"],
-            "step_seconds": median(step.seconds for step in records.steps[_WARM_UP_STEPS:]),
-        }
+def _differences(one: Whole, other: Whole) -> dict[str, float]:
+    """Of the losses of each step, as shares of how far the other's fall in all."""
+    losses, reference = ([step.loss for step in run.records().steps] for run in (one, other))
+    fall = reference[0] - reference[-1]
+    apart = [abs(a - b) / fall for a, b in zip(losses, reference, strict=True)]
+    return {"loss_fall": fall, "largest_difference": max(apart)}

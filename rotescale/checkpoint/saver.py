@@ -35,6 +35,8 @@ class SaveReport:
     """From the end of the copy until the file is synced."""
     total_seconds: float
     """From the request until the file is synced; on rank 0 until the manifest is published."""
+    pinned: bool
+    """Whether the copy lay in pinned memory, which a GPU copies to beside its computation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,7 @@ class CheckpointSaver:
                 copy_seconds=copied - copying,
                 write_seconds=written - copied,
                 total_seconds=ended - started,
+                pinned=self._buffer.is_pinned(),
             )
         except BaseException as error:  # noqa: BLE001 (raised again in the training thread)
             self._error = error

@@ -79,24 +79,42 @@ def gpu_check(folder: Path, *options: str) -> dict[str, dict[str, Any]]:
 
 
 def test_the_checks_for_gpus_of_one_process(tmp_path: Path) -> None:
-    checks = "precision,packing,flash-attention,fused-loss,optimizer"
+    checks = "precision,packing,flash-attention,fused-loss,optimizer,scoring"
     found = gpu_check(tmp_path, "--model", "micro", "--checks", checks)
     assert list(found) == checks.split(",")
     if not torch.cuda.is_available():
         assert found["flash-attention"]["status"] == "left out"
     assert found["precision"]["numbers"]["bf16_against_fp32"] > 0
+    # What must not agree is told from what must.
+    for name, agrees in (("packing", "packed_against_alone"), ("scoring", "trees_against_alone")):
+        numbers = found[name]["numbers"]
+        assert numbers["control_against_alone"] > 1000 * numbers[agrees]
+    assert found["scoring"]["numbers"]["in_context_prompts_per_second"] > 0
+
+
+def test_the_checks_for_gpus_of_one_run(tmp_path: Path) -> None:
+    checks = "preflight,training,memory,stall"
+    found = gpu_check(tmp_path, "--model", "micro", "--checks", checks)
+    assert list(found) == checks.split(",")
+    numbers = {name: finding["numbers"] for name, finding in found.items()}
+    assert numbers["preflight"]["slowest_tflops"] > 0
+    assert numbers["training"]["tokens_per_second"] > 0
+    assert numbers["memory"]["measured"] > 0
+    assert numbers["stall"]["saves"] == 4
+    assert 0 < numbers["stall"]["write_seconds"] <= numbers["stall"]["total_seconds"]
+    assert numbers["stall"]["pinned"] == torch.cuda.is_available()
 
 
 @pytest.mark.slow
-def test_all_checks_for_gpus(tmp_path: Path) -> None:
-    found = gpu_check(tmp_path, "--model", "micro")
+def test_the_checks_for_gpus_of_several_runs(tmp_path: Path) -> None:
+    found = gpu_check(tmp_path, "--model", "micro", "--checks", "fast-training,resume")
     numbers = {name: finding["numbers"] for name, finding in found.items()}
     assert numbers["resume"]["attempts"] == [1, 2]
     assert (numbers["resume"]["workers_before"], numbers["resume"]["workers_after"]) == (2, 1)
-    assert numbers["training"]["tokens_per_second"] > 0
-    assert numbers["stall"]["saves"] == 4
-    assert numbers["preflight"]["slowest_tflops"] > 0
-    assert numbers["memory"]["measured"] > 0
+    # The steps from the last checkpoint on, and so not from the base.
+    assert numbers["resume"]["first_step_after_restart"] == 9
+    assert numbers["resume"]["fallen_until_restart"] > 0
+    assert numbers["fast-training"]["tokens_per_second"] > 0
 
 
 @pytest.mark.slow
