@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ranks import note
 from rotescale.data.packing import assign, pack
 from rotescale.model.prepare import load_prepared
@@ -53,9 +55,10 @@ def train(
         ]
         num_targets = sum(sum(label >= 0 for label in labels[1:]) for _, labels in step)
         scale = engine.world_size / num_targets
-        loss = sum(
+        of_rows = [
             engine.backward(row, scale=scale, last=i == len(rows) - 1) for i, row in enumerate(rows)
-        )
+        ]
+        loss = sum(torch.stack(of_rows).tolist())
         with engine.clock.part("communication"):
             [total] = engine.all_sum([loss])
         engine.step(learning_rate=learning_rate)

@@ -221,14 +221,16 @@ class Training:
         """
         engine, last = self.team.engine, len(data.rows) - 1
         scale = engine.world_size / data.target_tokens
-        return sum(
+        losses = [
             engine.backward(
                 to_row(packed, engine.device, attention=self.spec.model.attention),
                 scale=scale,
                 last=i == last,
             )
             for i, packed in enumerate(data.rows)
-        )
+        ]
+        of_rows: list[float] = torch.stack(losses).tolist()
+        return sum(of_rows)
 
     def _check_finite(
         self, value: float, what: str, *, plan: PhasePlan, step: int, data: StepData

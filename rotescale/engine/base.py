@@ -88,11 +88,12 @@ class Engine(Protocol):
         """
         ...
 
-    def backward(self, row: Row, *, scale: float, last: bool) -> float:
+    def backward(self, row: Row, *, scale: float, last: bool) -> Tensor:
         """Collective: every rank calls this. Add the gradients of one row.
 
         The loss is the sum over the row's targets; the gradient is that of ``loss * scale``,
-        averaged over ranks. ``last`` marks the step's last row. Returns the unscaled loss.
+        averaged over ranks. ``last`` marks the step's last row. Returns the unscaled loss,
+        () float32 on the device: to read it at once would leave a GPU idle between rows.
         """
         ...
 

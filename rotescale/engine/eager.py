@@ -103,7 +103,7 @@ class EagerEngine:
                 found.append((piece, part, source.detach().flatten()))
         return found
 
-    def backward(self, row: Row, *, scale: float, last: bool) -> float:
+    def backward(self, row: Row, *, scale: float, last: bool) -> Tensor:
         """Add the gradients of one row to those of the masters."""
         with self.clock.part("forward"):
             loss = row_loss(self._model, row, fused=self._fuses_loss)
@@ -116,7 +116,7 @@ class EagerEngine:
                 master = self._masters[name]
                 master.grad = gradient if master.grad is None else master.grad + gradient
                 parameter.grad = None
-        return loss.item()
+        return loss.detach()
 
     def step(self, *, learning_rate: float) -> float:
         """Clip, update, and return the gradient norm; no update where it is not finite."""

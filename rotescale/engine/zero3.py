@@ -298,7 +298,7 @@ class Zero3Engine:
             for part in parts
         ]
 
-    def backward(self, row: Row, *, scale: float, last: bool) -> float:
+    def backward(self, row: Row, *, scale: float, last: bool) -> Tensor:
         """Collective: every rank calls this. Add the gradients of one row."""
         # The flag stays as it was set, so it is set before every row.
         self._engine.set_gradient_accumulation_boundary(last)
@@ -306,7 +306,7 @@ class Zero3Engine:
             loss = row_loss(self._engine, row, fused=self._fuses_loss)
         with self.clock.part("backward"):
             self._engine.backward(loss * scale)
-        return float(loss.item())
+        return loss.detach()
 
     def step(self, *, learning_rate: float) -> float:
         """Collective: every rank calls this. Clip, update, and return the gradient norm."""

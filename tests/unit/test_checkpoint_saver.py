@@ -69,6 +69,7 @@ def test_what_was_there_at_the_start_is_saved_whatever_changes_later(
     [report] = reports
     assert report.num_bytes == sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
     assert report.stall_seconds >= 0
+    assert report.pinned == torch.cuda.is_available()
     assert report.copy_seconds + report.write_seconds <= report.total_seconds
 
 

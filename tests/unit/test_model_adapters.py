@@ -139,7 +139,7 @@ def test_steps_are_those_of_peft(
     with start_reader(spec.model, prepared) as reader:
         again.load(reader, optimizer_step=None)
     first = again.backward(rows[0], scale=1.0, last=True) / rows[0].targets.numel()
-    assert first == pytest.approx(losses[0], rel=1e-6)
+    assert first.item() == pytest.approx(losses[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("train_embeddings", [True, False])
