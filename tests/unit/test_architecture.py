@@ -169,3 +169,9 @@ def test_a_bare_import_pulls_in_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print([n for n in {HEAVY!r} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """Pytest imports them by it, so ``make test-slow``, which collects all, would collect none."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
