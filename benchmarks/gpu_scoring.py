@@ -18,7 +18,8 @@ from rotescale.evaluation.suites import Suites
 from rotescale.evaluation.tree import TokenTree, build_tree
 from rotescale.facts import Wording, load_shipped
 from rotescale.model.prepare import PreparedModel
-from rotescale.spec import EngineSpec, EvaluationSpec
+from rotescale.spec import EngineSpec
+from subjects import only_test_prompts
 
 _RELATION = "author"
 _IN_CONTEXT = "in_context_10"
@@ -88,18 +89,7 @@ class _SeesAll:
 
 def _items(number: int) -> tuple[list[Item], list[Item]]:
     """Short prompts, and prompts behind ten facts: about as many as asked for of each."""
-    spec = EvaluationSpec(
-        trained_facts=0,
-        held_out_facts=number,
-        key_token_facts=0,
-        train_prompts=0,
-        test_prompts=1,
-        unrelated_prompts=0,
-        control_facts=0,
-        generation_facts=0,
-        in_context=(10,),
-        in_context_facts=number // 2,
-    )
+    spec = only_test_prompts(number, in_context=(10,), in_context_facts=number // 2)
     suites = Suites(
         load_shipped([_RELATION]), (), None, Wording.placeholder([_RELATION]), spec, seed=0
     )

@@ -37,7 +37,7 @@ from rotescale.evaluation.tree import build_tree
 from rotescale.facts import Wording, load_shipped
 from rotescale.model.sources import fetch
 from rotescale.spec import EngineSpec, EvaluationSpec, RandomWeights
-from subjects import SUBJECTS
+from subjects import SUBJECTS, only_test_prompts
 
 _CACHE = Path("~/.cache/rotescale")
 _RELATION = "author"
@@ -232,16 +232,7 @@ def _ask_harness(model: Model, items: Sequence[Item], *, batch: int) -> Preferre
 
 def _short_prompts(number: int) -> tuple[Item, ...]:
     """The first test prompt about as many facts."""
-    spec = EvaluationSpec(
-        trained_facts=0,
-        held_out_facts=number,
-        key_token_facts=0,
-        train_prompts=0,
-        test_prompts=1,
-        unrelated_prompts=0,
-        control_facts=0,
-        generation_facts=0,
-    )
+    spec = only_test_prompts(number)
     facts, wording = load_shipped([_RELATION]), Wording.placeholder([_RELATION])
     return build_items(facts, trained=(), wording=wording, spec=spec, seed=0)
 

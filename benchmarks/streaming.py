@@ -105,9 +105,10 @@ def main() -> None:
             if number in (sizes[0], sizes[-1]):
                 peer, _ = _alone(stream_with_datasets, run, number, SEED, BATCH)
                 rows += _streaming_rows(ours, peer)
-    print_rows(rows + _memory_rows(peaks))
+    rows += _memory_rows(peaks)
+    print_rows(rows)
     if options.json:
-        write_rows(rows + _memory_rows(peaks), options.json)
+        write_rows(rows, options.json)
 
 
 def _memory_rows(peaks: dict[int, Held]) -> list[Row]:

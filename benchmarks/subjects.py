@@ -17,7 +17,14 @@ from rotescale.model.build import build_model, parameter_shapes
 from rotescale.model.prepare import PreparedModel, load_prepared, prepare
 from rotescale.model.sources import fetch
 from rotescale.run_dir import CheckpointKind
-from rotescale.spec import EngineSpec, ModelSpec, RandomWeights, Weights, WheelWeights
+from rotescale.spec import (
+    EngineSpec,
+    EvaluationSpec,
+    ModelSpec,
+    RandomWeights,
+    Weights,
+    WheelWeights,
+)
 
 SETTINGS = OptimizerSettings(0.0, (0.9, 0.999), 1e-8, 1.0)
 _CACHE = Path("~/.cache/rotescale")
@@ -34,6 +41,16 @@ FEW_QUESTIONS = {
     "max_new_tokens": 4,
 }
 """A spec's evaluation that asks as little as it can and still scores and generates."""
+
+
+def only_test_prompts(number: int, **more: object) -> EvaluationSpec:
+    """An evaluation that asks the first test prompt about so many facts, and what ``more`` says."""
+    none = ("trained_facts", "key_token_facts", "train_prompts", "unrelated_prompts")
+    asked: dict[str, object] = dict.fromkeys((*none, "control_facts", "generation_facts"), 0)
+    asked |= {"held_out_facts": number, "test_prompts": 1, **more}
+    return EvaluationSpec.model_validate(asked)
+
+
 # Bytes suffice as the tokenizer of weights that know no language.
 _TEXTS = ["The quick brown fox jumps over the lazy dog."]
 

@@ -75,7 +75,7 @@ def inside_checks(
             )
         else:
             yield _ok(name, f"{place}: written, read and removed; no file is created twice")
-    yield from _gpus(found.get("gpus", 0), launch)
+    yield from _gpus(found["gpus"], launch)
     shared = found["shared_memory"]
     if shared is not None and shared < 64 * _MIB:
         yield Check(

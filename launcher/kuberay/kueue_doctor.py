@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from launcher.doctor import Check
-from launcher.kuberay.cluster import Kind, KubernetesCluster, RefusedError
+from launcher.kuberay.cluster import FORBIDDEN, Kind, KubernetesCluster, Object, RefusedError
 from rotescale.kuberay_spec import KubeRaySpec
-
-Object = dict[str, Any]
 
 _GROUP = "kueue.x-k8s.io/v1beta2"
 _QUEUES = Kind(_GROUP, "localqueues")
@@ -45,7 +42,7 @@ def queue_checks(cluster: KubernetesCluster, kuberay: KubeRaySpec) -> Iterator[C
     try:
         yield from _behind(cluster, kuberay, str(queue["spec"].get("clusterQueue", "")))
     except RefusedError as error:
-        if error.status != 403:
+        if error.status != FORBIDDEN:
             raise
         yield Check(
             "flavors",

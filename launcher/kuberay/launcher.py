@@ -117,7 +117,7 @@ class KubeRayLauncher:
             options = [] if context is None else ["--context", context]
             options += ["--namespace", self._kuberay.namespace]
             command = ("kubectl", *options, "exec", pod["metadata"]["name"])
-            return f"{shlex.join((*command, '--container', HEAD, '--', 'cat', path))}"
+            return shlex.join((*command, "--container", HEAD, "--", "cat", path))
         mounted = [one for one in self._kuberay.volumes if path.startswith(f"{one.path}/")]
         claim = max(mounted, key=lambda one: len(one.path), default=None)
         where = "the run's claim" if claim is None else f"claim {claim.claim} at {claim.path}"

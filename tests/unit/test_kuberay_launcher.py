@@ -22,6 +22,7 @@ import pytest
 from api_faults import FOR_EVER, Fault
 from api_server import ApiServer, api_server
 from kuberay_helpers import FULL, MICRO, experiment
+from launcher_command import launcher_command
 
 from launcher import cli
 from launcher.account import Account, Progress
@@ -493,11 +494,9 @@ def test_the_command_line_goes_the_same_way(
     profile.write_text(dump_json(LAUNCH))
 
     def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
+        code = launcher_command(monkeypatch, *arguments)
         printed = capsys.readouterr()
-        assert not stopped.value.code, printed.err
+        assert code == 0, printed.err
         return printed.out
 
     assert "micro started" in run("submit", str(MICRO), "--on", str(profile))
@@ -529,10 +528,7 @@ def test_a_server_judges_and_a_diff_names_what_changed(
     changed.write_text(dump_json(place(retries=9)))
 
     def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return int(stopped.value.code or 0), capsys.readouterr().out
+        return launcher_command(monkeypatch, *arguments), capsys.readouterr().out
 
     assert run("submit", str(MICRO), "--on", str(profile), "--server-dry-run")[0] == 0
     assert jobs(server) == []
@@ -560,10 +556,7 @@ def test_a_run_whose_folder_is_not_seen_is_resumed(
     profile.write_text(dump_json(LAUNCH))
 
     def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return int(stopped.value.code or 0)
+        return launcher_command(monkeypatch, *arguments)
 
     assert run("submit", str(MICRO), "--set", "seed=5", "--on", str(profile)) == 0
     assert run("cancel", "micro") == 0

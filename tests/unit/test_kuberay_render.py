@@ -32,8 +32,9 @@ from kuberay_schema import (
     faults,
     places,
 )
+from launcher_command import launcher_command
 
-from launcher import cli, plain_yaml
+from launcher import plain_yaml
 from launcher.kuberay.names import MAX_JOB_NAME, job_name
 from launcher.kuberay.render import ENTRYPOINT, render
 from launcher.kuberay.rules import broken_rules, pod_templates
@@ -432,20 +433,13 @@ def test_a_digest_that_reads_as_a_number_is_quoted() -> None:
 # The command line
 
 
-def launcher(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
-
-
 @pytest.mark.parametrize("command", [("render",), ("submit", "--dry-run")])
 def test_render_prints_the_manifests(
     command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     profile = next(path for path in PROFILES if path.stem == "h100-4x8-infiniband")
     arguments = (*command, str(MICRO), "--on", str(profile), "--set", "seed=3")
-    assert launcher(*arguments, monkeypatch=monkeypatch) == 0
+    assert launcher_command(monkeypatch, *arguments) == 0
     printed = list(yaml.safe_load_all(capsys.readouterr().out))
     assert printed == render(experiment("seed=3"), load_spec(LaunchSpec, profile))
     assert json.loads(printed[0]["data"]["experiment.json"])["seed"] == 3
@@ -460,7 +454,7 @@ def test_every_launch_spec_renders_what_its_place_takes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     launch = load_spec(LaunchSpec, path)
-    assert launcher("render", str(MICRO), "--on", str(path), monkeypatch=monkeypatch) == 0
+    assert launcher_command(monkeypatch, "render", str(MICRO), "--on", str(path)) == 0
     documents = list(yaml.safe_load_all(capsys.readouterr().out))
     if launch.place == "kuberay":
         assert [one["kind"] for one in documents] == ["ConfigMap", "RayJob"]
@@ -485,7 +479,7 @@ def test_submit_without_a_cluster_says_what_is_missing(
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     arguments = ("submit", str(MICRO), "--on", str(PROFILES[0]))
-    assert launcher(*arguments, monkeypatch=monkeypatch) == SpecError.exit_code
+    assert launcher_command(monkeypatch, *arguments) == SpecError.exit_code
     assert "set KUBECONFIG" in capsys.readouterr().err
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from launcher_command import launcher_command
 
-from launcher import cli, local
+from launcher import local
 from launcher.local import JobRequest
 from launcher.runs import placed
 from rotescale.errors import CheckpointError, SpecError
@@ -224,14 +225,6 @@ def test_a_damaged_pid_file_is_named(submit: Submit) -> None:
     pid_file(run_dir).write_bytes(saved)
 
 
-def launcher(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The launcher's command line in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
-
-
 @pytest.fixture(autouse=True)
 def state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Where this machine's submissions are noted."""
@@ -243,10 +236,8 @@ def test_a_dry_run_shows_the_command(
 ) -> None:
     place = tmp_path / "place.yaml"
     place.write_text(f"storage: {tmp_path / 'runs'}\n")
-    code = launcher(
-        *("submit", str(MICRO), "--on", str(place), "--set", "seed=1", "--dry-run"),
-        monkeypatch=monkeypatch,
-    )
+    arguments = ("submit", str(MICRO), "--on", str(place), "--set", "seed=1", "--dry-run")
+    code = launcher_command(monkeypatch, *arguments)
     shown = yaml.safe_load(capsys.readouterr().out)
     assert code == 0
     assert "-m launcher.cli supervise " in shown["run"]
@@ -277,7 +268,7 @@ def test_status_tells_how_far_the_run_is(
     }
     segment.write_text("".join(json.dumps(one) + "\n" for one in (event, row)))
 
-    assert launcher("status", str(run_dir.root), "--json", monkeypatch=monkeypatch) == 0
+    assert launcher_command(monkeypatch, "status", str(run_dir.root), "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["state"], told["reason"]) == ("stopped", "error: no space")
     assert told["progress"] == {
@@ -287,7 +278,7 @@ def test_status_tells_how_far_the_run_is(
         # 2 s for 10 examples, of which phase 2 has 30 in all.
         **{"later_seconds": 6.0, "run_seconds_left": 32.0},
     }
-    assert launcher("status", str(run_dir.root), monkeypatch=monkeypatch) == 0
+    assert launcher_command(monkeypatch, "status", str(run_dir.root)) == 0
     page = capsys.readouterr().out
     assert "memorize  7/20, epoch 2" in page
     assert "1.2500" in page
@@ -297,7 +288,7 @@ def test_a_bad_spec_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = launcher("submit", str(MICRO), "--set", "seeed=1", monkeypatch=monkeypatch)
+    code = launcher_command(monkeypatch, "submit", str(MICRO), "--set", "seeed=1")
     assert code == SpecError.exit_code
     assert capsys.readouterr().err == f"error: {MICRO}: seeed: unknown key; did you mean 'seed'?\n"
     assert list(tmp_path.iterdir()) == []
@@ -310,7 +301,7 @@ def test_a_run_that_does_not_exist(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    code = launcher(command, str(tmp_path / "none"), monkeypatch=monkeypatch)
+    code = launcher_command(monkeypatch, command, str(tmp_path / "none"))
     assert code == SpecError.exit_code
     assert "no such run; give the folder of a run" in capsys.readouterr().err
 
@@ -324,14 +315,14 @@ def test_resume_needs_a_run_and_submits_it_again(
     monkeypatch.setattr(local, "submit", lambda request: sent.append(request) or True)
     root = tmp_path / "runs" / "micro"
     arguments = ("resume", str(root), "--on", str(place), "--retry")
-    assert launcher(*arguments, monkeypatch=monkeypatch) == SpecError.exit_code
+    assert launcher_command(monkeypatch, *arguments) == SpecError.exit_code
     assert "no such run" in capsys.readouterr().err
     root.mkdir(parents=True)
-    assert launcher(*arguments, monkeypatch=monkeypatch) == SpecError.exit_code
+    assert launcher_command(monkeypatch, *arguments) == SpecError.exit_code
     assert "spec.json: not there" in capsys.readouterr().err
     spec = load_spec(ExperimentSpec, MICRO)
     (root / "spec.json").write_text(dump_json(spec))
-    assert launcher(*arguments, monkeypatch=monkeypatch) == 0
+    assert launcher_command(monkeypatch, *arguments) == 0
     assert "--retry-before" in sent[0].command
     assert sent[0].run_dir == RunDir(root), "the run stays where it is"
     assert json.loads(sent[0].files["submitted/launch.json"])["num_workers"] == [1, 1]
@@ -347,7 +338,7 @@ def test_what_is_at_work_is_not_resumed_elsewhere(
     run_dir, _ = submit("sleep", "60")
     place = tmp_path / "place.yaml"
     place.write_text("name: other\n")
-    code = launcher("resume", str(run_dir.root), "--on", str(place), monkeypatch=monkeypatch)
+    code = launcher_command(monkeypatch, "resume", str(run_dir.root), "--on", str(place))
     assert code == SpecError.exit_code
     assert "it is at work at local (local); end it there first" in capsys.readouterr().err
 
@@ -362,18 +353,18 @@ def test_a_place_lists_its_runs_whoever_has_submitted_them(
     place = tmp_path / "place.yaml"
     place.write_text(f"storage: {run_dir.root.parent}\n")
     (tmp_path / "empty.yaml").write_text(f"name: empty\nstorage: {tmp_path / 'none'}\n")
-    assert launcher("list", "--on", str(tmp_path / "empty.yaml"), monkeypatch=monkeypatch) == 0
+    assert launcher_command(monkeypatch, "list", "--on", str(tmp_path / "empty.yaml")) == 0
     assert "empty (local) has no run" in capsys.readouterr().out
     # A folder of something else is no run.
     (run_dir.root.parent / "other").mkdir()
     run_dir.spec_json.write_text("{}")
-    assert launcher("list", "--on", str(place), monkeypatch=monkeypatch) == 0
+    assert launcher_command(monkeypatch, "list", "--on", str(place)) == 0
     printed = capsys.readouterr().out
     assert str(run_dir.root) in printed
     assert len(printed.splitlines()) == 2
     # Another user's.
     monkeypatch.setattr(RunDir, "spec_json", property(_not_yours))
-    assert launcher("list", "--on", str(place), "--json", monkeypatch=monkeypatch) == 0
+    assert launcher_command(monkeypatch, "list", "--on", str(place), "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert {str(run_dir.root)} <= {one["run_folder"] for one in found}
     assert all("cannot be read" in one["layers"]["run folder"] for one in found)
@@ -387,19 +378,19 @@ def test_a_run_is_found_by_its_name_and_listed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert launcher("list", monkeypatch=monkeypatch) == 0
+    assert launcher_command(monkeypatch, "list") == 0
     assert "nothing was submitted" in capsys.readouterr().out
     monkeypatch.setattr(local, "submit", lambda _: True)
-    assert launcher("submit", str(MICRO), monkeypatch=monkeypatch) == 0
+    assert launcher_command(monkeypatch, "submit", str(MICRO)) == 0
     name = capsys.readouterr().out.rpartition(" ")[2].strip()
     monkeypatch.chdir("/")
     for text in (name, "micro", str(tmp_path / "runs" / "micro")):
-        assert launcher("status", text, "--json", monkeypatch=monkeypatch) == 0
+        assert launcher_command(monkeypatch, "status", text, "--json") == 0
         told = json.loads(capsys.readouterr().out)
         assert (told["name"], told["run_folder"]) == (name, str(tmp_path / "runs" / "micro"))
-    assert launcher("list", monkeypatch=monkeypatch) == 0
+    assert launcher_command(monkeypatch, "list") == 0
     assert name in capsys.readouterr().out
-    assert launcher("status", "other", monkeypatch=monkeypatch) == SpecError.exit_code
+    assert launcher_command(monkeypatch, "status", "other") == SpecError.exit_code
     assert "no run of that name was submitted from here" in capsys.readouterr().err
 
 
@@ -409,18 +400,18 @@ def test_diff_says_what_differs_and_whether_it_matters(
     place = tmp_path / "place.yaml"
     place.write_text(f"storage: {tmp_path / 'runs'}\n")
     on = ("--on", str(place))
-    assert launcher("diff", str(MICRO), *on, monkeypatch=monkeypatch) == SpecError.exit_code
+    assert launcher_command(monkeypatch, "diff", str(MICRO), *on) == SpecError.exit_code
     assert "nothing to compare" in capsys.readouterr().err
     root = tmp_path / "runs" / "micro"
     root.mkdir(parents=True)
     (root / "spec.json").write_text(dump_json(load_spec(ExperimentSpec, MICRO)))
-    assert launcher("diff", str(MICRO), *on, monkeypatch=monkeypatch) == 0
+    assert launcher_command(monkeypatch, "diff", str(MICRO), *on) == 0
     for change, words in (
         ("seed=1", "results change"),
         ("checkpoints.keep_last=9", "no result changes"),
     ):
         capsys.readouterr()
-        assert launcher("diff", str(MICRO), *on, "--set", change, monkeypatch=monkeypatch) == 1
+        assert launcher_command(monkeypatch, "diff", str(MICRO), *on, "--set", change) == 1
         printed = capsys.readouterr().out
         assert words in printed
         field, value = change.rpartition(".")[2].split("=")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +14,9 @@ import pytest
 from api_faults import FOR_EVER, Fault
 from api_server import ApiServer, api_server
 from kuberay_helpers import FULL, MICRO, experiment
+from launcher_command import launcher_command
 
-from launcher import cli, history, local, moving, runs
+from launcher import history, local, moving, runs
 from launcher.history import Ending
 from launcher.local import JobRequest
 from rotescale.launch_spec import LaunchSpec, RayAccess
@@ -61,11 +61,9 @@ def run(
     (tmp_path / "here.yaml").write_text("name: here\n")
 
     def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
+        code = launcher_command(monkeypatch, *arguments)
         printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out + printed.err
+        return code, printed.out + printed.err
 
     return run
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kuberay_helpers import MICRO, experiment
+from launcher_command import launcher_command
 
-from launcher import cli, runs
+from launcher import runs
 from launcher.kuberay.names import job_name
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
@@ -38,11 +38,9 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], state: Path) -> Run:
     def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
+        code = launcher_command(monkeypatch, *arguments)
         printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out + printed.err
+        return code, printed.out + printed.err
 
     return call
 

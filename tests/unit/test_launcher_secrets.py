@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 from kuberay_helpers import FULL, MICRO
+from launcher_command import launcher_command
 
-from launcher import cli, jobs_api
+from launcher import jobs_api
 from launcher.kuberay import cluster
 from launcher.kuberay.names import job_name
 from launcher.ray_jobs import FOLDER_KEY, RUN_KEY
@@ -93,9 +93,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr(module, "patiently", lambda ask, **_: ask())
 
     def call(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["rotescale-launch", *arguments])
-        with pytest.raises(SystemExit):
-            cli.main()
+        launcher_command(monkeypatch, *arguments)
         printed = capsys.readouterr()
         return printed.out + printed.err
 

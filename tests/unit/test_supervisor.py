@@ -12,17 +12,17 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from supervising import BUDGETS, supervise
 
 from launcher import cli, history
 from launcher.history import Ending, EndKind, Start
-from launcher.supervisor import CANCELLED, Supervisor, classify, decide, forget_failure
+from launcher.supervisor import CANCELLED, classify, decide, forget_failure
 from rotescale.launch_spec import Restarts
 from rotescale.object_store import RemotePath
 from rotescale.records import EventRow
 from rotescale.run_dir import Outcome, RunDir
 
 MICRO = Path(__file__).parents[2] / "configs" / "experiments" / "micro.yaml"
-BUDGETS = Restarts(infrastructure=2, hang=1, preempted=None)
 FAILED = Outcome(status="failed", attempt=1, exit_code=2, error="DataError", message="row 3")
 FINISHED = Outcome(status="finished", attempt=1)
 
@@ -130,22 +130,6 @@ def test_waits_grow_and_stay_below_a_minute() -> None:
     assert waits == sorted(waits)
     assert waits[0] == 2
     assert waits[-1] == 60
-
-
-def supervise(run_dir: RunDir, script: str, budgets: Restarts | None = BUDGETS) -> tuple[int, str]:
-    """Exit code of a supervisor of that shell script, and what it said."""
-    said: list[str] = []
-    supervisor = Supervisor(
-        run_dir,
-        ("sh", "-c", script),
-        place="local",
-        launch="laptop",
-        budgets=budgets,
-        grace_seconds=0,
-        say=said.append,
-        sleep=lambda _: None,
-    )
-    return supervisor.run(), "\n".join(said)
 
 
 def test_a_driver_that_dies_twice_is_started_three_times(

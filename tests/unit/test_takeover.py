@@ -4,41 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from supervising import BUDGETS, supervise
 
 from launcher import history
 from launcher.history import Ending, EndKind
-from launcher.supervisor import Supervisor
 from rotescale.launch_spec import Restarts
 from rotescale.run_dir import RunDir
-
-BUDGETS = Restarts(infrastructure=2)
-
-
-def supervise(
-    run_dir: RunDir,
-    script: str,
-    budgets: Restarts | None = BUDGETS,
-    *,
-    sleep: Callable[[float], object] = lambda _: None,
-) -> tuple[int, str]:
-    """Exit code of a supervisor of that shell script, and what it said."""
-    said: list[str] = []
-    supervisor = Supervisor(
-        run_dir,
-        ("sh", "-c", script),
-        place="local",
-        launch="laptop",
-        budgets=budgets,
-        grace_seconds=0,
-        say=said.append,
-        sleep=sleep,
-    )
-    return supervisor.run(), "\n".join(said)
 
 
 def begun(run_dir: RunDir, *, owner: str) -> int | None:
