@@ -48,7 +48,7 @@ def plan(
 ) -> None:
     """Say what an experiment takes on a place, before anything starts: memory, time and cost.
 
-    Arithmetic alone: nothing is fetched. Ends with 0 where it fits and with 1 where it does not.
+    Arithmetic alone: no weights are fetched. Ends with 0 where it fits, with 1 where it does not.
     """
     spec = load_spec(ExperimentSpec, spec_path, overrides or [])
     launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)

@@ -6,7 +6,6 @@ run depends on it: with a run's folder and its launch spec everything can be ask
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from launcher.kuberay.names import job_name
-from rotescale.credentials import hidden
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.object_store import RemotePath
@@ -71,9 +69,7 @@ def remember(
     path = folder / f"{name}.json"
     spec: dict[str, Any] | None = None
     if started is not None:
-        text = started.model_dump_json()
-        # Where somebody has put a credential into a spec, it goes no further.
-        spec = json.loads(text) if hidden(text) == text else None
+        spec = started.model_dump(mode="json")
     elif path.exists():
         spec = _read(path).spec
     submission = Submission(name=name, experiment=experiment, launch=launch, time=time, spec=spec)

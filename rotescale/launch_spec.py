@@ -26,6 +26,7 @@ from rotescale.storage import storage_path
 
 _JOBS_URL = r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$"
 _MAX_NODES = 1024
+_Workers = Annotated[PositiveInt, Field(le=1 << 16)]
 MAX_PROFILED = 100
 """Steps in one trace: viewers load it as a whole."""
 _LOCALHOST = re.compile(r"http://(localhost|127\.0\.0\.1)(:[0-9]+)?$")
@@ -162,7 +163,7 @@ class LaunchSpec(Part):
     """For ``place: ray``: how the launcher reaches the cluster from elsewhere."""
     kuberay: KubeRaySpec | None = None
     """For ``place: kuberay``: pods, queue, storage, secrets, fabric, deadlines."""
-    num_workers: tuple[PositiveInt, PositiveInt] = (2, 2)
+    num_workers: tuple[_Workers, _Workers] = (2, 2)
     """The least and the most workers; equal numbers: a fixed size. Between the two, Ray Train
     starts with what the cluster has, goes on with fewer when nodes are lost, and grows again."""
     resize_check_seconds: PositiveFloat = 60.0

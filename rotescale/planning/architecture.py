@@ -12,6 +12,8 @@ from typing import Any
 
 from rotescale.errors import SpecError
 from rotescale.spec import (
+    MAX_INTEGER,
+    MAX_LAYERS,
     FolderWeights,
     HubWeights,
     RandomWeights,
@@ -44,6 +46,8 @@ _QWEN_TOKENS = 151_665
 _RANDOM_SPARE_ROWS, _RANDOM_ROUND_TO = 4, 16
 """As ``model.random_model`` pads the vocabulary of a random model."""
 _FAMILIES = ("llama", "phi3", "qwen2")
+_SIZES = ("hidden_size", "num_heads", "num_key_value_heads", "head_size", "intermediate_size")
+_MOST = {**dict.fromkeys((*_SIZES, "vocab_size"), MAX_INTEGER), "num_layers": MAX_LAYERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,8 @@ class Architecture:
 def read_architecture(raw: Mapping[str, Any], *, name: str) -> Architecture:
     """The architecture of a config.json.
 
-    Raises SpecError for a model type whose arithmetic is not known, and for a missing number.
+    Raises SpecError for a model type whose arithmetic is not known, and for a number that is
+    missing or that no model has.
     """
     model_type = raw.get("model_type")
     if model_type not in _FAMILIES:
@@ -101,7 +106,7 @@ def read_architecture(raw: Mapping[str, Any], *, name: str) -> Architecture:
         )
     try:
         hidden, heads = int(raw["hidden_size"]), int(raw["num_attention_heads"])
-        return Architecture(
+        found = Architecture(
             name=name,
             model_type=model_type,
             hidden_size=hidden,
@@ -117,7 +122,11 @@ def read_architecture(raw: Mapping[str, Any], *, name: str) -> Architecture:
             attention_bias=model_type == "qwen2" or bool(raw.get("attention_bias")),
             mlp_bias=bool(raw.get("mlp_bias")),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        for field, most in _MOST.items():
+            if not 0 < getattr(found, field) <= most:
+                raise ValueError(f"{field} is not between 1 and {most}")
+        return found
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise SpecError(
             f"{name}: the configuration lacks a number, or holds something else in its place "
             f"({error}); give the model's own config.json"

@@ -12,6 +12,7 @@ from rotescale.spec.base import (
     BASE_LANGUAGE,
     CONFIDENTIAL,
     LANGUAGE_PATTERN,
+    MAX_INTEGER,
     OPERATIONAL,
     Language,
     Name,
@@ -31,6 +32,7 @@ from rotescale.spec.facts import (
     TrexFacts,
 )
 from rotescale.spec.model import (
+    MAX_LAYERS,
     Attention,
     FolderWeights,
     HubWeights,
@@ -48,6 +50,8 @@ __all__ = [
     "BASE_LANGUAGE",
     "CONFIDENTIAL",
     "LANGUAGE_PATTERN",
+    "MAX_INTEGER",
+    "MAX_LAYERS",
     "OPERATIONAL",
     "Attention",
     "BestOf",

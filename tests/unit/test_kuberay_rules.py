@@ -361,9 +361,14 @@ def test_the_error_lists_every_broken_rule_with_its_object() -> None:
 def test_a_credential_is_named_by_kind_and_place_not_by_value() -> None:
     token = "hf_" + "Ab3" * 10
     with pytest.raises(SpecError) as caught:
-        render.render(experiment(f"model.key_tokens.template={token}"), place())
+        experiment(f"model.key_tokens.template={token}")
     assert token not in str(caught.value)
-    assert "data.experiment.json holds a Hugging Face token" in str(caught.value)
+    assert "model.key_tokens.template: looks like a Hugging Face token" in str(caught.value)
+    spec_map, ray_job = copy.deepcopy(rendered())
+    spec_map["data"]["experiment.json"] += token
+    (broken,) = broken_rules([spec_map, ray_job])
+    assert token not in broken
+    assert "data.experiment.json holds a Hugging Face token" in broken
 
 
 def test_a_spec_that_no_config_map_holds() -> None:

@@ -151,6 +151,10 @@ def test_another_model_needs_its_configuration(tmp_path: Path) -> None:
     assert architecture_of(weights, config=file).num_layers == 3
 
 
+def _config(**changes: int) -> str:
+    return json.dumps(published_config("llama-3.2-1b") | changes)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -160,6 +164,10 @@ def test_another_model_needs_its_configuration(tmp_path: Path) -> None:
         ('{"model_type": "mamba"}', r"'mamba' is not planned for, only llama, phi3, qwen2"),
         ('{"model_type": "llama", "hidden_size": 8}', r"lacks a number.*num_attention_heads"),
         ('{"model_type": "llama", "hidden_size": "x"}', "lacks a number"),
+        (_config(num_hidden_layers=10**9), "num_layers is not between 1 and 10000"),
+        (_config(num_attention_heads=0), "num_heads is not between 1"),
+        (_config(hidden_size=-8, head_dim=8), "hidden_size is not between 1"),
+        (_config(vocab_size=10**300), "vocab_size is not between 1 and 9007199254740992"),
     ],
 )
 def test_a_configuration_that_is_no_use_says_so(
