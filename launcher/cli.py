@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,8 @@ Overrides = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be started.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Go on after a failure whose cause is gone.")]
 _DIFFERENT = 1
+_AS_KUBECTL = {"--dry-run=client": "--dry-run", "--dry-run=server": "--server-dry-run"}
+"""An option whose value may be left out would take the next word for it, so these are two flags."""
 
 
 def submit(
@@ -50,7 +53,11 @@ def submit(
     overrides: Overrides = None,
     dry_run: DryRun = False,
     server_dry_run: Annotated[
-        bool, typer.Option("--server-dry-run", help="Have Kubernetes judge it, and create nothing.")
+        bool,
+        typer.Option(
+            "--server-dry-run",
+            help="Have Kubernetes judge it, and create nothing; also --dry-run=server.",
+        ),
     ] = False,
     retry: Retry = False,
 ) -> None:
@@ -59,7 +66,7 @@ def submit(
     if server_dry_run:
         launcher = Target(spec.name, launch).launcher()
         if not isinstance(launcher, KubeRayLauncher):
-            raise SpecError(f"--server-dry-run: place {launch.place} has no server that judges")
+            raise SpecError(f"--dry-run=server: place {launch.place} has no server that judges")
         launcher.check(spec)
         console.print(f"{spec.name}: Kubernetes would take it; nothing was created")
         return
@@ -175,10 +182,15 @@ for _command in (plan, doctor, submit, render, resume, diff, status, logs, cance
 app.command(name="list")(list_runs)
 
 
+def understood(words: Sequence[str]) -> list[str]:
+    """The words of a command line with ``--dry-run=server`` as the flag that it is here."""
+    return [_AS_KUBECTL.get(word, word) for word in words]
+
+
 def main() -> None:
     """The entry point."""
     with exit_with_error():
-        app()
+        app(understood(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Runs on Kubernetes, against the tests' API server: submitted once, told truly, whatever fails."""
+"""Runs on Kubernetes: submitted once, told truly, whatever fails.
+
+The API server is the tests' own. With ``ROTESCALE_TEST_CONTEXT`` it is a real cluster's, and what
+takes faults or an operator that says what a test wants is skipped, aloud (``real_cluster.py``).
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from api_faults import FOR_EVER, Fault
 from api_server import ApiServer, api_server
 from kuberay_helpers import FULL, MICRO, experiment
 from launcher_command import launcher_command
+from real_cluster import CONTEXT, NAMESPACE, QUEUE, real_cluster
 
 from launcher import cli
 from launcher.account import Account, Progress
@@ -40,11 +45,14 @@ from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json, parse_spec
 
 Object = dict[str, Any]
-NAMESPACE = "research"
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    if CONTEXT is not None:
+        with real_cluster(NAME) as cluster:
+            yield cast("ApiServer", cluster)
+        return
     with api_server() as found:
         found.namespace(NAMESPACE)
         monkeypatch.setenv("KUBECONFIG", str(found.kubeconfig(tmp_path / "kubeconfig")))
@@ -53,7 +61,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
 
 def place(**changes: Any) -> LaunchSpec:
     fields = copy.deepcopy(FULL)
-    fields["kuberay"] |= {"context": None, "grace_seconds": 60, **changes}
+    fields["storage"] = "/checkpoints/tests"
+    fields["kuberay"] |= {"context": CONTEXT, "namespace": NAMESPACE, "queue": QUEUE}
+    fields["kuberay"] |= {"grace_seconds": 60, **changes}
     return parse_spec(LaunchSpec, fields, where="place.yaml")
 
 
@@ -65,7 +75,7 @@ NAME = JOB["metadata"]["name"]
 
 def launcher(*, patience_seconds: float = 20.0) -> KubeRayLauncher:
     cluster = KubernetesCluster(
-        None, NAMESPACE, patience_seconds=patience_seconds, sleep=lambda _: time.sleep(0.02)
+        CONTEXT, NAMESPACE, patience_seconds=patience_seconds, sleep=lambda _: time.sleep(0.02)
     )
     return KubeRayLauncher(LAUNCH, NAME, cluster=cluster, sleep=lambda _: time.sleep(0.02))
 
@@ -193,12 +203,20 @@ def test_the_servers_refusal_is_told(server: ApiServer) -> None:
 QUEUED = {"jobDeploymentStatus": "Suspended"}
 
 
+def wait_until_suspended(server: ApiServer) -> None:
+    """The operator has seen that the job is to wait: said here, where it is a real one by it."""
+    if CONTEXT is None:
+        say(server, **QUEUED)
+    wait_for(lambda: jobs(server)[0].get("status", {}).get("jobDeploymentStatus") == "Suspended")
+
+
 def test_why_it_waits_in_the_queue(server: ApiServer) -> None:
     assert launcher().look().state == "unknown"
     launcher().submit(SPEC, retry=False)
     told = launcher().look()
     assert told.state == "pending"
-    assert "queue research has not taken it" in told.reason
+    words = QUEUE if CONTEXT else f"queue {QUEUE} has not taken it"
+    wait_for(lambda: words in launcher().look().reason)
     say(server, **QUEUED)
     uid = jobs(server)[0]["metadata"]["uid"]
     message = "couldn't assign flavors to pod set workers: insufficient unused quota for gpu"
@@ -451,10 +469,10 @@ def test_a_worker_s_log_on_a_claim_is_read_in_a_pod(
         assert stopped.value.code == 2
         return " ".join(capsys.readouterr().err.split())
 
-    path = "/checkpoints/runs/micro/logs/attempt-0001-rank-00003.log"
+    path = "/checkpoints/tests/micro/logs/attempt-0001-rank-00003.log"
     assert f"in a pod that mounts claim checkpoints at /checkpoints: cat {path}" in refusal()
     pod(server, "head-1", "head")
-    told = f"kubectl --namespace research exec head-1 --container ray-head -- cat {path}"
+    told = f"kubectl --namespace {NAMESPACE} exec head-1 --container ray-head -- cat {path}"
     assert told in refusal()
 
 
@@ -464,7 +482,7 @@ def test_a_token_and_a_certificate_are_used_and_never_shown(
     token = "very-secret-0123456789"
     with api_server(tls=True, token=token) as server:
         server.namespace(NAMESPACE)
-        config = server.kubeconfig(tmp_path / "kubeconfig")
+        config = server.kubeconfig(tmp_path / "kubeconfig", context=CONTEXT or "test")
         monkeypatch.setenv("KUBECONFIG", str(config))
         assert launcher().submit(SPEC, retry=False)
         config.write_text(config.read_text().replace(token, "wrong-" + token))
@@ -500,7 +518,7 @@ def test_the_command_line_goes_the_same_way(
         return printed.out
 
     assert "micro started" in run("submit", str(MICRO), "--on", str(profile))
-    say(server, **QUEUED)
+    wait_until_suspended(server)
     told = json.loads(run("status", "micro", "--json"))
     assert (told["name"], told["state"]) == (NAME, "pending")
     assert told["layers"]["RayJob"] == f"{NAME}: Suspended"
@@ -511,9 +529,21 @@ def test_the_command_line_goes_the_same_way(
     assert "nothing was submitted" in run("list")
     [found] = json.loads(run("list", "--on", str(profile), "--json"))
     assert (found["name"], found["state"]) == (NAME, "pending")
+
+
+def test_one_place_that_refuses_hides_no_other_run(
+    server: ApiServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "state"))
+    profile = tmp_path / "place.yaml"
+    profile.write_text(dump_json(LAUNCH))
+    assert launcher_command(monkeypatch, "submit", str(MICRO), "--on", str(profile)) == 0
     server.faults.add(Fault("GET", "/rayjobs", status=403, times=FOR_EVER))
-    assert "unknown" in run("list"), "one place that refuses hides no other run"
+    assert launcher_command(monkeypatch, "list") == 0
+    assert "unknown" in capsys.readouterr().out
 
 
 def test_a_server_judges_and_a_diff_names_what_changed(
@@ -530,12 +560,11 @@ def test_a_server_judges_and_a_diff_names_what_changed(
     def run(*arguments: str) -> tuple[int, str]:
         return launcher_command(monkeypatch, *arguments), capsys.readouterr().out
 
-    assert run("submit", str(MICRO), "--on", str(profile), "--server-dry-run")[0] == 0
+    assert run("submit", str(MICRO), "--on", str(profile), "--dry-run=server")[0] == 0
     assert jobs(server) == []
     code, printed = run("diff", str(MICRO), "--on", str(profile))
     assert (code, "+kind: RayJob" in printed) == (1, True)
     assert run("submit", str(MICRO), "--on", str(profile))[0] == 0
-    server.change("rayjobs", NAME, unsuspend, namespace=NAMESPACE)
     assert run("diff", str(MICRO), "--on", str(profile)) == (0, f"{MICRO}: as it was started\n")
     code, printed = run("diff", str(MICRO), "--on", str(changed), "--set", "seed=3")
     lines = [
@@ -546,6 +575,12 @@ def test_a_server_judges_and_a_diff_names_what_changed(
         *("-  backoffLimit: 3", "+  backoffLimit: 9")
     ]
     assert any('"seed": 3' in line for line in lines)
+
+
+def test_what_the_queue_changes_is_no_difference(server: ApiServer) -> None:
+    launcher().submit(SPEC, retry=False)
+    server.change("rayjobs", NAME, unsuspend, namespace=NAMESPACE)
+    assert launcher().differences(SPEC) == []
 
 
 def test_a_run_whose_folder_is_not_seen_is_resumed(

@@ -31,7 +31,7 @@ STATUSES = (200, 401, 403, 404, 409, 422, 500)
 COMMANDS = [
     ("submit", str(MICRO)),
     ("submit", str(MICRO), "--dry-run"),
-    ("submit", str(MICRO), "--server-dry-run"),
+    ("submit", str(MICRO), "--dry-run=server"),
     ("render", str(MICRO)),
     ("diff", str(MICRO)),
     ("status", "micro"),
