@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from helpers import MICRO, prepare, run_workers, wait_until
 from kuberay_laptop import NAMESPACE, OVERRIDES, SET, WAIT_SECONDS, Laptop
+from launcher_shell import drivers
 from player_ray import why_pods_see_each_other
 from ray_cluster import ray_cluster
 from recovery_helpers import assert_equal_runs, events
@@ -48,7 +49,11 @@ def undisturbed(folder: Path, cache: Path) -> RunDir:
     return run_dir
 
 
-def test_hurt_in_every_way_and_complete(laptop: Laptop, tmp_path: Path, model_cache: Path) -> None:
+@pytest.mark.parametrize("preempted", [False, True], ids=["left its quota", "preempted"])
+def test_hurt_in_every_way_and_complete(
+    laptop: Laptop, tmp_path: Path, model_cache: Path, preempted: bool
+) -> None:
+    attempts, starts = 2, 1
     name = laptop.submit()
     assert "is running already" in laptop(
         "submit", str(MICRO), *SET, "--on", laptop.profile("kuberay")
@@ -73,6 +78,19 @@ def test_hurt_in_every_way_and_complete(laptop: Laptop, tmp_path: Path, model_ca
     assert again["state"] == "running"
     assert laptop.run_dir.launch_numbers() == [1], "the driver was not started again"
 
+    if preempted:
+        # Another workload takes its quota in phase 1: all goes, and comes back with the quota.
+        laptop.player.kueue.preempt(name)
+        out = laptop.wait("it is out", lambda s: s["layers"]["RayJob"].endswith("Suspended"))
+        assert out["state"] == "pending"
+        assert "quota" in out["reason"]
+        wait_until(lambda: not laptop.player.pods(name), timeout_seconds=WAIT_SECONDS)
+        laptop.player.kueue.admit(name)
+        attempts, starts = 3, 2
+        back = laptop.wait("a third attempt", lambda s: s["progress"]["attempt"] == 3)
+        assert (back["state"], stage(back)) == ("running", "memorize")
+        assert back["layers"]["queue"] == "research: admitted"
+
     # The driver is killed in phase 2: the RayJob is tried again, on another cluster.
     laptop.wait("phase 2", lambda s: stage(s) == "generalize" and s["progress"]["done"] >= 4)
     laptop.kill_driver()
@@ -82,12 +100,14 @@ def test_hurt_in_every_way_and_complete(laptop: Laptop, tmp_path: Path, model_ca
     assert retrying["state"] in ("pending", "running")
     (ending,) = retrying["restarts"]
     assert (ending["kind"], ending["exit_code"]) == ("infrastructure", -signal.SIGKILL)
-    resumed = laptop.wait("phase 2 again", lambda s: s["progress"]["attempt"] == 3)
+    attempts, starts = attempts + 1, starts + 1
+    resumed = laptop.wait("phase 2 again", lambda s: s["progress"]["attempt"] == attempts)
     assert "generalize" in resumed["progress"]["checkpoint"]
 
     laptop.slow.unlink()
     done = laptop.wait("the end", lambda s: s["state"] == "finished")
-    assert done["outcome"] == "finished in attempt 3"
+    assert done["outcome"] == f"finished in attempt {attempts}"
+    assert laptop.run_dir.launch_numbers() == list(range(1, starts + 1))
     laptop.wait("its pods are gone", lambda s: "pods" not in s["layers"])
     # What was printed is still there: it lies in the run's folder.
     assert "results:" in laptop("logs", "micro", "--lines", "500")
@@ -121,6 +141,38 @@ def test_preempted_by_the_queue_and_finished_here(
     laptop.slow.unlink()
     assert "micro started" in laptop("resume", "micro", "--on", local)
     laptop.wait("the end", lambda s: s["state"] == "finished")
+    assert_equal_runs(laptop.run_dir, undisturbed(tmp_path, model_cache))
+
+
+def test_pods_that_outlive_their_quota_leave_the_run_to_the_next(
+    laptop: Laptop, tmp_path: Path, model_cache: Path
+) -> None:
+    # As on a node that has lost the control plane: what it runs goes on, unseen, for a while.
+    laptop.player.nodes.overlap_seconds = 2 * WAIT_SECONDS
+    # So slow that it does not end before it is followed.
+    laptop.slow_seconds = 1.0
+    name = laptop.submit()
+    laptop.player.kueue.admit(name)
+    laptop.wait("a checkpoint", has_checkpoint)
+    laptop.player.kueue.preempt(name)
+    laptop.wait("it is out", lambda s: s["layers"]["RayJob"].endswith("Suspended"))
+    (old,) = drivers(str(laptop.player.folder))
+    before = max(trained(laptop.run_dir, attempt=1))
+    wait_until(
+        lambda: max(trained(laptop.run_dir, attempt=1)) > before, timeout_seconds=WAIT_SECONDS
+    )
+    assert laptop.status()["state"] == "pending", "no pod of it is there, and it trains"
+
+    laptop.player.kueue.admit(name)
+    laptop.wait("the old one leaves", lambda s: events(laptop.run_dir, "superseded"))
+    wait_until(lambda: old not in drivers(str(laptop.player.folder)), timeout_seconds=WAIT_SECONDS)
+    laptop.wait("its supervisor leaves too", lambda s: history.endings(laptop.run_dir))
+    (ending,) = history.endings(laptop.run_dir)
+    assert (ending.number, ending.kind) == (1, "superseded")
+    laptop.slow.unlink()
+    done = laptop.wait("the end", lambda s: s["state"] == "finished")
+    assert done["outcome"] == "finished in attempt 2"
+    assert [one.attempt for one in events(laptop.run_dir, "superseded")] == [1]
     assert_equal_runs(laptop.run_dir, undisturbed(tmp_path, model_cache))
 
 
