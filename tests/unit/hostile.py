@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kuberay_helpers import MICRO
 from kuberay_schema import changed, places
@@ -160,6 +162,25 @@ def command(name: str, folder: Path, spec: Any, launch: Any) -> tuple[int, str, 
     ):
         cli.main()
     return int(stopped.value.code or 0), output.getvalue(), errors.getvalue()
+
+
+def hold(cases: st.SearchStrategy[Case], check: Callable[[Case], int]) -> Counter[int]:
+    """``check`` of 220 of the cases; how often each exit code came out."""
+    outcomes: Counter[int] = Counter()
+
+    @settings(
+        max_examples=220,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases)
+    def one(case: Case) -> None:
+        outcomes[check(case)] += 1
+
+    one()
+    return outcomes
 
 
 def require_refused(printed: str, told: str) -> None:

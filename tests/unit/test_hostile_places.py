@@ -6,15 +6,13 @@ import json
 import re
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hostile import RAY, VALUES, Case, command, hostile_cases, put, require_refused
-from hypothesis import HealthCheck, given, settings
+from hostile import RAY, VALUES, Case, command, hold, hostile_cases, put, require_refused
 from hypothesis import strategies as st
 from kuberay_helpers import FULL, MICRO
 
@@ -46,25 +44,6 @@ KNOWN: list[dict[str, Any]] = [
     {"model": {"weights": {"kind": "hub", "repository": "meta-llama/Llama-3.1-70B"}}},
     {"facts": {"source": "generated", "relations": ["mother"], "num_facts": 1000}},
 ]
-
-
-def hold(cases: st.SearchStrategy[Case], check: Callable[[Case], int]) -> Counter[int]:
-    """How often each exit code came out of 200 cases."""
-    outcomes: Counter[int] = Counter()
-
-    @settings(
-        max_examples=200,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(case=cases)
-    def one(case: Case) -> None:
-        outcomes[check(case)] += 1
-
-    one()
-    return outcomes
 
 
 def require_one_command(document: dict[str, Any], launch: dict[str, Any]) -> None:
