@@ -1,13 +1,20 @@
-"""Shows a run while it goes on, from its records: a bar a stage, with loss, tokens/s and ETA."""
+"""Shows a run while it goes on, from its records: a bar a stage, with loss, tokens/s and ETA.
+
+Where the output is no terminal, a line now and then says the same.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
+from rotescale.activity import activity_of
 from rotescale.analysis.tensorboard import TensorBoardWriter
 from rotescale.errors import CheckpointError, StorageUnavailableError
 from rotescale.records import EventRow, RecordReader, Records, StepRow
@@ -28,12 +35,21 @@ class RunProgress:
         *,
         console: Console,
         poll_seconds: float = 1.0,
+        line_seconds: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``total_steps`` maps each phase, in order, to its number of optimizer steps."""
+        """``total_steps`` maps each phase, in order, to its number of optimizer steps.
+
+        ``line_seconds``: how often a line is printed where the console is no terminal.
+        """
         self._records = RecordReader(run_dir)
         self._total_steps = total_steps
         self._console = console
         self._poll_seconds = poll_seconds
+        self._line_seconds = line_seconds
+        self._clock = clock
+        self._said = ""
+        self._say_after = clock() + line_seconds
         self._progress = Progress(
             TextColumn("{task.description:<19}"),
             BarColumn(bar_width=10),
@@ -76,6 +92,8 @@ class RunProgress:
             self._show_event(event)
         self._shown_events = len(records.events)
         self._show_steps(records)
+        if not self._console.is_terminal:
+            self._say(records)
         self._tensorboard.update(records)
 
     def _show_event(self, event: EventRow) -> None:
@@ -85,9 +103,26 @@ class RunProgress:
             task = self._task(f"{verb} {details['stage']}", total=details["total"])
             self._progress.update(task, completed=details["done"])
         elif event.name in ("attempt", "preflight", "resumed", "checkpoint", "export"):
-            self._progress.console.print(f"  {event.name}: {event.message}", style="dim")
+            self._print(f"{event.name}: {event.message}", style="dim")
         elif event.name in ("damaged", "node-excluded"):
-            self._progress.console.print(f"  {event.name}: {event.message}", style="bold red")
+            self._print(f"{event.name}: {event.message}", style="bold red")
+
+    def _print(self, text: str, *, style: str = "") -> None:
+        # A message may hold brackets, and a line of a file is one line however long.
+        is_file = not self._console.is_terminal
+        self._console.print(
+            f"  {text}", style=style, markup=False, highlight=False, soft_wrap=is_file
+        )
+
+    def _say(self, records: Records) -> None:
+        """Print a line on what goes on, unless there was one a moment ago or it is as it was."""
+        activity = activity_of(records)
+        if activity is None or self._clock() < self._say_after or str(activity) == self._said:
+            return
+        self._said, self._say_after = str(activity), self._clock() + self._line_seconds
+        left = activity.seconds_left
+        seconds = "" if not left else f", {timedelta(seconds=round(left))} left"
+        self._print(f"{activity}{seconds}")
 
     def _show_steps(self, records: Records) -> None:
         for phase, total in self._total_steps.items():

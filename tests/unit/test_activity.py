@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from typing import Any
 
 import pytest
+from record_rows import event, step
 from rich.console import Console
 
 from launcher.account import Progress
@@ -15,21 +15,6 @@ from launcher.status_page import page
 from rotescale.activity import Activity, activity_of
 from rotescale.records import EventRow, Records, StepRow
 from rotescale.utilisation import EVENT, Device
-
-
-def step(
-    number: int, *, phase: str = "memorize", attempt: int = 1, seconds: float = 1.0
-) -> StepRow:
-    return StepRow(
-        **{"attempt": attempt, "phase": phase, "phase_index": 0, "step": number, "epoch": 1},
-        **{"cursor": 2 * number, "loss": 1.5, "grad_norm": 1.0, "learning_rate": 1e-3},
-        **{"num_examples": 2, "num_tokens": 9, "target_tokens": 7, "seconds": seconds},
-    )
-
-
-def event(name: str, *, attempt: int = 1, **details: Any) -> EventRow:
-    return EventRow(attempt=attempt, time="t", name=name, message="", details=details)
-
 
 BEGINS = event("phase", phase="memorize", total_steps=9)
 
