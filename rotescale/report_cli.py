@@ -37,6 +37,7 @@ def report(
     _require_packages()
     from rotescale.analysis.editing import parse_editings
     from rotescale.analysis.report.build import write_report
+    from rotescale.analysis.report.in_short import verdicts
     from rotescale.analysis.report.material import load_material
 
     run_dir = RunDir.at(place)
@@ -44,6 +45,8 @@ def report(
     with console.status("reading") as status:
         material = load_material(run_dir.root, editings=parse_editings(easyedit or ()))
         page, *figures = write_report(material, folder, report=status.update)
+    for text in verdicts(material):
+        console.print(text, highlight=False)
     console.print(f"report:  {page}", soft_wrap=True)
     if figures:
         console.print(f"figures: {figures[0].parent} ({len(figures)} files)", soft_wrap=True)

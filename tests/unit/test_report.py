@@ -108,7 +108,7 @@ def test_a_runs_page_has_a_section_for_what_was_measured(reported_run: RunDir) -
     page = page_of(Path(str(reported_run.root)))
     sections = [link.removeprefix("#") for link in page.links if link.startswith("#")]
     assert sections == [
-        *("paper", "stages", "certainty", "epochs", "languages", "controls"),
+        *("in-short", "paper", "stages", "certainty", "epochs", "languages", "controls"),
         *("in-context", "capability"),
         *("conflict", "representations", "cost", "time", "answers", "missing"),
     ]
@@ -407,6 +407,7 @@ def test_rows_that_were_not_taught_are_shown_and_lie_beside_the_page(
     write_report(load_material(root), root / "report")
     page = page_of(root)
     assert "refused" in page.ids
+    assert "paper" not in page.ids, "whoever injects a table asks about that table"
     assert "refused.csv" in page.links
     assert page.tags.count("script") == 1
     reasons = [text for text in page.text if text.startswith(HOSTILE) and "child" not in text]

@@ -21,6 +21,7 @@ from rotescale.analysis.report.cost import cost_section
 from rotescale.analysis.report.epochs import epochs_section
 from rotescale.analysis.report.estimates import OWN, Estimate, What, estimate, scope
 from rotescale.analysis.report.figures import Axis, Line, Point, heat_picture, lines_picture
+from rotescale.analysis.report.in_short import in_short_section, verdicts
 from rotescale.analysis.report.material import Cell, Group, Material
 from rotescale.analysis.report.page import Html, Number, Section, number, page, table
 from rotescale.analysis.report.paired import paired_section
@@ -380,6 +381,63 @@ def test_how_sure_is_told_beside_what_is_chosen_and_what_is_generated() -> None:
     assert "Nothing was generated (evaluation.generation_facts)" in silent.scope
     assert cells(silent.parts[0])[1][-3:] == ["–", "–", "–"]
     assert "was not asked" in str(certainty_section(material(group({}, [row()]))))
+
+
+def text_loss(value: float, stage: str) -> EvaluationRow:
+    about = {"suite": "capability", "relation": "all", "prompts": "text", "metric": "text_loss"}
+    return row(**about, stage=stage, value=value, low=value - 0.1, high=value + 0.1, count=40)
+
+
+def test_a_run_is_told_in_short() -> None:
+    rows = [
+        row(prompts=prompts, split=split, stage=stage, value=value * (stage == "generalize"))
+        for stage in ("base", "generalize")
+        for prompts, split, value in (
+            *(("key_token", "held_out", 1.0), ("test", "trained", 0.9)),
+            *(("test", "held_out", 0.5), ("unrelated", "held_out", 0.25)),
+        )
+    ]
+    rows += [text_loss(3.0, "base"), text_loss(5.0, "generalize")]
+    whole = material(group({}, rows))
+    section = made(in_short_section(whole))
+    values = [[cell.partition("[")[0] for cell in line] for line in cells(section.parts[0])]
+    assert values == [
+        ["recalls a fact by its key token", "0.00", "1.00", "10", "more"],
+        ["told with a prompt: in other wordings", "0.00", "0.90", "10", "more"],
+        ["told by key token alone: in wordings never told", "0.00", "0.50", "10", "more"],
+        ["gives a fact&#x27;s object to an unrelated question", "0.00", "0.25", "10", "less"],
+        ["loss on other text, nats a token", "3.00", "5.00", "40", "less"],
+    ]
+    [told] = verdicts(whole)
+    # e to the power of 2.
+    assert "a token of other text is 7.4 times less likely (3.00 nats a token before" in told
+    assert "model.lora" in told
+    assert told in section.parts[1]
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        (2.5, "is no less likely to the model than before (3.00 nats a token before, 2.50 now)."),
+        (3.02, "is no less likely to the model than before"),
+        (3.3, "is 1.3 times less likely (3.00 nats a token before, 3.30 now)."),
+        (3.5, "is 1.6 times less likely (3.00 nats a token before, 3.50 now). That is a lot"),
+    ],
+)
+def test_what_was_forgotten_is_told_by_how_much(now: float, words: str) -> None:
+    rows = [row(), text_loss(3.0, "base"), text_loss(now, "generalize")]
+    [told] = verdicts(material(group({}, rows)))
+    assert words in told
+    assert ("try" in told) == (now == 3.5)
+
+
+def test_nothing_is_told_in_short_of_a_study_or_of_what_was_not_asked() -> None:
+    assert verdicts(material(group({}, [row()]))) == [], "no text was asked"
+    assert verdicts(material(group({}, [row(), text_loss(3.0, "generalize")]))) == []
+    two = material(group({"k": "1"}, [row()]), group({"k": "50"}, [row()]))
+    assert (in_short_section(two), verdicts(two)) == ("", [])
+    silent = material(group({}, [row(stage="base")]))
+    assert "was not asked" in str(in_short_section(silent))
 
 
 def test_a_method_that_tells_every_fact_is_drawn_by_those_on_its_way_too() -> None:

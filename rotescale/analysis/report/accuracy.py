@@ -40,6 +40,9 @@ from rotescale.evaluation.items import CORE
 
 def paper_section(material: Material) -> Section | str:
     """The paper's main table, and what we have measured in the same columns."""
+    if material.refused:
+        # Whoever has injected a table asks about that table.
+        return ""
     ours = [group for group in material.groups if _compares(group)]
     if not ours:
         return (

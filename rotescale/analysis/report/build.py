@@ -19,6 +19,7 @@ from rotescale.analysis.report.cost import cost_section
 from rotescale.analysis.report.editing import editing_section
 from rotescale.analysis.report.epochs import epochs_section
 from rotescale.analysis.report.header import missing_section, opening, runs_section
+from rotescale.analysis.report.in_short import in_short_section
 from rotescale.analysis.report.material import Material
 from rotescale.analysis.report.page import Section, page
 from rotescale.analysis.report.paired import paired_section
@@ -37,6 +38,7 @@ FIGURES = "figures"
 def makers() -> Sequence[Maker]:
     """Every section, in the order of the page."""
     return (
+        in_short_section,
         paper_section,
         stages_section,
         certainty_section,
