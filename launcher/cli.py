@@ -66,7 +66,7 @@ def submit(
     if server_dry_run:
         launcher = Target(spec.name, launch).launcher()
         if not isinstance(launcher, KubeRayLauncher):
-            raise SpecError(f"--dry-run=server: place {launch.place} has no server that judges")
+            raise SpecError(f"--server-dry-run: place {launch.place} has no server that judges")
         launcher.check(spec)
         console.print(f"{spec.name}: Kubernetes would take it; nothing was created")
         return
@@ -183,8 +183,11 @@ app.command(name="list")(list_runs)
 
 
 def understood(words: Sequence[str]) -> list[str]:
-    """The words of a command line with ``--dry-run=server`` as the flag that it is here."""
-    return [_AS_KUBECTL.get(word, word) for word in words]
+    """A command line with kubectl's ``--dry-run=client`` and ``=server`` of submit as its flags."""
+    if words[:1] != ["submit"]:
+        return list(words)
+    end = words.index("--") if "--" in words else len(words)
+    return [*(_AS_KUBECTL.get(word, word) for word in words[:end]), *words[end:]]
 
 
 def main() -> None:

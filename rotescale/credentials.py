@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 _SHAPES = {
     "a Hugging Face token": r"hf_[A-Za-z0-9]{16,}",
@@ -14,7 +15,8 @@ _SHAPES = {
     "an API key": r"sk-(?:[a-z0-9]{1,12}-)?[A-Za-z0-9_]{20,}",
     "a package index token": r"pypi-AgE[A-Za-z0-9_-]{16,}",
     "a JSON web token": r"eyJ[A-Za-z0-9_-]{8,512}\.[A-Za-z0-9_-]{8,4096}(?:\.[A-Za-z0-9_-]*)?",
-    "a private key": r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----",
+    "a private key": r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
+    r"(?:[\s\S]{0,16384}?-----END [A-Z ]{0,30}PRIVATE KEY-----|[\s\S]{0,16384})",
     "a password in a URL": r"(?<=[a-z0-9])://[^\s/@:]{0,256}:[^\s/@]{1,256}@",
 }
 """Bounded, so that no text takes long to look through."""
@@ -37,6 +39,22 @@ def found_in(text: str) -> str | None:
     """What kind of credential stands in ``text``; None where none does."""
     match = _ANY.search(text)
     return None if match is None else _kind(match)
+
+
+def found_inside(value: object) -> str | None:
+    """As ``found_in``, of any text in lists and mappings, keys too, however deep."""
+    left, seen = [value], set[int]()
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            kind = found_in(one)
+            if kind is not None:
+                return kind
+        # What YAML's aliases repeat is looked at once.
+        elif isinstance(one, Mapping | list | tuple | set | frozenset) and id(one) not in seen:
+            seen.add(id(one))
+            left += [*one, *one.values()] if isinstance(one, Mapping) else one
+    return None
 
 
 def hidden(text: str, *known: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rotescale.credentials import hidden
+from rotescale.credentials import found_inside, hidden
 from rotescale.errors import SpecError
 from rotescale.spec import CONFIDENTIAL, Part
 from rotescale.storage import StoragePath
@@ -76,7 +76,7 @@ def parse_spec(kind: type[SpecType], raw: Mapping[str, Any], *, where: str) -> S
         return kind.model_validate(raw)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        lines = [_explain(kind, one)[:_MAX_LINE] for one in problems[:_MAX_PROBLEMS]]
+        lines = [hidden(_explain(kind, one))[:_MAX_LINE] for one in problems[:_MAX_PROBLEMS]]
         if len(problems) > _MAX_PROBLEMS:
             lines.append(f"and {len(problems) - _MAX_PROBLEMS} more")
         raise SpecError(hidden(f"{where}: " + "; ".join(lines))) from None
@@ -93,6 +93,9 @@ def _explain(kind: type[Part], problem: Any) -> str:
     shown = f" (got {_SHORT.repr(value)})"
     if isinstance(value, dict | BaseModel) or _is_confidential(kind, problem["loc"]):
         shown = ""
+    elif found_inside(value) is not None:
+        # Cut short, a credential may look like none.
+        shown = " (its value is hidden)"
     return f"{field}: {problem['msg'].removeprefix('Value error, ')}{shown}"
 
 

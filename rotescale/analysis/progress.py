@@ -1,6 +1,6 @@
 """Shows a run while it goes on, from its records: a bar a stage, with loss, tokens/s and ETA.
 
-Where the output is no terminal, a line now and then says the same.
+Where the output is no terminal that bars can be drawn on, a line now and then says how far it is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rotescale.records import EventRow, RecordReader, Records, StepRow
 from rotescale.run_dir import RunDir
 
 _RECENT_STEPS = 20
+_CENTURY = 3e9
 _VERBS = {"hidden states": "states", "benchmark requests": "benchmarks"}
 """What is done where an evaluation counts these."""
 
@@ -40,7 +41,7 @@ class RunProgress:
     ) -> None:
         """``total_steps`` maps each phase, in order, to its number of optimizer steps.
 
-        ``line_seconds``: how often a line is printed where the console is no terminal.
+        ``line_seconds``: how often a line is printed where bars cannot be drawn.
         """
         self._records = RecordReader(run_dir)
         self._total_steps = total_steps
@@ -92,7 +93,7 @@ class RunProgress:
             self._show_event(event)
         self._shown_events = len(records.events)
         self._show_steps(records)
-        if not self._console.is_terminal:
+        if not self._console.is_interactive and self._clock() >= self._say_after:
             self._say(records)
         self._tensorboard.update(records)
 
@@ -109,20 +110,21 @@ class RunProgress:
 
     def _print(self, text: str, *, style: str = "") -> None:
         # A message may hold brackets, and a line of a file is one line however long.
-        is_file = not self._console.is_terminal
+        is_file = not self._console.is_interactive
         self._console.print(
             f"  {text}", style=style, markup=False, highlight=False, soft_wrap=is_file
         )
 
     def _say(self, records: Records) -> None:
-        """Print a line on what goes on, unless there was one a moment ago or it is as it was."""
+        """Print a line on what goes on, unless it is as it was."""
         activity = activity_of(records)
-        if activity is None or self._clock() < self._say_after or str(activity) == self._said:
+        if activity is None or str(activity) == self._said:
             return
         self._said, self._say_after = str(activity), self._clock() + self._line_seconds
-        left = activity.seconds_left
-        seconds = "" if not left else f", {timedelta(seconds=round(left))} left"
-        self._print(f"{activity}{seconds}")
+        left, told = activity.seconds_left, ""
+        if left is not None and 0 < left < _CENTURY:
+            told = f", {timedelta(seconds=round(left))} left in this phase"
+        self._print(f"{activity}{told}")
 
     def _show_steps(self, records: Records) -> None:
         for phase, total in self._total_steps.items():

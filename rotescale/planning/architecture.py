@@ -47,6 +47,12 @@ _RANDOM_SPARE_ROWS, _RANDOM_ROUND_TO = 4, 16
 """As ``model.random_model`` pads the vocabulary of a random model."""
 _FAMILIES = ("llama", "phi3", "qwen2")
 _SIZES = ("hidden_size", "num_heads", "num_key_value_heads", "head_size", "intermediate_size")
+_WRITTEN = {
+    "num_heads": "num_attention_heads",
+    "head_size": "head_dim",
+    "num_layers": "num_hidden_layers",
+}
+"""What a config.json calls it, where that is another name."""
 _MOST = {**dict.fromkeys((*_SIZES, "vocab_size"), MAX_INTEGER), "num_layers": MAX_LAYERS}
 
 
@@ -124,7 +130,7 @@ def read_architecture(raw: Mapping[str, Any], *, name: str) -> Architecture:
         )
         for field, most in _MOST.items():
             if not 0 < getattr(found, field) <= most:
-                raise ValueError(f"{field} is not between 1 and {most}")
+                raise ValueError(f"{_WRITTEN.get(field, field)} is not between 1 and {most}")
         return found
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise SpecError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import (
@@ -12,7 +13,7 @@ from pydantic import (
     field_validator,
 )
 
-from rotescale.credentials import found_in
+from rotescale.credentials import found_in, found_inside
 
 Name = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", max_length=80)
@@ -59,11 +60,14 @@ class Part(BaseModel):
                 raise ValueError(f"larger than {MAX_NUMBER:g}, the most of any number here")
             if isinstance(one, str) and "\0" in one:
                 raise ValueError("holds a NUL, which ends a text for the system; leave it out")
-            kind = found_in(one) if isinstance(one, str) else None
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
+        for key, one in inner:
+            kind = found_in(str(key)) or found_inside(one)
             if kind is not None:
+                name = f"{key} " if key and not found_in(str(key)) else ""
                 raise ValueError(
-                    f"looks like {kind}; specs are copied and printed, so name the secret, "
-                    "variable or file that holds it"
+                    f"{name}looks like {kind}, and specs are copied and printed; put it into a "
+                    "secret of the namespace, a variable or a file, and name that"
                 )
         return value
 

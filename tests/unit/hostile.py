@@ -38,7 +38,7 @@ TOKENS = [
     "sk-proj-T3BlbkFJLWtleS1vZi1zb21lLWxlbmd0aA",
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl",
     "https://someone:Tr0ub4dor&3@registry.example.com/models",
-    "-----BEGIN RSA PRIVATE KEY-----",
+    "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEAxyzSECRETBODY\n-----END RSA PRIVATE KEY-----",
 ]
 """Credentials where they do not belong; none of them may come out either."""
 
@@ -149,7 +149,7 @@ def command(name: str, folder: Path, spec: Any, launch: Any) -> tuple[int, str, 
     """A command of ``rotescale-launch`` on these two files: exit code, output, errors."""
     paths = [folder / "spec.yaml", folder / "place.yaml"]
     for path, content in zip(paths, (spec, launch), strict=True):
-        text = content if isinstance(content, str) else yaml.safe_dump(content, allow_unicode=True)
+        text = content if isinstance(content, str) else yaml.safe_dump(content)
         path.write_text(text, encoding="utf-8")
     arguments = ["rotescale-launch", name, str(paths[0]), "--on", str(paths[1])]
     output, errors = io.StringIO(), io.StringIO()
@@ -184,7 +184,9 @@ def hold(cases: st.SearchStrategy[Case], check: Callable[[Case], int]) -> Counte
 
 
 def require_refused(printed: str, told: str) -> None:
-    """Nothing but an error, which is not as long as what it is about."""
+    """Nothing but an error in a line, which is not as long as what it is about."""
     assert printed == ""
     assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert told.endswith("\n")
     assert len(told) < 20_000

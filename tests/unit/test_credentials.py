@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 
 import pytest
 
-from rotescale.credentials import found_in, hidden, names_one
+from rotescale.credentials import found_in, found_inside, hidden, names_one
 from rotescale.errors import SpecError, exit_with_error
 
 CREDENTIALS = {
@@ -36,6 +37,34 @@ def test_a_credential_is_found_wherever_it_stands(text: str, kind: str) -> None:
         assert found_in(around.format(text)) == kind
         assert text not in hidden(around.format(text))
         assert kind in hidden(around.format(text))
+
+
+def test_a_private_key_is_hidden_to_its_end() -> None:
+    head, foot = "-----BEGIN RSA PRIVATE KEY-----", "-----END RSA PRIVATE KEY-----"
+    key = f"{head}\nProc-Type: 4,ENCRYPTED\n\nMIIEowIBAAKCAQEA\n{foot}"
+    assert hidden(f"a {key} b") == "a (hidden: looks like a private key) b"
+    assert hidden(f"a {head}\nMIIEowIBAAKCAQEA") == "a (hidden: looks like a private key)"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("{}", ["a", ("{}",)], {"a": {"b": "{}"}}, {"{}": 1}, {1: [{"a": {"{}"}}]}),
+        *(1, None, ["a"], {"a": "b"}),
+    ],
+)
+def test_a_credential_is_found_however_deep_it_lies(value: object) -> None:
+    token = "hf_QmVyR2hhaW5UaGVXb3JsZElzTm90"
+    holds = "{}" in repr(value)
+    filled = ast.literal_eval(repr(value).replace("{}", token)) if holds else value
+    assert found_inside(filled) == ("a Hugging Face token" if holds else None)
+
+
+def test_what_repeats_itself_is_looked_at_once() -> None:
+    nested: list[object] = ["x"]
+    for _ in range(60):
+        nested = [nested] * 10
+    assert found_inside(nested) is None
 
 
 @pytest.mark.parametrize(

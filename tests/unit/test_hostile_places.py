@@ -37,7 +37,7 @@ ON_RAY = {
 }
 ON_PODS = put({**FULL, "node": LOCAL["node"]}, ("kuberay", "fabric"), {"kind": "none"})
 UNFIT = 1
-HUGE = (10**9, 2**31, 2**63, 10**30, 10**300)
+HUGE = (10**9, 2**31, 2**53, 2**53 + 1, 2**63, 10**30, 10**300)
 KNOWN: list[dict[str, Any]] = [
     {},
     {"model": {"weights": {"kind": "wheel"}}},
@@ -46,16 +46,16 @@ KNOWN: list[dict[str, Any]] = [
 ]
 
 
-def require_one_command(document: dict[str, Any], launch: dict[str, Any]) -> None:
+def require_one_command(document: dict[str, Any], case: Case) -> None:
     """A shell finds the launcher's own words in it, and the run's folder."""
     lexer = shlex.shlex(document["run"], posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words = list(lexer)
     submitted = Path(words[6]).parent
     folder = submitted.parent
-    root = storage_path(launch["storage"])
+    root = storage_path(case.launch["storage"])
     assert isinstance(root, Path)
-    assert folder == root.absolute() / "micro"
+    assert folder == root.absolute() / case.spec["name"]
     assert words == [
         *("PYTHONUNBUFFERED=1", "COLUMNS=120", sys.executable, "-m", "launcher.cli", "supervise"),
         *(f"{submitted}/experiment.json", "--on", f"{submitted}/launch.json"),
@@ -64,15 +64,15 @@ def require_one_command(document: dict[str, Any], launch: dict[str, Any]) -> Non
     assert set(document["files"]) == {"submitted/experiment.json", "submitted/launch.json"}
 
 
-def require_fixed_request(document: dict[str, Any], launch: dict[str, Any]) -> None:
+def require_fixed_request(document: dict[str, Any], case: Case) -> None:
     """The job's command and variables are no spec's."""
     body = document["post"]["body"]
     assert body["entrypoint"] == ENTRYPOINT
     assert set(body) == {"entrypoint", "submission_id", "runtime_env", "metadata"}
     assert set(body["runtime_env"]) == {"working_dir", "env_vars"}
     assert set(body["runtime_env"]["env_vars"]) == {"RAY_JOB_STOP_WAIT_TIME_S"}
-    folder = body["metadata"]["rotescale-run-folder"]
-    assert folder.rsplit("/", 1)[0] == launch["storage"].rstrip("/")
+    root = storage_path(case.launch["storage"])
+    assert body["metadata"]["rotescale-run-folder"] == str(root / case.spec["name"])
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", body["submission_id"], re.ASCII)
     assert set(document["put"]["files"]) == {"experiment.json", "launch.json"}
 
@@ -94,7 +94,7 @@ def test_what_is_started_elsewhere(
             require_refused(printed, told)
         else:
             document = yaml.safe_load(printed)
-            require_inert(document, case.launch)
+            require_inert(document, case)
             for text in document.get("files", document.get("put", {}).get("files")).values():
                 assert isinstance(json.loads(text), dict)
         return code
@@ -126,7 +126,9 @@ def test_plans(place: dict[str, Any], tmp_path: Path) -> None:
     assert outcomes[0] + outcomes[UNFIT] >= 15
 
 
-@pytest.mark.parametrize("value", HUGE, ids=["1e9", "2^31", "2^63", "1e30", "1e300"])
+@pytest.mark.parametrize(
+    "value", HUGE, ids=["1e9", "2^31", "2^53", "2^53+1", "2^63", "1e30", "1e300"]
+)
 @pytest.mark.parametrize(
     "field",
     [
@@ -141,7 +143,18 @@ def test_plans(place: dict[str, Any], tmp_path: Path) -> None:
     ],
 )
 def test_plans_of_huge_numbers(field: str, value: int, tmp_path: Path) -> None:
-    spec = {
+    code, printed, told = planned(field, value, tmp_path)
+    if code in (0, UNFIT):
+        assert "It fits" in printed or "does not fit" in printed, printed
+        assert len(printed) < 20_000
+    else:
+        assert code == SpecError.exit_code
+        require_refused(printed, told)
+
+
+def planned(field: str, value: float, folder: Path) -> tuple[int, str, str]:
+    """``plan`` with that number in that field: exit code, output, errors."""
+    spec: dict[str, Any] = {
         **read_fields(MICRO),
         **{"engine": {}, "checkpoints": {}},
         "model": {"weights": {"kind": "random"}, "key_tokens": {"template": "[X{number}]"}},
@@ -153,12 +166,29 @@ def test_plans_of_huge_numbers(field: str, value: int, tmp_path: Path) -> None:
     else:
         path = tuple(int(part) if part.isdigit() else part for part in (first, *rest))
         if field == "facts.num_facts":
-            spec = {**spec, "facts": {"source": "generated", "relations": ["mother"]}}
+            spec["facts"] = {"source": "generated", "relations": ["mother"]}
         spec = put(spec, path, value)
-    code, printed, told = command("plan", tmp_path, spec, launch)
-    if code in (0, UNFIT):
-        assert "It fits" in printed or "does not fit" in printed, printed
-        assert len(printed) < 20_000
-    else:
-        assert code == SpecError.exit_code
-        require_refused(printed, told)
+    return command("plan", folder, spec, launch)
+
+
+@pytest.mark.parametrize(
+    ("field", "most"),
+    [
+        ("launch.num_workers", 65_536),
+        ("launch.node.price_per_hour", 1e30),
+        ("model.weights.num_layers", 10_000),
+        ("model.key_tokens.count", 1000),
+        ("evaluation.held_out_facts", 2**53),
+        ("phases.0.epochs", 2**53),
+    ],
+)
+def test_the_largest_number_is_planned_and_the_next_is_refused(
+    field: str, most: float, tmp_path: Path
+) -> None:
+    code, _, told = planned(field, most, tmp_path)
+    assert code in (0, UNFIT), told
+    code, printed, told = planned(
+        field, most * 2 if isinstance(most, float) else most + 1, tmp_path
+    )
+    assert code == SpecError.exit_code
+    require_refused(printed, told)

@@ -68,7 +68,7 @@ def test_every_command_of_the_launcher_is_one() -> None:
     group: Any = typer.main.get_command(app)
     for name, *arguments in found:
         # Parsing alone: unknown commands, options and missing arguments raise.
-        with group.commands[name].make_context(name, understood(arguments)) as context:
+        with group.commands[name].make_context(name, understood([name, *arguments])[1:]) as context:
             spec = context.params.get("spec_path")
         assert spec is None or (ROOT / spec).is_file()
         named = [one for one in arguments if one.endswith(".yaml")]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hostile import RAY, SECRETS, Case, command, hold, hostile_cases, put, require_refused
+from hostile import RAY, SECRETS, TOKENS, Case, command, hold, hostile_cases, put, require_refused
 from kuberay_helpers import FABRICS, FULL, MICRO
 from kuberay_schema import BY_HAND, as_pod, check_as_kubernetes_does, faults
 
@@ -166,6 +167,37 @@ def test_what_is_refused_says_which_field(
     assert words in told
     for secret in ("hunter2", "Hunter2!", SECRETS["HF_TOKEN"]):
         assert secret not in told
+
+
+def texts_with(token: str) -> Iterator[Any]:
+    """The credential by itself, anywhere in a long text, and in lists and mappings."""
+    yield from (token, "x" * 90 + " " + token, "x" * 185 + " " + token, f"{token} " + "x" * 300)
+    yield from ([token], {"a": token}, {token: "a"}, {"a": ["b", {"c": token}]})
+
+
+FIELDS: list[tuple[Any, ...]] = [
+    *(("name",), ("storage",), ("kuberay", "image"), ("kuberay", "environment", "A")),
+    *(("kuberay", "environment"), ("kuberay", "head", "node_selector")),
+    *(("kuberay", "head", "node_selector", "pool"), ("kuberay", "volumes", 0, "claim")),
+    ("kuberay", "workers", "tolerations"),
+]
+
+
+@pytest.mark.parametrize("token", [*TOKENS, SECRETS["AWS_ACCESS_KEY_ID"]])
+def test_no_part_of_a_credential_is_repeated(token: str, tmp_path: Path) -> None:
+    # What every key begins with, or a URL's host, is no secret.
+    secret = "Tr0ub4dor&3" if "://" in token else token
+    parts = [secret[place : place + 9] for place in range(len(secret) - 8)]
+    telling = [part for part in parts if "-----" not in part and "KEY" not in part]
+    assert telling
+    for path in FIELDS:
+        for value in texts_with(token):
+            code, printed, told = command(
+                "render", tmp_path, read_fields(MICRO), put(FULL, path, value)
+            )
+            assert code == SpecError.exit_code, (path, value)
+            require_refused(printed, told)
+            assert not [part for part in telling if part in told], (path, value, told)
 
 
 @pytest.mark.parametrize("folder", ["/checkpoints/tasks", "tasks", "", "$(id)"])

@@ -27,7 +27,7 @@ from api_faults import FOR_EVER, Fault
 from api_server import ApiServer, api_server
 from kuberay_helpers import FULL, MICRO, experiment
 from launcher_command import launcher_command
-from real_cluster import CONTEXT, NAMESPACE, QUEUE, real_cluster
+from real_cluster import CONTEXT, NAMESPACE, QUEUE, STORAGE, real_cluster
 
 from launcher import cli
 from launcher.account import Account, Progress
@@ -61,7 +61,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
 
 def place(**changes: Any) -> LaunchSpec:
     fields = copy.deepcopy(FULL)
-    fields["storage"] = "/checkpoints/tests"
+    fields["storage"] = STORAGE
     fields["kuberay"] |= {"context": CONTEXT, "namespace": NAMESPACE, "queue": QUEUE}
     fields["kuberay"] |= {"grace_seconds": 60, **changes}
     return parse_spec(LaunchSpec, fields, where="place.yaml")
@@ -469,7 +469,7 @@ def test_a_worker_s_log_on_a_claim_is_read_in_a_pod(
         assert stopped.value.code == 2
         return " ".join(capsys.readouterr().err.split())
 
-    path = "/checkpoints/tests/micro/logs/attempt-0001-rank-00003.log"
+    path = f"{STORAGE}/micro/logs/attempt-0001-rank-00003.log"
     assert f"in a pod that mounts claim checkpoints at /checkpoints: cat {path}" in refusal()
     pod(server, "head-1", "head")
     told = f"kubectl --namespace {NAMESPACE} exec head-1 --container ray-head -- cat {path}"
@@ -527,7 +527,8 @@ def test_the_command_line_goes_the_same_way(
     # Whoever has submitted it, and from wherever.
     monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "elsewhere"))
     assert "nothing was submitted" in run("list")
-    [found] = json.loads(run("list", "--on", str(profile), "--json"))
+    listed = json.loads(run("list", "--on", str(profile), "--json"))
+    [found] = [one for one in listed if CONTEXT is None or one["name"] == NAME]
     assert (found["name"], found["state"]) == (NAME, "pending")
 
 
@@ -575,6 +576,20 @@ def test_a_server_judges_and_a_diff_names_what_changed(
         *("-  backoffLimit: 3", "+  backoffLimit: 9")
     ]
     assert any('"seed": 3' in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("submit a.yaml --dry-run=server", "submit a.yaml --server-dry-run"),
+        ("submit --dry-run=client a.yaml", "submit --dry-run a.yaml"),
+        ("submit -- --dry-run=server", "submit -- --dry-run=server"),
+        ("render a.yaml --dry-run=server", "render a.yaml --dry-run=server"),
+        ("", ""),
+    ],
+)
+def test_what_kubectl_calls_a_dry_run_is_understood(words: str, meant: str) -> None:
+    assert cli.understood(words.split()) == meant.split()
 
 
 def test_what_the_queue_changes_is_no_difference(server: ApiServer) -> None:

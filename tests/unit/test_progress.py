@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,13 +28,18 @@ class Clock:
 class Watched:
     """A run that is followed, and what is printed of it."""
 
-    def __init__(self, folder: Path, *, terminal: bool) -> None:
+    def __init__(self, folder: Path, *, terminal: bool, interactive: bool | None = None) -> None:
         self.clock, self.output = Clock(), io.StringIO()
         self.records = RecordWriter(RunDir(folder), attempt=1, rank=0)
         self.progress = RunProgress(
             RunDir(folder),
             {"memorize": 9},
-            console=Console(file=self.output, width=80, force_terminal=terminal),
+            console=Console(
+                file=self.output,
+                width=80,
+                force_terminal=terminal,
+                force_interactive=interactive,
+            ),
             # Nothing looks but the test.
             poll_seconds=3600.0,
             clock=self.clock,
@@ -47,12 +53,12 @@ class Watched:
         self.clock.now += seconds
         self.output.truncate(self.output.seek(0))
         self.progress._show()
-        return self.output.getvalue().splitlines()
+        return re.sub(r"\x1b\[[0-9;]*m", "", self.output.getvalue()).splitlines()
 
 
-@pytest.fixture
-def in_a_file(tmp_path: Path) -> Iterator[Watched]:
-    watched = Watched(tmp_path, terminal=False)
+@pytest.fixture(params=["a file", "a terminal that draws nothing"])
+def in_a_file(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Watched]:
+    watched = Watched(tmp_path, terminal=request.param != "a file", interactive=False)
     with watched.progress:
         yield watched
 
@@ -67,9 +73,16 @@ def test_a_line_now_and_then_tells_how_far_it_is(in_a_file: Watched) -> None:
     asked = event("evaluation", stage="base", done=20, total=20, what="questions")
     begins = event("phase", phase="memorize", total_steps=9)
     first = step(1, seconds=10.0)
-    assert lines(asked, begins, first) == ["  memorize 1/9, loss 1.500, 0:01:20 left"]
+    assert lines(asked, begins, first) == ["  memorize 1/9, loss 1.500, 0:01:20 left in this phase"]
     assert lines(step(2, seconds=10.0), seconds=5.0) == []
-    assert lines(step(3, seconds=10.0)) == ["  memorize 3/9, loss 1.500, 0:01:00 left"]
+    assert lines(step(3, seconds=10.0)) == [
+        "  memorize 3/9, loss 1.500, 0:01:00 left in this phase"
+    ]
+
+
+def test_no_time_is_told_that_nobody_waits_for(in_a_file: Watched) -> None:
+    begins = event("phase", phase="memorize", total_steps=2**53)
+    assert in_a_file.lines(begins, step(1)) == [f"  memorize 1/{2**53}, loss 1.500"]
 
 
 def test_what_happens_is_one_line_however_long(in_a_file: Watched) -> None:

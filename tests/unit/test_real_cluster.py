@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 from api_server import api_server
+from kuberay_helpers import rendered
 from kuberay_player import PretendedRay, playing
 
 CLIENT = Path(__file__).with_name("test_kuberay_launcher.py")
@@ -19,8 +21,10 @@ def test_the_clients_tests_on_another_cluster(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
     with api_server() as server, playing(server, tmp_path / "player", ray=ray):
         server.namespace("team")
-        theirs = {"name": "theirs", "namespace": "team", "labels": {"rotescale/run": "theirs"}}
-        server.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": theirs})
+        theirs = copy.deepcopy(rendered())
+        for one in theirs:
+            one["metadata"]["namespace"] = "team"
+            server.create(one)
         ran = subprocess.run(
             [*command, CLIENT],
             env={
@@ -35,8 +39,12 @@ def test_the_clients_tests_on_another_cluster(tmp_path: Path) -> None:
         )
         assert ran.returncode == 0, ran.stdout + ran.stderr
         made = {request.path for request in server.asked("POST", "/rayjobs")}
-        left = [one["metadata"]["name"] for one in server.list("configmaps", namespace="team")]
-        assert (server.list("rayjobs", namespace="team"), left) == ([], ["theirs"])
+        left = [
+            one["metadata"]["name"]
+            for plural in ("configmaps", "rayjobs")
+            for one in server.list(plural, namespace="team")
+        ]
+        assert left == [one["metadata"]["name"] for one in theirs], "a colleague's run is left"
     assert {path.partition("?")[0] for path in made} == {"/apis/ray.io/v1/namespaces/team/rayjobs"}
     # What is skipped says so, and it is not all of them.
     assert "NOT RUN on theirs" in ran.stdout
