@@ -91,7 +91,7 @@ class RealCluster:
             assert time.monotonic() < deadline, f"still there: {left}"
             for plural, name in left:
                 self.delete(plural, name, namespace=namespace)
-            time.sleep(0.5)
+            time.sleep(0.1)
 
     def __getattr__(self, name: str) -> Any:
         if name not in _OWN:
