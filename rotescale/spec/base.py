@@ -39,7 +39,7 @@ CONFIDENTIAL: Any = Field(json_schema_extra={"confidential": True})
 
 
 MAX_INTEGER = 2**53
-MAX_NUMBER = 1e30
+MAX_NUMBER = 1e100
 
 
 class Part(BaseModel):

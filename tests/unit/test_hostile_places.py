@@ -117,7 +117,7 @@ def test_plans(place: dict[str, Any], tmp_path: Path) -> None:
             assert len(printed) < 20_000
         return code
 
-    numbers = st.one_of(st.integers(1, 2**60), st.floats(0, 1e40), st.sampled_from(HUGE))
+    numbers = st.one_of(st.integers(1, 2**60), st.floats(0, 1e110), st.sampled_from(HUGE))
     # Of models that are at hand, since a plan reads their numbers.
     cases = hostile_cases([place], changes=KNOWN, values=st.one_of(numbers, VALUES))
     outcomes = hold(cases, check)
@@ -175,7 +175,10 @@ def planned(field: str, value: float, folder: Path) -> tuple[int, str, str]:
     ("field", "most"),
     [
         ("launch.num_workers", 65_536),
-        ("launch.node.price_per_hour", 1e30),
+        ("launch.node.price_per_hour", 1e100),
+        ("launch.node.host_memory_gib", 1e100),
+        ("launch.cpus_per_worker", 1e100),
+        ("launch.limits.step_seconds", 1e100),
         ("model.weights.num_layers", 10_000),
         ("model.key_tokens.count", 1000),
         ("evaluation.held_out_facts", 2**53),
