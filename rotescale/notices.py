@@ -80,6 +80,8 @@ class Notices:
         """The request that has been seen and not been answered yet."""
         self._taken = False
         """Whether the save that answers it has begun."""
+        self._answered: str | None = None
+        """The last one that was answered."""
         self._at_rest = True
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="notices", daemon=True)
@@ -127,11 +129,12 @@ class Notices:
         """Withdraw the request, unless another has taken its place meanwhile."""
         if request is None:
             return
+        # Whoever asked sees the file go, and by then nothing is due.
+        with self._lock:
+            self._request, self._taken, self._answered = None, False, request
         with suppress(FileNotFoundError):
             if self._run_dir.save_request.read_text(encoding="utf-8") == request:
                 self._run_dir.save_request.unlink(missing_ok=True)
-        with self._lock:
-            self._request, self._taken = None, False
 
     def _watch(self) -> None:
         looks = [self._look_for_preemption]
@@ -169,11 +172,14 @@ class Notices:
         with self._lock:
             if self._taken:
                 return
-            is_new, self._request = found != self._request, found
-            at_rest = self._at_rest
+            # One that was answered and is still there could not be withdrawn.
+            is_answered, at_rest = found == self._answered, self._at_rest
+            is_new = not is_answered and found != self._request
+            if not is_answered:
+                self._request = found
         if is_new:
             self._report("save_request", _reason(found))
-        if at_rest:
+        if at_rest or is_answered:
             self._answer(found)
 
 

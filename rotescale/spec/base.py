@@ -39,7 +39,9 @@ CONFIDENTIAL: Any = Field(json_schema_extra={"confidential": True})
 
 
 MAX_INTEGER = 2**53
+"""The largest integer of a spec: beyond it a float, as JSON readers make of it, is no longer it."""
 MAX_NUMBER = 1e100
+"""The largest number of a spec: plans multiply a few, and a float ends at 1.8e308."""
 
 
 class Part(BaseModel):
@@ -52,7 +54,7 @@ class Part(BaseModel):
     @field_validator("*")
     @classmethod
     def _of_this_world(cls, value: Any) -> Any:
-        """What no field takes: arithmetic on numbers of any size would overflow."""
+        """What no field takes: numbers that arithmetic overflows on, a NUL, a credential."""
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, int) and abs(one) > MAX_INTEGER:
                 raise ValueError(f"larger than 2**53 ({MAX_INTEGER:,}), the most of any count here")

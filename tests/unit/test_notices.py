@@ -113,8 +113,20 @@ def test_a_request_is_met_at_once_where_everything_is_on_storage(tmp_path: Path)
     with watching(tmp_path) as (notices, _):
         assert request_save(RunDir(tmp_path), "cancel", limit_seconds=30)
         notices.rest(False)
-        # The file goes a moment before the notice.
-        assert eventually(lambda: not notices.due)
+        assert not notices.due
+
+
+def test_a_request_that_could_not_be_withdrawn_is_not_met_twice(tmp_path: Path) -> None:
+    place = RunDir(tmp_path).save_request
+    with watching(tmp_path) as (notices, told):
+        place.write_text("x")
+        assert eventually(lambda: not place.exists())
+        notices.rest(False)
+        # As if storage had failed between the answer and the file.
+        place.write_text("x")
+        assert eventually(lambda: not place.exists())
+        assert not notices.due
+    assert told == [("save_request", "x")]
 
 
 def test_a_request_that_came_at_the_last_step_is_met_by_the_end_of_the_phase(
