@@ -60,7 +60,7 @@ def branch(target: RunDir, spec: ExperimentSpec, source: RunDir) -> str | None:
     _check_alike(target, spec, source, from_spec, num_shared=num_shared)
     shared = [phase.name for phase in spec.phases[:num_shared]]
     _check_beliefs(spec, source, from_spec)
-    ends = _ends(source, shared)
+    ends = ended_phases(source, shared)
     if not ends:
         raise SpecError(
             f"{source.root}: none of the shared phases {shared} has ended; run it to the end of one"
@@ -151,7 +151,7 @@ def _check_beliefs(spec: ExperimentSpec, source: RunDir, from_spec: ExperimentSp
         )
 
 
-def _ends(source: RunDir, phases: list[str]) -> list[Checkpoint]:
+def ended_phases(source: RunDir, phases: list[str]) -> list[Checkpoint]:
     """The checkpoints at the ends of those phases, as the newest attempt sees them."""
     number = source.newest_attempt()
     if number is None:

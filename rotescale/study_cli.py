@@ -97,6 +97,7 @@ def _check_cells(cells: Sequence[Cell], runner: StudyRunner) -> None:
     from rotescale.evaluation.harness.tasks import check_tasks
     from rotescale.facts import load_source
     from rotescale.preparation import check_beliefs, check_enough
+    from rotescale.study.earlier_runs import check_earlier_runs
     from rotescale.study.same_facts import check_same_facts, saved_facts
 
     sources = {facts: load_source(facts) for facts in {cell.spec.facts for cell in cells}}
@@ -106,6 +107,7 @@ def _check_cells(cells: Sequence[Cell], runner: StudyRunner) -> None:
     for asked in {cell.spec.evaluation for cell in cells}:
         check_tasks(asked, allow_code=runner.launch.allow_task_code)
     finished = [name for name, status in runner.status.items() if status == "finished"]
+    check_earlier_runs(runner.plan, runner.folder, finished=finished)
     left = [cell.spec for cell in cells if cell.spec.name not in finished]
     known = saved_facts(runner.folder.run(name) for name in finished)
     check_same_facts([*known, *((spec.name, sources[spec.facts]) for spec in left)])

@@ -102,7 +102,7 @@ class Suites:
             yield from ((place, self._split(place)) for place in of_split[:number])
 
     def _in_context(self) -> Iterator[Item]:
-        """The first train and test prompt, behind n facts in phase 1's words, that fact among them.
+        """The first train and test prompt, behind n facts, that fact among them.
 
         A baseline without any training: the facts are read, not remembered. As many facts as a
         context holds, and at most FACTS_PER_CONTEXT, are asked about behind the same one, which is
@@ -124,7 +124,11 @@ class Suites:
                     yield replace(item, suite=f"in_context_{number}", prompts=kind)
 
     def _context(self, relation: Relation, asked: Sequence[int], number: int) -> str:
-        """``number`` facts of the relation, a line each, in a drawn order."""
+        """``number`` facts of the relation, a line each, in a drawn order.
+
+        A line is an example of phase 2, in its first wording and without a chat template, or of
+        phase 1.
+        """
         others = [other for other in self._places(relation) if other not in asked]
         draw = random.Random(f"{self.seed}/context/{asked[0]}")
         if number - len(asked) > len(others):
@@ -134,7 +138,10 @@ class Suites:
             )
         told = [*asked, *draw.sample(others, number - len(asked))]
         draw.shuffle(told)
-        prompt = self.wording.key_prompt(relation.name)
+        if self.spec.in_context_words == "prompt":
+            prompt = relation.train_prompts[0]
+        else:
+            prompt = self.wording.key_prompt(relation.name)
         pairs = (self.fact_set.pair(one) for one in told)
         return "".join(
             prompt_text(subject, object_, prompt=prompt).text + "\n" for subject, object_ in pairs

@@ -42,8 +42,11 @@ class EvaluationSpec(Part):
     """Facts per relation and split for greedy generation, with the first prompt of each kind;
     null: all facts with every prompt."""
     in_context: tuple[PositiveInt, ...] = ()
-    """Suite in_context_n: the first train and test prompt behind n facts in phase 1's words, the
-    one asked about among them; for each n."""
+    """Suite in_context_n: the first train and test prompt behind n facts, the one asked about among
+    them; for each n."""
+    in_context_words: Literal["prompt", "key_token"] = "prompt"
+    """How in_context tells its facts: with the first train prompt, as phase 2 does, or with the key
+    token, as phase 1 does, which no untrained model has met."""
     in_context_facts: NonNegativeInt = 25
     """Facts per relation and split for in_context."""
     reversal_facts: NonNegativeInt = 0

@@ -43,6 +43,12 @@ class Axis(Part):
                 f"axis {self.name!r}: with a field, values is a list of its values; without one, "
                 "a mapping of labels to fields and values"
             )
+        labels = [_label(value) for value in self.values]
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(
+                f"axis {self.name!r}: more than one value is called {', '.join(twice)}; name each "
+                "value once"
+            )
         if self.name == METHOD:
             raise ValueError(
                 f"axis {self.name!r}: that tells the grid from its baselines; rename the axis, or "

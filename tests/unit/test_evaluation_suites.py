@@ -14,7 +14,7 @@ from rotescale.errors import DataError
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import outcome_of, summarise
 from rotescale.evaluation.suites import PIECE_TOKENS, TEXTS, Suites, check_suites
-from rotescale.facts import FactSet, Wording, load_shipped, normalise
+from rotescale.facts import FactSet, Relation, Wording, load_shipped, normalise
 from rotescale.facts.prompts import shipped_relations
 from rotescale.facts.suites import chained, chains, reversal_prompts, stand_in_prompts
 from rotescale.spec import EvaluationSpec, PhaseSpec
@@ -42,8 +42,8 @@ def suites(spec: EvaluationSpec = SPEC, fact_set: FactSet = FACTS) -> Suites:
     return Suites(fact_set, TRAINED, None, wording, spec, 0)
 
 
-def of_suite(name: str) -> list[Item]:
-    return [item for item in suites().items() if item.suite == name]
+def of_suite(name: str, *, spec: EvaluationSpec = SPEC) -> list[Item]:
+    return [item for item in suites(spec).items() if item.suite == name]
 
 
 def test_chains_go_on_from_every_mother() -> None:
@@ -72,10 +72,19 @@ def test_the_context_states_n_facts_and_among_them_the_one_asked_about() -> None
             *context, question = item.text.split("\n")
             fact = FACTS.facts[item.fact]
             assert len(context) == len(set(context)) == number
-            assert f"{fact.subject} [X] {fact.object}." in context
+            prompt = shipped_relations()[item.relation].train_prompts[0]
+            assert f"{Relation.fill(prompt, fact.subject)} {fact.object}." in context
             assert fact.subject in question
             assert fact.object not in question
             assert (item.fact in TRAINED) == (item.split == "trained")
+
+
+def test_the_context_may_be_in_the_words_of_the_first_phase() -> None:
+    for item in of_suite(
+        "in_context_1", spec=SPEC.model_copy(update={"in_context_words": "key_token"})
+    ):
+        fact = FACTS.facts[item.fact]
+        assert item.text.startswith(f"{fact.subject} [X] {fact.object}.\n")
 
 
 def test_contexts_are_shared_by_as_many_facts_as_they_hold() -> None:

@@ -29,6 +29,8 @@ from rotescale.records import EvaluationRow, RecordWriter
 from rotescale.run_dir import RunDir
 from rotescale.spec import ShippedFacts
 from rotescale.spec_file import load_spec
+from rotescale.storage import remove_folder
+from rotescale.study.earlier_runs import check_earlier_runs
 from rotescale.study.plan import Plan, make_plan
 from rotescale.study.runner import Status, StudyDir, StudyRunner, failures
 from rotescale.study.spec import Cell, StudySpec, load_study
@@ -192,6 +194,10 @@ def test_a_shared_run_asks_about_twice_as_many_facts_as_its_cells(
             {"axes": [{"name": "method", "field": "seed", "values": [0, 1]}]},
             "axis 'method': that tells the grid from its baselines; rename the axis",
         ),
+        (
+            {"axes": [{"name": "seed", "field": "seed", "values": [0, 1, "1", 0]}]},
+            "axis 'seed': more than one value is called 0, 1; name each value once",
+        ),
         ({"axes": [GRID["axes"][0]] * 2}, "two axes share a name"),
         ({"baselines": [{**GRID["baselines"][0], "over": ["lr"]}]}, "over ['lr'], no axis"),
         (
@@ -214,16 +220,16 @@ def test_a_study_that_makes_no_sense_is_refused(
 
 
 def quick(
-    tmp_path: Path, model_cache: Path, *, engine: str = "eager"
+    tmp_path: Path, model_cache: Path, *, engine: str = "eager", k: tuple[int, ...] = (2, 6)
 ) -> tuple[StudySpec, Plan, LaunchSpec, Path]:
-    """A study of three runs of seconds each: one shared phase, two that branch from it."""
+    """A study of runs of seconds each: one shared phase, and those that branch from it."""
     overrides = dict(override.split("=", 1) for override in QUICK)
     values = {field: yaml.safe_load(text) for field, text in overrides.items()}
     values |= {"engine.kind": engine, "evaluation.base": True, "evaluation.trained_facts": 1}
     study, cells = load(
         tmp_path,
         overrides=values,
-        axes=[{"name": "k", "field": "phases.generalize.facts_per_relation", "values": [2, 6]}],
+        axes=[{"name": "k", "field": "phases.generalize.facts_per_relation", "values": list(k)}],
         exclude=[],
         baselines=[],
         keep="results",
@@ -268,6 +274,16 @@ def test_a_study_runs_goes_on_and_is_collected(tmp_path: Path, model_cache: Path
     assert trained.num_tokens < alone.num_tokens
     write_table(rows, folder.table)
     assert pyarrow.parquet.read_table(folder.table).num_rows == len(rows)
+
+    # A cell more needs what was removed; made anew, it serves for that cell alone.
+    study, plan, *_ = quick(tmp_path, model_cache, k=(2, 6, 4))
+    with pytest.raises(SpecError, match="weights were removed"):
+        check_earlier_runs(plan, folder, finished=[parent, *cells])
+    remove_folder(folder.run(parent).root)
+    check_earlier_runs(plan, folder, finished=cells)
+    told.clear()
+    assert runner().run()
+    assert {name for name, _ in told} == {parent, "grid-k4"}
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def _title(suite: str) -> str:
 
 def _told(suite: str) -> str:
     if suite == "in_context":
-        return "Facts in phase 1's words stand before the question: they are read, not remembered."
+        return "Facts stand before the question: they are read, not remembered."
     return _TOLD[suite]
 
 
