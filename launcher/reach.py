@@ -32,7 +32,7 @@ def _facts_files(facts: Facts, field: str) -> list[tuple[str, str]]:
             found = [(f"{field}.paths", path) for path in facts.paths]
             return found + _prompts_file(facts.relations_file, field)
         case TrexFacts():
-            return [(f"{field}.path", facts.path)]
+            return [(f"{field}.path", facts.path), *_prompts_file(facts.relations_file, field)]
         case DatasetFacts():
             found = _prompts_file(facts.relations_file, field)
             if not _HUB_ID.fullmatch(facts.dataset) or facts.dataset.endswith(_DATA_FILES):

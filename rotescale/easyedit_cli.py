@@ -13,7 +13,7 @@ from rotescale.errors import SpecError
 from rotescale.facts import FactSet, load_source
 from rotescale.facts_cli import ColumnNames, Prompts, say, sources_of
 from rotescale.spec import ShippedFacts
-from rotescale.storage import write_atomic
+from rotescale.storage import make_folder, write_atomic
 
 easyedit_app = typer.Typer(
     help="Model editing with EasyEdit: requests out of facts, and its results read back.",
@@ -58,6 +58,7 @@ def easyedit_export(
     fact_set = _fact_set(paths, relations, columns=columns, prompts=prompts)
     places = select_facts(fact_set, facts_per_relation=facts_per_relation, seed=seed)
     requests = edit_requests(fact_set, places, train_prompt=train_prompt, test_prompt=test_prompt)
+    make_folder(out.absolute().parent)
     write_atomic(out, json.dumps(requests, ensure_ascii=False, indent=1).encode())
     names = ", ".join(relation.name for relation in fact_set.relations)
     say(f"{len(requests)} requests of {names}: {out}")

@@ -73,12 +73,13 @@ def facts_generate(
     import io
 
     from rotescale.facts import iter_pairs
-    from rotescale.storage import write_atomic
+    from rotescale.storage import make_folder, write_atomic
 
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["subject", "object"])
     writer.writerows(iter_pairs(relation, num_facts=num_facts, seed=seed))
+    make_folder(out.absolute().parent)
     write_atomic(out, text.getvalue().encode())
     console.print(f"{num_facts} facts of {relation}: {out}")
 

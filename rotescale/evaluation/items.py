@@ -148,7 +148,8 @@ def check_languages(fact_set: FactSet, spec: EvaluationSpec) -> None:
                 raise SpecError(
                     f"evaluation.languages: {language!r} asked for, but relation "
                     f"{relation.name!r} has prompts in {', '.join(relation.languages)} only; "
-                    "leave it out, or give the relation translations in a relations file"
+                    "leave it out, or give the relation translations in a relations file "
+                    "(facts.relations_file)"
                 )
 
 

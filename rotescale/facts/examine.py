@@ -50,8 +50,8 @@ def examine(facts: Facts, *, tokenizer: Tokenizer | None = None) -> Examination:
     """
     problems: list[Problem] = []
     reading = read_source(facts, report=problems.append)
-    rows = reading.check(report=problems.append)
-    check_num_options(rows, report=problems.append)
+    reading.check(report=problems.append)
+    check_num_options(reading.rows, report=problems.append)
     if tokenizer is not None:
         check_tokens(reading.rows, tokenizer, report=problems.append)
     files = {problem.place.file: None for problem in problems}

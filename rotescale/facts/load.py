@@ -33,9 +33,9 @@ class Reading:
     relations: Mapping[str, Relation]
 
     def check(self, *, report: Report = refuse) -> list[Row]:
-        """Report every fault between the rows; returns those of known relations."""
+        """Report every fault of and between the rows; returns those of known relations."""
         rows = rows_of_known_relations(self.rows, self.relations, report=report)
-        check_rows(rows, report=report)
+        check_rows(self.rows, report=report)
         return rows
 
     def fact_set(self) -> FactSet:

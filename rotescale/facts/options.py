@@ -17,15 +17,17 @@ def with_old_object(distractors: Sequence[str], old_object: str | None) -> tuple
     return (*distractors[:-1], old_object)
 
 
-def draw_indices(key: str, *, num_options: int, own: int) -> list[int]:
-    """99 distinct indices below ``num_options``, none of them ``own``: a pure function of the key.
+def draw_indices(
+    key: str, *, num_options: int, own: int, number: int = NUM_DISTRACTORS
+) -> list[int]:
+    """``number`` distinct indices below ``num_options``, without ``own``: a function of the key.
 
-    All of the others, in order, where there are no more than 99.
+    All of the others, in order, where there are no more than that.
     """
-    if num_options - 1 <= NUM_DISTRACTORS:
+    if num_options - 1 <= number:
         return [index for index in range(num_options) if index != own]
     # A string seeds by its sha512, the same in every process and version of Python.
-    drawn = random.Random(key).sample(range(num_options - 1), NUM_DISTRACTORS)
+    drawn = random.Random(key).sample(range(num_options - 1), number)
     return [index + (index >= own) for index in drawn]
 
 
@@ -41,13 +43,22 @@ class ObjectPool:
         return len(self._objects)
 
     def distractors(
-        self, relation: str, subject: str, *, gold: str, old_object: str | None = None
+        self,
+        relation: str,
+        subject: str,
+        *,
+        gold: str,
+        old_object: str | None = None,
+        number: int = NUM_DISTRACTORS,
     ) -> tuple[str, ...]:
         """The distractors of one fact: a pure function of (relation, subject) and the pool.
 
         Its old object is always among them, whether or not the pool holds it.
         """
         drawn = draw_indices(
-            f"{relation}\n{subject}", num_options=len(self), own=self._index[normalise(gold)]
+            f"{relation}\n{subject}",
+            num_options=len(self),
+            own=self._index[normalise(gold)],
+            number=number,
         )
         return with_old_object([self._objects[index] for index in drawn], old_object)

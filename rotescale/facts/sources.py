@@ -57,7 +57,12 @@ def read_source(facts: Facts, *, report: Report = refuse, note: Note = lambda _:
                 report=report,
             )
         case TrexFacts():
-            reading = read_trex(Path(facts.path), relations=facts.relations, report=report)
+            reading = read_trex(
+                Path(facts.path),
+                relations=facts.relations,
+                relations_file=None if facts.relations_file is None else Path(facts.relations_file),
+                report=report,
+            )
             if not facts.repair:
                 return reading
             rows, notes = repaired(reading.rows)

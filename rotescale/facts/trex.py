@@ -12,6 +12,7 @@ from rotescale.errors import DataError
 from rotescale.facts.layouts import TREX, Layout, check_columns
 from rotescale.facts.load import Reading
 from rotescale.facts.problems import Kind, Place, Problem, Report, refuse, text_problem
+from rotescale.facts.prompts import load_relations
 from rotescale.facts.rows import Row, read_rows
 from rotescale.facts.tables import open_text, read_table
 from rotescale.facts.text import normalise, text_fault
@@ -37,11 +38,20 @@ def legal_name(stem: str) -> str:
     return name if re.match(r"[A-Za-z]", name) else f"r_{name}"
 
 
-def read_trex(folder: Path, *, relations: Sequence[str] = (), report: Report = refuse) -> Reading:
+def read_trex(
+    folder: Path,
+    *,
+    relations: Sequence[str] = (),
+    relations_file: Path | None = None,
+    report: Report = refuse,
+) -> Reading:
     """The facts and prompts of those relations (default: all) of the folder.
 
-    Raises DataError where the folder or a relation is missing; the rest is reported.
+    Relations of ``relations_file`` have the prompts, and translations, that stand there. Raises
+    DataError where the folder or a relation is missing, or for a fault of that file; the rest is
+    reported.
     """
+    given = {} if relations_file is None else load_relations(relations_file)
     files = _relation_files(folder)
     for name in relations:
         if name not in files:
@@ -53,7 +63,7 @@ def read_trex(folder: Path, *, relations: Sequence[str] = (), report: Report = r
     for name in relations or files:
         rows += read_rows(files[name], relation=name, layout=TREX, report=report)
         prompts = folder / PROMPT_FOLDER / files[name].stem
-        known[name] = _relation(name, prompts, report=report)
+        known[name] = given.get(name) or _relation(name, prompts, report=report)
     return Reading(rows, known)
 
 

@@ -94,6 +94,8 @@ class TrexFacts(Part):
     """The folder: a CSV per relation, prompts in ``prompt_template/<relation>/``."""
     relations: tuple[str, ...] = ()
     """Which of the folder's relations; default: all of them."""
+    relations_file: str | None = None
+    """YAML with prompts, translations too, of relations that take theirs from it instead."""
     repair: bool = False
     """Drop what is twice, and objects among their distractors, instead of refusing it."""
 

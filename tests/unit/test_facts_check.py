@@ -128,6 +128,26 @@ def test_the_loader_raises_the_first_problem_in_the_words_of_the_check(tmp_path:
     assert str(caught.value) == str(problem)
 
 
+def test_all_that_is_wrong_with_facts_of_a_relation_without_prompts_is_told(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"subject": "Ann", "object": "Bea", "distractors": ["bea", "Cleo", "Cleo"]},
+        {"subject": "ann", "object": "Bea", "distractors": ["Cleo"]},
+    ]
+    expected = [
+        (1, "gold among the distractors"),
+        (1, "repeated distractor"),
+        (1, "not 99 distractors"),
+        (2, "duplicate pair"),
+        (2, "uneven distractors"),
+    ]
+    known = found_in(write_lines(tmp_path / "mother.jsonl", *rows))
+    assert kinds_of(known) == expected
+    unknown = found_in(write_lines(tmp_path / "employer.jsonl", *rows))
+    assert kinds_of(unknown) == [(1, "unknown relation"), *expected]
+
+
 def test_relations_without_prompts_and_shared_objects_are_told_once(tmp_path: Path) -> None:
     sister = write_lines(
         tmp_path / "sister.jsonl", *({"subject": f"{n}", "object": "B"} for n in "ab")
@@ -135,6 +155,8 @@ def test_relations_without_prompts_and_shared_objects_are_told_once(tmp_path: Pa
     mother = write_lines(tmp_path / "mother.jsonl", *({"subject": n, "object": n} for n in "aAb"))
     assert kinds_of(found_in(sister, mother)) == [
         (1, "unknown relation"),
+        (2, "objects that cannot be distractors"),
+        (2, "objects that cannot be distractors"),
         (2, "objects that cannot be distractors"),
         (2, "duplicate pair"),
         (3, "objects that cannot be distractors"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,26 @@ def test_a_folder_like_trex_fiction(tmp_path: Path) -> None:
     assert sister.train_prompts == ("Who is {subject}'s sister?", "{subject} {x} {}")
     assert sister.test_prompts == ("The sister of {subject} is",)
     assert sister.unrelated_prompts == ("Where does {subject} live?",)
+
+
+def test_prompts_of_a_folder_may_come_from_a_file_that_has_translations(tmp_path: Path) -> None:
+    shutil.rmtree(trex(tmp_path) / "prompt_template")
+    trex(tmp_path, relation="aunt")
+    path = tmp_path / "prompts.yaml"
+    path.write_text(
+        "sister:\n"
+        "  train_prompts: ['Who is {subject}s sister?']\n"
+        "  test_prompts: ['The sister of {subject} is']\n"
+        "  translations:\n"
+        "    de:\n"
+        "      train_prompts: ['Wer ist die Schwester von {subject}?']\n"
+        "      test_prompts: ['Die Schwester von {subject} ist']\n"
+    )
+    aunt, sister = load_source(facts_of(tmp_path, relations_file=str(path))).relations
+    assert sister.train_prompts == ("Who is {subject}s sister?",)
+    assert sister.languages == ("en", "de")
+    assert aunt.languages == ("en",)
+    assert aunt.train_prompts == ("Who is {subject}'s sister?", "{subject} {x} {}")
 
 
 def test_relations_of_a_folder_are_chosen_and_named_after_their_files(tmp_path: Path) -> None:
