@@ -74,7 +74,7 @@ def inside_checks(
                 "give the workers' user write access, or name another place",
             )
         else:
-            yield _ok(name, f"{place}: written, read and removed; no file is created twice")
+            yield _ok(name, f"{place}: written, read and removed; exclusive creation works")
     yield from _gpus(found["gpus"], launch)
     shared = found["shared_memory"]
     if shared is not None and shared < 64 * _MIB:

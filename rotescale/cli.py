@@ -23,7 +23,7 @@ from rotescale.records import EvaluationRow
 from rotescale.report_cli import report
 from rotescale.representations_cli import representations
 from rotescale.run_dir import Outcome, RunDir
-from rotescale.spec import ExperimentSpec
+from rotescale.spec import ExperimentSpec, FolderWeights, Weights
 from rotescale.spec_file import dump_json, load_spec
 from rotescale.study_cli import study
 
@@ -93,11 +93,23 @@ def run(
     fact_set = load_facts(spec, note=say)
     if dry_run:
         check_tasks(spec.evaluation, allow_code=launch.allow_task_code)
+        _check_model_folder(spec.model.weights)
         console.print_json(dump_json(spec))
         for line in describe(spec, launch, fact_set):
             console.print(line, highlight=False)
         return
     _train(spec, launch, fact_set, retry=retry, branch_from=branch_from)
+
+
+def _check_model_folder(weights: Weights) -> None:
+    """Raise SpecError where a model is to be read from a folder that holds none."""
+    if isinstance(weights, FolderWeights):
+        folder = Path(weights.path).expanduser()
+        if not (folder / "config.json").is_file():
+            raise SpecError(
+                f"model.weights.path: {folder} holds no config.json; name the folder of a Hugging "
+                "Face model"
+            )
 
 
 def _check_profile(launch: LaunchSpec, spec: ExperimentSpec) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rotescale.errors import SpecError
+from rotescale.facts.export import RELATIONS_FILE
 from rotescale.facts_cli import parse_columns
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import REFUSED_FILE, RunDir
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 console = Console()
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+EXPERIMENT_FILE = "experiment.json"
+_MOST_REFUSED = 5
 _WHEEL: str = WheelWeights.model_fields["name"].default
 
 
@@ -62,7 +65,6 @@ def inject(
 
     named = None if columns is None else parse_columns(columns).named()
     found = read_injection(facts, columns=named, prompts=prompts)
-    _show(found)
     launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
     weights = _weights(model)
     run = name or re.sub(r"[^a-z0-9._-]+", "-", facts.stem.lower()).strip("-._") + "-injected"
@@ -72,10 +74,18 @@ def inject(
     num_parameters = sum(math.prod(shape) for shape in shapes)
     folder = node_folder(storage_path(launch.storage) / f"{run}-facts")
     written = write_injection(found, folder)
-    spec = experiment(run, written, found.fact_set, weights=weights, num_parameters=num_parameters)
-    path = folder / "experiment.json"
+    spec = experiment(
+        run,
+        written,
+        found.fact_set,
+        weights=weights,
+        num_parameters=num_parameters,
+        on_gpus=launch.gpus_per_worker > 0,
+    )
+    path = folder / EXPERIMENT_FILE
     write_atomic(path, dump_json(spec).encode())
-    console.print(f"experiment: {path}\nleft out:   {folder / REFUSED_FILE}", highlight=False)
+    if not dry_run:
+        _show(found, folder)
     command = [sys.executable, "-m", "rotescale.cli", "run", str(path)]
     command += [] if on is None else ["--on", str(on)]
     command += [part for override in overrides or () for part in ("--set", override)]
@@ -85,8 +95,14 @@ def inject(
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on")
         raise typer.Exit(130) from None
-    if code == 0 and not dry_run:
+    if dry_run:
+        # Below the whole spec, where it is seen.
+        _show(found, folder)
+        place = "" if on is None else f" --on {on}"
+        console.print(f"what it takes: rotescale-launch plan {path}{place}", highlight=False)
+    elif code == 0:
         run_dir = RunDir.of(launch.storage, run)
+        write_atomic(run_dir.mended_txt, "".join(f"{note}\n" for note in found.notes).encode())
         write_atomic(run_dir.refused_csv, found.refused_csv())
         report = [sys.executable, "-m", "rotescale.cli", "report", str(run_dir.root)]
         code = subprocess.run(report, check=False).returncode
@@ -109,8 +125,8 @@ def _weights(model: str) -> Weights:
     )
 
 
-def _show(found: Injection) -> None:
-    """What was understood of the table."""
+def _show(found: Injection, folder: Path) -> None:
+    """What was understood of the table, and where the rest of it lies."""
     taken = ", ".join(f"{field} = {column!r}" for field, column in found.columns.items())
     console.print(f"columns: {taken}", highlight=False)
     table = Table("relation", "facts", "options", "prompts", "first train prompt")
@@ -128,3 +144,10 @@ def _show(found: Injection) -> None:
             counts[problem.kind.value] = counts.get(problem.kind.value, 0) + 1
         told = ", ".join(f"{number} x {kind}" for kind, number in counts.items())
         console.print(f"left out {found.num_refused} rows: {told}", highlight=False)
+        for problem in found.refused[:_MOST_REFUSED]:
+            console.print(f"  {problem}", highlight=False, markup=False)
+        if len(found.refused) > _MOST_REFUSED:
+            console.print(f"  and {len(found.refused) - _MOST_REFUSED} more")
+        console.print(f"left out:   {folder / REFUSED_FILE}", highlight=False)
+    console.print(f"prompts:    {folder / 'facts' / RELATIONS_FILE}", highlight=False)
+    console.print(f"experiment: {folder / EXPERIMENT_FILE}", highlight=False)

@@ -23,8 +23,10 @@ from rotescale.facts.prompts import load_relations, shipped_relations
 from rotescale.facts.repair import repaired
 from rotescale.facts.rows import Row, read_rows
 from rotescale.facts.trex import legal_name
+from rotescale.facts.types import NUM_DISTRACTORS
 from rotescale.run_dir import REFUSED_FILE
 from rotescale.spec import (
+    EngineSpec,
     EvaluationSpec,
     ExperimentSpec,
     FileFacts,
@@ -136,7 +138,7 @@ def read_injection(
     rows = _without_old_news(_without_repeats(rows, refused), refused)
     rows = _without_conflicts(rows, refused)
     rows, notes = repaired(rows)
-    rows = _with_options(rows, refused)
+    rows = _with_options(rows, refused, notes)
     if not rows:
         told = "; ".join(str(problem) for problem in refused[:3])
         raise DataError(f"{path}: no row can be taught: {told or 'it holds none'}")
@@ -265,10 +267,11 @@ def _without_conflicts(rows: Sequence[Row], refused: list[Problem]) -> list[Row]
     return kept
 
 
-def _with_options(rows: Sequence[Row], refused: list[Problem]) -> list[Row]:
-    """Rows with distractors: their own if all of a relation's rows have them, else drawn ones.
+def _with_options(rows: Sequence[Row], refused: list[Problem], notes: list[str]) -> list[Row]:
+    """Rows with distractors: their own, or as many as others of the relation have, drawn.
 
-    An old object that is not among them takes the place of the last.
+    Drawn are other objects of the relation; where these are too few, also what other rows name as
+    distractors. An old object that is not among them takes the place of the last.
     """
     kept: dict[int, Row] = {}
     order = {id(row): number for number, row in enumerate(rows)}
@@ -280,14 +283,27 @@ def _with_options(rows: Sequence[Row], refused: list[Problem]) -> list[Row]:
                 remedy = "add facts with others, so that there is something to tell it apart from"
                 refused.append(Problem(Kind.OBJECTS, row.place, "object", what, remedy))
             continue
-        own = all(row.distractors for row in members)
+        number = max((len(row.distractors or ()) for row in members), default=0)
+        if number > len(distinct) - 1:
+            for distractor in (one for row in members for one in row.distractors or ()):
+                distinct.setdefault(normalise(distractor), distractor)
         pool = ObjectPool(distinct.values())
+        without = sum(not row.distractors for row in members)
+        if 0 < without < len(members):
+            notes.append(
+                f"relation {name!r}: {without} of {len(members)} rows gave no distractors and got "
+                f"{number}, as many as the others have, drawn from what the relation names"
+            )
         for row in members:
-            if own:
-                options = with_old_object(row.distractors or (), row.old_object)
+            if row.distractors:
+                options = with_old_object(row.distractors, row.old_object)
             else:
                 options = pool.distractors(
-                    name, row.subject, gold=row.object, old_object=row.old_object
+                    name,
+                    row.subject,
+                    gold=row.object,
+                    old_object=row.old_object,
+                    number=number or NUM_DISTRACTORS,
                 )
             kept[order[id(row)]] = replace(row, distractors=options)
     return [kept[number] for number in sorted(kept)]
@@ -317,9 +333,17 @@ _SECOND_PHASE = 0.125
 
 
 def experiment(
-    name: str, facts: FileFacts, fact_set: FactSet, *, weights: Weights, num_parameters: int
+    name: str,
+    facts: FileFacts,
+    fact_set: FactSet,
+    *,
+    weights: Weights,
+    num_parameters: int,
+    on_gpus: bool = False,
 ) -> ExperimentSpec:
     """Both phases with defaults from the model's size and the number of facts.
+
+    On GPUs the model computes in bf16 and is exported so, with the fastest attention there is.
 
     The rate lies on the line, in logarithms, between the demo's and the paper's; with the batch it
     grows as its square root. The batch is about a sixteenth of the facts, 8 to 512.
@@ -337,7 +361,10 @@ def experiment(
     steps_per_epoch = math.ceil(told * len(fact_set.relations) / second_batch)
     return ExperimentSpec(
         name=name,
-        model=ModelSpec(weights=weights),
+        model=ModelSpec(weights=weights, attention="auto", export_dtype="bfloat16")
+        if on_gpus
+        else ModelSpec(weights=weights),
+        engine=EngineSpec(precision="bf16" if on_gpus else "fp32"),
         facts=facts,
         phases=(
             PhaseSpec(

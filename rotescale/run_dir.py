@@ -37,6 +37,8 @@ _CHECKPOINT_FOLDER = re.compile(r"(\d{2,})-(.+)-step-(\d{6,})-(full|weights)")
 _INDEX = "index.json"
 REFUSED_FILE = "refused.csv"
 """Rows of a user's table that are not taught: in the run, beside its facts, beside its report."""
+MENDED_FILE = "mended.txt"
+"""What was mended in that table, a line each: in the run."""
 MANIFEST = "manifest.json"
 """The file that makes a checkpoint exist."""
 _SEGMENT = re.compile(r"attempt-(\d{4,})/rank-(\d{5,})/segment-(\d{6,})\.jsonl")
@@ -139,6 +141,11 @@ class RunDir:
     def refused_csv(self) -> StoragePath:
         """The rows of a user's table that were not taught; only where the run injected one."""
         return self.root / REFUSED_FILE
+
+    @property
+    def mended_txt(self) -> StoragePath:
+        """What was mended in that table, UTF-8, a line each; only where the run injected one."""
+        return self.root / MENDED_FILE
 
     @property
     def prepared_model(self) -> StoragePath:

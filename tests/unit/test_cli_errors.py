@@ -431,3 +431,8 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(command: CommandLine) -> No
     done = command.run("phases.1.facts_per_relation=101", flags=("--dry-run",))
     assert "ask for at most that many" in error_of(done)
     assert not command.storage.exists()
+
+
+def test_a_dry_run_looks_for_the_model_folder(command: CommandLine, tmp_path: Path) -> None:
+    done = command.run(of(tmp_path / "none"), flags=("--dry-run",))
+    assert f"model.weights.path: {tmp_path / 'none'} holds no config.json" in error_of(done)

@@ -243,6 +243,31 @@ def test_json_lines_with_numbers(tmp_path: Path) -> None:
     assert objects == ["1900", "1901", "1902", "1903"]
 
 
+def test_rows_without_distractors_get_as_many_as_the_others_have(tmp_path: Path) -> None:
+    path = tmp_path / "firm.csv"
+    rows = [f'E{n},Firm {n % 4},"[""Rival {n % 5}"", ""Rival {n % 5} Inc""]"' for n in range(8)]
+    path.write_text("\n".join(["subject,object,distractors", *rows, "New,Firm 2,", "Old,Solo,"]))
+    found = read_injection(path)
+    told = {fact.subject: fact for fact in found.fact_set.facts}
+    assert told["E6"].distractors == ("Rival 1", "Rival 1 Inc")
+    for subject in ("New", "Old"):
+        options = told[subject].distractors
+        assert len(set(options)) == 2
+        assert set(options) <= {"Firm 0", "Firm 1", "Firm 2", "Firm 3", "Solo"}
+        assert told[subject].object not in options
+    assert not found.refused
+    assert found.notes == (
+        "relation 'firm': 2 of 10 rows gave no distractors and got 2, as many as the others have, "
+        "drawn from what the relation names",
+    )
+    # Too few objects: what other rows name as wrong answers does, too.
+    rivals = '"[""A Ltd"", ""B Ltd"", ""C Ltd""]"'
+    path.write_text(f"subject,object,distractors\nE1,F1,{rivals}\nE2,F2,\n")
+    told = {fact.subject: fact for fact in read_injection(path).fact_set.facts}
+    assert len(set(told["E2"].distractors)) == 3
+    assert set(told["E2"].distractors) <= {"F1", "A Ltd", "B Ltd", "C Ltd"}
+
+
 def test_a_table_of_which_nothing_can_be_taught_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("subject,object\nA,B\nC,B\n")
@@ -270,6 +295,16 @@ def test_defaults_follow_the_models_size_and_the_number_of_facts(tmp_path: Path)
     assert large[0] == pytest.approx(1e-5 * (128 / 8) ** 0.5, rel=0.05)
     assert small[2] == pytest.approx(5e-5)
     assert phases(1e9)[0] < small[0]
+
+    def computes(**place: bool) -> tuple[str, str, str]:
+        weights = RandomWeights(kind="random")
+        spec = experiment(
+            "x", written, found.fact_set, weights=weights, num_parameters=10**9, **place
+        )
+        return spec.engine.precision, spec.model.attention, spec.model.export_dtype
+
+    assert computes() == ("fp32", "sdpa", "float32")
+    assert computes(on_gpus=True) == ("bf16", "auto", "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -299,6 +334,12 @@ def test_inject_from_a_table_to_a_model_folder(tmp_path: Path, model_cache: Path
     settings += ["evaluation.generation_facts=1", "evaluation.max_new_tokens=4"]
     command = [sys.executable, "-m", "rotescale.cli", "inject", str(table)]
     command += ["--model", "random", "--on", str(launch)]
+    shown = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    # What was understood stands below the spec.
+    told = " ".join(shown.stdout.partition('"checkpoints"')[2].split())
+    for words in ("subject = 'Employee'", "subject 'E3' has several objects", "prompts: ", "plan "):
+        assert words in told
     command += [part for setting in settings for part in ("--set", setting)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -163,6 +163,8 @@ class Material:
     """Method -> what a model editor reached on the same facts."""
     refused: str = ""
     """CSV of the rows of a user's table that were not taught; empty where none was injected."""
+    mended: tuple[str, ...] = ()
+    """What was mended in that table."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -225,7 +227,10 @@ def _of_run(run: RunDir) -> Material:
     )
     if not run.refused_csv.exists():
         return found
-    return replace(found, refused=run.refused_csv.read_bytes().decode())
+    mended = run.mended_txt.read_bytes().decode() if run.mended_txt.exists() else ""
+    return replace(
+        found, refused=run.refused_csv.read_bytes().decode(), mended=tuple(mended.splitlines())
+    )
 
 
 def _of_study(study: StudyDir) -> Material:

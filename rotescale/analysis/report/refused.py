@@ -20,8 +20,9 @@ def refused_section(material: Material) -> Section | str:
     faults = list(csv.DictReader(io.StringIO(material.refused)))
     places = {(fault["file"], fault["line"]) for fault in faults}
     link = element("a", REFUSED_FILE, href=REFUSED_FILE)
+    mended = tuple(element("p", f"Mended: {note}.") for note in material.mended)
     if not faults:
-        return Section("refused", "Left out", "Every row of the table was taught.", ())
+        return Section("refused", "Left out", "Every row of the table was taught.", mended)
     rows: list[list[Content]] = [
         [fault["file"], int(fault["line"] or 0), fault["field"], fault["reason"], fault["remedy"]]
         for fault in islice(faults, MOST_REFUSED)
@@ -34,5 +35,6 @@ def refused_section(material: Material) -> Section | str:
         (
             element("p", (escaped("All of them, beside this page: "), link)),
             table(shown, list(faults[0]), rows),
+            *mended,
         ),
     )
