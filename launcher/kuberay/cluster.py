@@ -139,18 +139,21 @@ class KubernetesCluster:
             raise
         return True
 
-    def delete(self, kind: Kind, name: str) -> bool:
-        """Have the object removed once all that it owns is; False where there was none."""
+    def delete(self, kind: Kind, name: str, *, uid: str | None = None) -> bool:
+        """Have the object removed once all that it owns is; False where there was none.
+
+        With ``uid`` that object alone, and none that has its name by now.
+        """
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        options["propagationPolicy"] = "Foreground"
+        gone = {_NOT_FOUND}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
+            gone.add(_CONFLICT)
         try:
-            _answer(
-                self._ask(
-                    "DELETE",
-                    kind.path(self.namespace, name),
-                    query=[("propagationPolicy", "Foreground")],
-                )
-            )
+            _answer(self._ask("DELETE", kind.path(self.namespace, name), body=options))
         except RefusedError as error:
-            if error.status == _NOT_FOUND:
+            if error.status in gone:
                 return False
             raise
         return True

@@ -181,14 +181,15 @@ class KubeRayLauncher:
             found = self._cluster.get(RAY_JOBS, self._name)
             if found is not None and self._is_ours(found, submission):
                 return True
+            if found is not None and is_over(found):
+                found = self._make_room(found)
             if found is not None and not is_over(found):
                 return False
-            if found is not None:
-                self._replace(found)
             try:
-                self._cluster.create(spec_map)
-                if self._cluster.create(job):
-                    return True
+                if found is None:
+                    self._cluster.create(spec_map)
+                    if self._cluster.create(job):
+                        return True
             except PlaceUnavailableError:
                 # It may have been created all the same: look again.
                 if attempt == _TRIES - 1:
@@ -200,14 +201,18 @@ class KubeRayLauncher:
             "that there is none"
         )
 
-    def _replace(self, ended: Object) -> None:
-        """Make room for the next RayJob of that name."""
-        self._cluster.delete(RAY_JOBS, ended["metadata"]["name"])
+    def _make_room(self, ended: Object) -> Object | None:
+        """Remove the RayJob that has ended, and what has its name then.
+
+        Another launcher may have done so, and have created the next one: that one stays.
+        """
+        uid = ended["metadata"]["uid"]
+        self._cluster.delete(RAY_JOBS, self._name, uid=uid)
         deadline = time.monotonic() + self._kuberay.grace_seconds
-        while time.monotonic() < deadline:
+        while True:
             found = self._cluster.get(RAY_JOBS, self._name)
-            if found is None or found["metadata"]["uid"] != ended["metadata"]["uid"]:
-                return
+            if found is None or found["metadata"]["uid"] != uid or time.monotonic() >= deadline:
+                return found
             self._sleep(_POLL_SECONDS)
 
     def _give_to_job(self, spec_map: Object) -> None:

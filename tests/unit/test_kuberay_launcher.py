@@ -119,7 +119,11 @@ def test_submitted_twice_is_submitted_once(server: ApiServer) -> None:
     assert spec_map["data"]["experiment.json"] == dump_json(SPEC)
 
 
-def test_many_launchers_at_once_submit_one(server: ApiServer) -> None:
+@pytest.mark.parametrize("there", ["nothing", "a job that has ended"])
+def test_many_launchers_at_once_submit_one(server: ApiServer, there: str) -> None:
+    if there != "nothing":
+        launcher().submit(SPEC, retry=False)
+        say(server, jobDeploymentStatus="Failed", jobStatus="FAILED")
     launchers = [launcher() for _ in range(6)]
     answers: list[bool] = []
     threads = [
@@ -132,6 +136,29 @@ def test_many_launchers_at_once_submit_one(server: ApiServer) -> None:
         thread.join()
     assert sorted(answers) == [False] * 5 + [True]
     assert len(jobs(server)) == 1
+
+
+def test_a_launcher_that_is_late_leaves_the_job_that_another_has_started(
+    server: ApiServer,
+) -> None:
+    """Both have seen the job that has ended, and one of them is slow to remove it."""
+    launcher().submit(SPEC, retry=False)
+    say(server, jobDeploymentStatus="Failed", jobStatus="FAILED")
+    server.faults.add(Fault("DELETE", "/rayjobs", delay_seconds=2.0))
+    late: list[bool] = []
+    changed = experiment("checkpoints.keep_last=7")
+    waiting = threading.Thread(target=lambda: late.append(launcher().submit(changed, retry=False)))
+    waiting.start()
+    wait_for(lambda: bool(server.asked("DELETE", "/rayjobs")))
+    assert launcher().submit(SPEC, retry=False)
+    (job,) = jobs(server)
+    waiting.join()
+    assert late == [False], "it is running already"
+    (left,) = jobs(server)
+    assert left["metadata"]["uid"] == job["metadata"]["uid"]
+    assert "deletionTimestamp" not in left["metadata"]
+    (spec_map,) = maps(server)
+    assert spec_map["data"]["experiment.json"] == dump_json(SPEC)
 
 
 @pytest.mark.parametrize(
