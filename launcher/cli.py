@@ -13,6 +13,7 @@ from rich.console import Console
 
 from launcher import history, local, plain_yaml, ray_jobs, runs
 from launcher.doctor_cli import doctor
+from launcher.job import MayHaveStartedError
 from launcher.kuberay import render as kuberay
 from launcher.kuberay.launcher import KubeRayLauncher
 from launcher.moving import require_free
@@ -170,9 +171,12 @@ def _rendered(spec: ExperimentSpec, launch: LaunchSpec, *, retry: bool) -> str:
 
 
 def _submit(spec: ExperimentSpec, target: Target, *, retry: bool) -> None:
-    started = target.launcher().submit(spec, retry=retry)
-    noted = spec if started else None
-    runs.remember(target.experiment, target.launch, time=history.now(), started=noted)
+    try:
+        started = target.launcher().submit(spec, retry=retry)
+    except MayHaveStartedError:
+        _note(target, spec)
+        raise
+    _note(target, spec if started else None)
     what = "started" if started else "is running already"
     console.print(f"{spec.name} {what}; rotescale-launch status {target.name}")
 
@@ -180,6 +184,11 @@ def _submit(spec: ExperimentSpec, target: Target, *, retry: bool) -> None:
 for _command in (plan, doctor, submit, render, resume, diff, status, logs, cancel, supervise):
     app.command()(_command)
 app.command(name="list")(list_runs)
+
+
+def _note(target: Target, started: ExperimentSpec | None) -> None:
+    """Let the run be found from this machine by its name."""
+    runs.remember(target.experiment, target.launch, time=history.now(), started=started)
 
 
 def understood(words: Sequence[str]) -> list[str]:

@@ -52,6 +52,10 @@ class PlaceUnavailableError(RotescaleError):
         self.retry_after = retry_after
 
 
+class MayHaveStartedError(PlaceUnavailableError):
+    """A place that does not answer any more, and that was asked to start the run before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Situation:
     """What a place says of a run."""
@@ -73,7 +77,9 @@ class Launcher(Protocol):
 
     def submit(self, spec: ExperimentSpec, *, retry: bool) -> bool:
         """Start the experiment, or what is left of it; False, and nothing started, while it is
-        there already. ``retry`` goes on after a failure whose cause is gone."""
+        there already. ``retry`` goes on after a failure whose cause is gone.
+
+        Raises MayHaveStartedError where nobody can tell whether it is there by now."""
         ...
 
     def look(self) -> Situation:

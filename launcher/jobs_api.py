@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import requests
 import websocket
 
-from launcher.job import PlaceUnavailableError, last_line
+from launcher.job import MayHaveStartedError, PlaceUnavailableError, last_line
 from launcher.patience import FIRST_WAIT, LONGEST_WAIT, PATIENCE_SECONDS, capped, patiently
 from rotescale.credentials import HIDDEN, hidden
 from rotescale.errors import SpecError
@@ -94,19 +94,28 @@ class JobsApi:
 
         An answer that did not arrive says nothing, and Ray says 500 for an id that is taken as for
         a cluster that has just begun. So the id is asked for before each try, and a mark in the
-        job's metadata tells whether it is this call's.
+        job's metadata tells whether it is this call's. Raises MayHaveStartedError where nothing
+        can be asked any more after a try.
         """
         mark = uuid.uuid4().hex
         marked = {**body, "metadata": {**body.get("metadata", {}), SUBMISSION: mark}}
+        was_sent = False
 
         def once() -> bool:
+            nonlocal was_sent
             there = self.job(body["submission_id"])
             if there is not None:
                 return there.metadata.get(SUBMISSION) == mark
+            was_sent = True
             self._answered("POST", "/api/jobs/", json=marked)
             return True
 
-        return patiently(once, seconds=self._patience_seconds, sleep=self._sleep)
+        try:
+            return patiently(once, seconds=self._patience_seconds, sleep=self._sleep)
+        except PlaceUnavailableError as error:
+            if was_sent:
+                raise MayHaveStartedError(str(error)) from None
+            raise
 
     def job(self, submission_id: str) -> Job | None:
         """The job of that id; None where the cluster does not know it."""

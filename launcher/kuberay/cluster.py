@@ -32,6 +32,8 @@ FORBIDDEN = 403
 _NO_LOG = (400, _NOT_FOUND)
 """Of a container that has not begun, and of a pod that is gone."""
 _FINE = range(200, 300)
+_CONFLICT_WAITS = (0.5, 1.0, 2.0)
+"""Seconds before each new try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +132,20 @@ class KubernetesCluster:
         return True
 
     def patch(self, kind: Kind, name: str, change: Object) -> bool:
-        """Merge the change into the object (RFC 7386); False where there is none of that name."""
-        try:
-            _answer(self._ask("PATCH", kind.path(self.namespace, name), body=change))
-        except RefusedError as error:
-            if error.status == _NOT_FOUND:
-                return False
-            raise
+        """Merge the change into the object (RFC 7386); False where there is none of that name.
+
+        Where others change it at the same time, it is tried again a few times.
+        """
+        for wait in (*_CONFLICT_WAITS, None):
+            try:
+                _answer(self._ask("PATCH", kind.path(self.namespace, name), body=change))
+                break
+            except RefusedError as error:
+                if error.status == _NOT_FOUND:
+                    return False
+                if error.status != _CONFLICT or wait is None:
+                    raise
+            self._sleep(wait)
         return True
 
     def delete(self, kind: Kind, name: str, *, uid: str | None = None) -> bool:

@@ -6,11 +6,12 @@ import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from launcher import history, status_line
 from launcher.account import Account
-from launcher.job import PlaceUnavailableError, Situation
+from launcher.job import MayHaveStartedError, PlaceUnavailableError, Situation
 from launcher.kuberay.cluster import (
     CONFIG_MAPS,
     EVENTS,
@@ -27,6 +28,7 @@ from launcher.kuberay.names import QUEUE_LABEL, RUN_LABEL
 from launcher.kuberay.pods import HEAD, HEAD_GRACE_SECONDS
 from launcher.kuberay.render import render
 from launcher.kuberay.situation import is_over, situation
+from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.spec import ExperimentSpec
 
@@ -67,8 +69,7 @@ class KubeRayLauncher:
         _head_variables(job).append({"name": history.OWNER_VARIABLE, "value": submission})
         started = self._create(spec_map, job, submission)
         if started:
-            self._give_to_job(spec_map)
-            self._remove_other_maps(spec_map["metadata"]["name"])
+            self._tidy(spec_map)
         return started
 
     def check(self, spec: ExperimentSpec) -> None:
@@ -176,24 +177,30 @@ class KubeRayLauncher:
 
     def _create(self, spec_map: Object, job: Object, submission: str) -> bool:
         """Whether this submission has created the RayJob; False where another's is at work."""
-        wait = _POLL_SECONDS
+        wait, was_sent = _POLL_SECONDS, False
         for attempt in range(_TRIES):
-            found = self._cluster.get(RAY_JOBS, self._name)
-            if found is not None and self._is_ours(found, submission):
-                return True
-            if found is not None and is_over(found):
-                found = self._make_room(found)
+            try:
+                found = self._cluster.get(RAY_JOBS, self._name)
+                if found is not None and self._is_ours(found, submission):
+                    return True
+                if found is not None and is_over(found):
+                    found = self._make_room(found)
+            except PlaceUnavailableError as error:
+                if was_sent:
+                    raise MayHaveStartedError(str(error)) from None
+                raise
             if found is not None and not is_over(found):
                 return False
             try:
                 if found is None:
                     self._cluster.create(spec_map)
+                    was_sent = True
                     if self._cluster.create(job):
                         return True
-            except PlaceUnavailableError:
+            except PlaceUnavailableError as error:
                 # It may have been created all the same: look again.
                 if attempt == _TRIES - 1:
-                    raise
+                    raise MayHaveStartedError(str(error)) from None
             self._sleep(wait)
             wait *= 2
         raise PlaceUnavailableError(
@@ -215,6 +222,19 @@ class KubeRayLauncher:
                 return found
             self._sleep(_POLL_SECONDS)
 
+    def _tidy(self, spec_map: Object) -> None:
+        """Give the map to its RayJob, and remove the others, as far as the server lets it.
+
+        The run is on its way whatever comes of it. A map that stays behind costs nothing, and the
+        run's next submission removes it.
+        """
+        with suppress(PlaceUnavailableError):
+            # Such as a right that is missing: doctor says so.
+            with suppress(SpecError):
+                self._give_to_job(spec_map)
+            with suppress(SpecError):
+                self._remove_other_maps(spec_map["metadata"]["name"])
+
     def _give_to_job(self, spec_map: Object) -> None:
         """Have the map removed with the RayJob, by whatever ends it: cancel, or its time to live.
 
@@ -227,14 +247,9 @@ class KubeRayLauncher:
         owner |= {"apiVersion": RAY_JOBS.group, "kind": "RayJob"}
         owned = {**spec_map["metadata"], "ownerReferences": [owner]}
         change = {"metadata": {"ownerReferences": [owner]}}
-        try:
-            if not self._cluster.patch(CONFIG_MAPS, owned["name"], change):
-                # It was the same as the RayJob's of before, and has gone with that one.
-                self._cluster.create({**spec_map, "metadata": owned})
-        except RefusedError as error:
-            # Without this right the map stays behind; doctor says that it is missing.
-            if error.status != FORBIDDEN:
-                raise
+        if not self._cluster.patch(CONFIG_MAPS, owned["name"], change):
+            # It was the same as the RayJob's of before, and has gone with that one.
+            self._cluster.create({**spec_map, "metadata": owned})
 
     def _is_ours(self, job: Object, submission: str) -> bool:
         annotations = job["metadata"].get("annotations", {})

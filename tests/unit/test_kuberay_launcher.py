@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -29,7 +30,7 @@ from kuberay_helpers import FULL, MICRO, experiment
 from launcher_command import launcher_command
 from real_cluster import CONTEXT, NAMESPACE, QUEUE, STORAGE, real_cluster
 
-from launcher import cli
+from launcher import cli, runs
 from launcher.account import Account, Progress
 from launcher.history import OWNER_VARIABLE
 from launcher.job import PlaceUnavailableError
@@ -38,6 +39,7 @@ from launcher.kuberay.launcher import SUBMISSION, KubeRayLauncher
 from launcher.kuberay.render import render
 from launcher.kuberay.situation import situation
 from launcher.status_line import line_of
+from launcher.target import Target
 from rotescale.activity import Activity
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
@@ -395,7 +397,7 @@ def test_the_same_map_goes_on_to_the_next_job(server: ApiServer) -> None:
     assert owners(server) == [job["metadata"]["uid"]]
 
 
-@pytest.mark.parametrize("status", [500, 429])
+@pytest.mark.parametrize("status", [500, 429, 409])
 def test_a_map_whose_change_is_lost_is_given_to_the_job_all_the_same(
     server: ApiServer, status: int
 ) -> None:
@@ -403,6 +405,27 @@ def test_a_map_whose_change_is_lost_is_given_to_the_job_all_the_same(
     server.faults.add(Fault("PATCH", "/configmaps", lost=True))
     assert launcher().submit(SPEC, retry=False)
     assert owners(server) == [jobs(server)[0]["metadata"]["uid"]]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("PATCH", "/configmaps", status=409, times=FOR_EVER),
+        Fault("PATCH", "/configmaps", status=422, times=FOR_EVER),
+        Fault("PATCH", "/configmaps", status=503, times=FOR_EVER),
+        Fault("GET", "/configmaps", status=403, times=FOR_EVER),
+        Fault("GET", "/configmaps", status=503, times=FOR_EVER),
+    ],
+    ids=lambda fault: f"{fault.method} {fault.status}",
+)
+def test_a_job_that_is_there_was_submitted_whatever_becomes_of_its_map(
+    server: ApiServer, fault: Fault
+) -> None:
+    server.faults.add(fault)
+    assert launcher(patience_seconds=0.1).submit(SPEC, retry=False)
+    assert fault.hits
+    assert len(jobs(server)) == 1
+    assert not launcher().submit(SPEC, retry=False)
 
 
 def test_an_account_that_may_not_change_maps_submits(server: ApiServer) -> None:
@@ -557,6 +580,65 @@ def test_the_command_line_goes_the_same_way(
     listed = json.loads(run("list", "--on", str(profile), "--json"))
     [found] = [one for one in listed if CONTEXT is None or one["name"] == NAME]
     assert (found["name"], found["state"]) == (NAME, "pending")
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands wait half a second for a server that is away."""
+    waiting = functools.partialmethod(Target.launcher, patience_seconds=0.5)
+    monkeypatch.setattr(Target, "launcher", waiting)
+
+
+def test_a_run_that_may_have_been_started_is_found_by_its_name(
+    server: ApiServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "state"))
+    profile = tmp_path / "place.yaml"
+    profile.write_text(dump_json(LAUNCH))
+
+    def run(*arguments: str) -> tuple[int, str]:
+        code = launcher_command(monkeypatch, *arguments)
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    def goes_away_with_the_answer() -> None:
+        wait_for(lambda: jobs(server) != [])
+        server.stop()
+
+    server.faults.add(Fault("POST", "/rayjobs", lost=True))
+    leaving = threading.Thread(target=goes_away_with_the_answer)
+    leaving.start()
+    with monkeypatch.context() as patched:
+        impatient(patched)
+        code, said = run("submit", str(MICRO), "--set", "seed=5", "--on", str(profile))
+    leaving.join()
+    assert code == 4
+    assert "may have been done: look with status" in said
+    server.start()
+    code, printed = run("status", "micro", "--json")
+    assert (code, json.loads(printed)["state"]) == (0, "pending")
+    noted = runs.started_spec(NAME)
+    assert noted is not None
+    assert noted.seed == 5
+
+
+def test_what_was_never_sent_is_not_noted(
+    server: ApiServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The run may be at another place, and this machine knows where."""
+    monkeypatch.setenv("ROTESCALE_STATE", str(tmp_path / "state"))
+    profile = tmp_path / "place.yaml"
+    profile.write_text(dump_json(LAUNCH))
+    impatient(monkeypatch)
+    with server.down():
+        assert launcher_command(monkeypatch, "submit", str(MICRO), "--on", str(profile)) == 4
+    assert launcher_command(monkeypatch, "list") == 0
+    assert "nothing was submitted" in capsys.readouterr().out
 
 
 def test_one_place_that_refuses_hides_no_other_run(

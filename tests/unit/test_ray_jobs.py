@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import sys
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import yaml
 from kuberay_helpers import CONFIGS, MICRO, experiment
 
 from launcher import cli
+from launcher.job import MayHaveStartedError, PlaceUnavailableError
+from launcher.jobs_api import JobsApi
 from launcher.ray_jobs import ENTRYPOINT, describe, render
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
@@ -56,6 +60,41 @@ def test_the_same_run_is_the_same_request() -> None:
     changed = render(experiment("seed=1"), place())
     assert changed.package_name != one.package_name
     assert changed.submission_id == one.submission_id
+
+
+class Leaving(BaseHTTPRequestHandler):
+    """A dashboard that knows no job, and goes away when one is sent, or before it is."""
+
+    is_away = False
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.command == "POST":
+            type(self).is_away = True
+        self.send_response(503 if self.is_away else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST = answer  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on the terminal."""
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_job_may_be_there_only_once_it_was_sent(
+    is_away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_CLUSTER_TOKEN", "x")
+    monkeypatch.setattr(Leaving, "is_away", is_away)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Leaving) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        access = place(ray={"jobs_url": f"http://127.0.0.1:{server.server_address[1]}"}).ray
+        assert access is not None
+        with pytest.raises(PlaceUnavailableError) as stopped:
+            JobsApi(access, patience_seconds=0.1).submit(render(experiment(), place()).body)
+        server.shutdown()
+    assert isinstance(stopped.value, MayHaveStartedError) == (not is_away)
 
 
 def test_each_attempt_has_an_id_of_its_own() -> None:
