@@ -96,6 +96,6 @@ def _topology(cluster: KubernetesCluster, flavors: list[Object], *, level: str) 
         "fail",
         f"{level} is no level of a Topology that a flavor of the queue names "
         f"({', '.join(levels) or 'they name none'})",
-        "name one as topologyName in the ResourceFlavor (k8s/kueue shows it), or correct "
-        "kuberay.topology.level",
+        "name one as topologyName in the ResourceFlavor (k8s/kueue shows it, and k8s/kueue-eks and "
+        "k8s/kueue-gke the levels of their clouds), or correct kuberay.topology.level",
     )

@@ -42,6 +42,25 @@ def named(kind: str, folder: str) -> dict[str, dict[str, Any]]:
     return {one["metadata"]["name"]: one for one in objects(folder) if one["kind"] == kind}
 
 
+QUEUES = ("kueue", "kueue-eks", "kueue-gke")
+"""The folders with a queue: one as an example, and it with the labels of each cloud."""
+
+
+def queues_of(folder: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """The objects of a folder with a queue, by kind and name, as kustomize changes them."""
+    listed = yaml.safe_load((K8S / folder / "kustomization.yaml").read_text())
+    assert folder == "kueue" or listed["resources"] == ["../kueue"]
+    found = {(one["kind"], one["metadata"]["name"]): one for one in objects("kueue")}
+    for patch in listed.get("patches", []):
+        one = found[patch["target"]["kind"], patch["target"]["name"]]
+        for change in yaml.safe_load(patch["patch"]):
+            _, spec, field = change["path"].split("/")
+            assert (change["op"], spec) == ("replace", "spec")
+            assert field in one["spec"]
+            one["spec"][field] = change["value"]
+    return found
+
+
 def profiles() -> list[LaunchSpec]:
     return [load_spec(LaunchSpec, path) for path in PROFILES]
 
@@ -82,6 +101,9 @@ def test_kustomize_builds_each_folder(folder: Path) -> None:
     )
     built = list(yaml.safe_load_all(done.stdout))
     assert len(built) >= 5
+    if folder.name in QUEUES:
+        found = {(one["kind"], one["metadata"]["name"]): one for one in built}
+        assert found == queues_of(folder.name)
     namespaces = {one["metadata"].get("namespace") for one in built}
     assert namespaces <= {"rotescale", None}
 
@@ -99,6 +121,41 @@ def test_the_profiles_use_what_is_there() -> None:
     assert all(one["spec"]["accessModes"] == ["ReadWriteMany"] for one in claims.values())
 
 
+def test_a_queue_has_the_level_and_the_nodes_of_each_profile_with_a_topology() -> None:
+    """Kueue admits no pod that asks for another level, or for a node that its flavor is not."""
+    topologies = {}
+    for folder in QUEUES:
+        found = queues_of(folder)
+        flavor = found["ResourceFlavor", "rotescale-h100"]["spec"]
+        levels = [
+            one["nodeLabel"] for one in found["Topology", flavor["topologyName"]]["spec"]["levels"]
+        ]
+        assert levels[-1] == "kubernetes.io/hostname"
+        assert len(set(levels)) == len(levels)
+        topologies[folder] = (levels, flavor["nodeLabels"])
+    asked = {}
+    for launch in profiles():
+        assert launch.kuberay is not None
+        if launch.kuberay.topology is not None:
+            asked[launch.name] = (
+                launch.kuberay.topology.level,
+                launch.kuberay.workers.node_selector,
+            )
+    fitting = {
+        name: [
+            folder
+            for folder, (levels, labels) in topologies.items()
+            if level in levels and labels == selector
+        ]
+        for name, (level, selector) in asked.items()
+    }
+    assert fitting == {
+        "h100-4x8-infiniband": ["kueue"],
+        "eks-p5": ["kueue-eks"],
+        "gke-a3": ["kueue-gke"],
+    }
+
+
 def test_the_queue_knows_every_resource_that_is_asked_for() -> None:
     queue = named("ClusterQueue", "kueue")["rotescale"]
     (group,) = queue["spec"]["resourceGroups"]
@@ -114,8 +171,6 @@ def test_the_queue_knows_every_resource_that_is_asked_for() -> None:
         for _, template in pod_templates(render(spec, launch)[1]):
             for container in template["spec"]["containers"]:
                 assert container["resources"]["requests"].keys() <= set(group["coveredResources"])
-    topology = named("Topology", "kueue")["rotescale"]
-    assert topology["spec"]["levels"][-1] == {"nodeLabel": "kubernetes.io/hostname"}
 
 
 def test_nobody_is_given_more_than_is_used() -> None:
