@@ -17,7 +17,7 @@ import pytest
 import yaml
 from api_kinds import RAYJOBS
 from api_server import ApiServer, api_server
-from kuberay_helpers import FULL
+from kuberay_helpers import FULL, experiment
 from kuberay_schema import ROOT, check_as_kubernetes_does, ray_job_schema
 
 from launcher import cli
@@ -30,6 +30,8 @@ from launcher.kuberay.doctor import (
     NEEDED_WITH_QUEUE,
     kuberay_checks,
 )
+from launcher.kuberay.launcher import KubeRayLauncher
+from launcher.kuberay.names import job_name
 from launcher.kuberay.pods import probe_pod
 from rotescale.errors import SpecError
 from rotescale.kuberay_spec import RAY_VERSION
@@ -393,25 +395,55 @@ def test_the_probes_pod_is_as_safe_as_a_runs() -> None:
     assert values["ROTESCALE_PROBE"] == '{"storage": "$$(HOME)"}'
 
 
-def test_the_role_allows_what_is_needed_and_changes_nothing_else() -> None:
+def allowed_by_the_role() -> set[tuple[str, str, str]]:
+    """Verb, group and resource of all that the role of ``k8s/base`` allows."""
     documents = yaml.safe_load_all((ROOT / "k8s" / "base" / "rbac.yaml").read_text())
     (role,) = [one for one in documents if one["kind"] == "Role"]
-    allowed = {
+    return {
         (verb, group, resource)
         for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
+
+
+def test_the_role_allows_what_is_needed_and_nothing_else() -> None:
     needed = {
         (verb, "" if kind.group == "v1" else kind.group.partition("/")[0], kind.plural)
         for verb, kind in (*NEEDED, *NEEDED_WITH_QUEUE, *NEEDED_TO_PROBE)
     }
-    assert needed <= allowed
-    reading = {"get", "list", "watch"}
-    assert {one for one in allowed - needed if one[0] not in reading} == {
-        ("patch", "ray.io", "rayjobs")
+    of_doctor = {
+        ("get", "", "persistentvolumeclaims"),
+        ("get", "", "serviceaccounts"),
+        ("get", "kueue.x-k8s.io", "localqueues"),
     }
+    of_kubectl_apply = {("get", "", "configmaps"), ("patch", "ray.io", "rayjobs")}
+    assert allowed_by_the_role() == needed | of_doctor | of_kubectl_apply
+
+
+def test_the_role_is_enough_for_the_life_of_a_run(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = {(verb, resource) for verb, _, resource in allowed_by_the_role()}
+    monkeypatch.setattr(server, "may", lambda verb, resource: (verb, resource) in allowed)
+    line = f"{MARK}{json.dumps(FOUND)}\n"
+    threading.Thread(target=answer, args=(server, tmp_path, line)).start()
+    found = look(with_probe=True)
+    assert {check.name for check in found.values() if check.verdict == "fail"} == set()
+    assert found["rights"].verdict == "ok"
+    launch, spec = place(), experiment()
+    name = job_name(spec.name, storage=launch.storage)
+    launcher = KubeRayLauncher(launch, name, cluster=cluster(), sleep=lambda _: time.sleep(0.02))
+    launcher.check(spec)
+    assert launcher.submit(spec, retry=False)
+    (spec_map,) = server.list("configmaps", namespace=NAMESPACE)
+    assert spec_map["metadata"]["ownerReferences"]
+    assert launcher.differences(spec) == []
+    for name in ("queue", "RayJob"):
+        assert name in dict(launcher.look().layers)
+    assert launcher.logs(num_lines=5) == []
+    assert launcher.cancel(grace_seconds=1)
 
 
 @pytest.mark.parametrize(
