@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,11 +19,12 @@ from launcher.kuberay.cluster import (
     RefusedError,
 )
 from launcher.kuberay.kueue_doctor import queue_checks
-from launcher.kuberay.pods import probe_pod
+from launcher.kuberay.pods import head_pod, probe_pod, worker_pod
 from launcher.kuberay.render import render
+from launcher.kuberay.room import SUBMITTER_REQUESTS, Pod, room_beside
 from launcher.kuberay.situation import situation
 from rotescale.errors import SpecError
-from rotescale.kuberay_spec import KubeRaySpec, bytes_of
+from rotescale.kuberay_spec import KubeRaySpec
 from rotescale.launch_spec import LaunchSpec
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json, parse_spec
@@ -49,8 +49,6 @@ _ACCOUNTS = Kind("v1", "serviceaccounts")
 _SECRETS = Kind("v1", "secrets")
 _PRIORITIES = Kind("kueue.x-k8s.io/v1beta2", "workloadpriorityclasses", is_namespaced=False)
 _NODES = Kind("v1", "nodes", is_namespaced=False)
-_BYTES = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "k": 10**3, "M": 10**6}
-_BYTES |= {"G": 10**9, "T": 10**12, "": 1}
 _TRIAL: Object = {
     "model": {"weights": {"kind": "random", "architecture": "llama-3.2-1b"}},
     "facts": {"source": "shipped", "relations": ["mother"]},
@@ -62,6 +60,7 @@ _TRIAL: Object = {
     ],
 }
 """The least experiment: to Kubernetes all look alike."""
+_ON_DEMAND = "fine where nodes are made on demand; else ask for less, or correct {selector}"
 _PROBE_SECONDS = 600.0
 _POLL_SECONDS = 1.0
 
@@ -209,46 +208,40 @@ def _exists(
 
 
 def _nodes(cluster: KubernetesCluster, launch: LaunchSpec, kuberay: KubeRaySpec) -> Iterator[Check]:
-    """Whether the cluster's nodes, empty, could hold the worker pods."""
-    shape, wanted = kuberay.workers, launch.num_workers[1] // kuberay.workers.per_node
-    selector = ",".join(f"{key}={value}" for key, value in shape.node_selector.items())
+    """Whether the cluster's nodes, empty, could hold the pods as they are rendered."""
     try:
-        nodes = cluster.find(_NODES, labels=selector or None)
+        nodes = cluster.find(_NODES)
     except RefusedError:
         yield Check(
             "nodes", "warn", "this account may not list nodes", "ask whoever runs the cluster"
         )
         return
-    gpus = shape.per_node * launch.gpus_per_worker
-    fitting = [
-        node
-        for node in nodes
-        if not node["spec"].get("unschedulable")
-        and _amount(node, "cpu") >= shape.cpus
-        and _amount(node, "memory") >= bytes_of(shape.memory)
-        and _amount(node, shape.gpu_resource) >= gpus
-    ]
-    gpu_words = f", {gpus} {shape.gpu_resource}" if gpus else ""
-    each = f"{shape.cpus} cores, {shape.memory}{gpu_words}"
-    words = f"{len(fitting)} of {len(nodes)} nodes with the labels hold a pod of {each}"
-    if len(fitting) >= wanted:
-        yield Check("nodes", "ok", f"{words}; {wanted} are wanted")
-    else:
+    head = Pod.of(head_pod(kuberay, labels={}, spec_map=""), added=SUBMITTER_REQUESTS)
+    workers = Pod.of(worker_pod(kuberay, gpus_per_worker=launch.gpus_per_worker, labels={}))
+    wanted = launch.num_workers[1] // kuberay.workers.per_node
+    yield _room("nodes", workers, nodes, wanted=wanted, selector="workers.node_selector")
+    alone, room = workers.room(nodes), room_beside(head, workers, nodes)
+    if alone >= wanted > room:
         yield Check(
-            "nodes",
+            "head's node",
             "warn",
-            f"{words}; {wanted} are wanted",
-            "fine where nodes are made on demand; else ask for less, or correct node_selector",
+            f"the head's pod of {head.words} takes a node of the workers: beside it there is room "
+            f"for {room} of their pods; {wanted} are wanted",
+            _ON_DEMAND.format(selector="head.node_selector"),
         )
+    else:
+        yield _room("head's node", head, nodes, wanted=1, selector="head.node_selector")
 
 
-def _amount(node: Object, resource: str) -> float:
-    """A node's allocatable amount, in units or bytes; 0 where it has none."""
-    text = str(node.get("status", {}).get("allocatable", {}).get(resource, "0"))
-    match = re.fullmatch(r"([0-9.]+)(m|[KMGT]i|[kMGT]?)", text)
-    if match is None:
-        return 0.0
-    return float(match[1]) / 1000 if match[2] == "m" else float(match[1]) * _BYTES[match[2]]
+def _room(name: str, pod: Pod, nodes: list[Object], *, wanted: int, selector: str) -> Check:
+    labelled = pod.labelled(nodes)
+    holding = sum(pod.on(node) > 0 for node in labelled)
+    room = pod.room(nodes)
+    words = f"{holding} of {len(labelled)} nodes with the labels hold a pod of {pod.words}"
+    words = "; ".join((words, *pod.obstacles(labelled), f"room for {room}, {wanted} wanted"))
+    if room >= wanted:
+        return Check(name, "ok", words)
+    return Check(name, "warn", words, _ON_DEMAND.format(selector=selector))
 
 
 def _probe(

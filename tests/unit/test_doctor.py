@@ -102,6 +102,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
             found.create(document)
         for number in range(4):
             add_node(found, f"gpu-{number}")
+        add_node(found, "cpu", labels={"pool": "cpu"}, **{"nvidia.com/gpu": "0"})
         yield found
 
 
@@ -121,12 +122,22 @@ def behind_the_queue(*, level: str = "example.com/rail") -> list[Object]:
     ]
 
 
-def add_node(server: ApiServer, name: str) -> None:
-    labels = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
-    amounts = {"cpu": "191500m", "memory": "2000Gi", "nvidia.com/gpu": "8"}
+H100 = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+
+
+def add_node(
+    server: ApiServer,
+    name: str,
+    *,
+    labels: dict[str, str] = H100,
+    taints: tuple[Object, ...] = (),
+    **changes: str,
+) -> None:
+    """A node with 8 GPUs, or with other amounts of what ``changes`` names."""
+    amounts = {"cpu": "191500m", "memory": "2000Gi", "nvidia.com/gpu": "8", **changes}
     server.create(
         {
-            **{"apiVersion": "v1", "kind": "Node", "spec": {}},
+            **{"apiVersion": "v1", "kind": "Node", "spec": {"taints": list(taints)}},
             "metadata": {"name": name, "labels": labels},
         },
         status={"allocatable": amounts},
@@ -144,9 +155,12 @@ def cluster() -> KubernetesCluster:
     return KubernetesCluster(None, NAMESPACE, patience_seconds=10, sleep=lambda _: None)
 
 
-def look(*, with_probe: bool = False) -> dict[str, Check]:
+def look(launch: LaunchSpec | None = None, *, with_probe: bool = False) -> dict[str, Check]:
     found = kuberay_checks(
-        place(), with_probe=with_probe, cluster=cluster(), sleep=lambda _: time.sleep(0.02)
+        launch or place(),
+        with_probe=with_probe,
+        cluster=cluster(),
+        sleep=lambda _: time.sleep(0.02),
     )
     return {check.name: check for check in found}
 
@@ -309,6 +323,99 @@ def test_what_is_wrong_is_named_with_its_remedy(
     assert check.verdict == verdict
     assert remedy in check.remedy
     assert check.words
+
+
+TAINT = {"key": "dedicated", "value": "others", "effect": "NoSchedule"}
+Nodes = list[dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "nodes", "check", "verdict", "words"),
+    [
+        (
+            {"fabric": {"kind": "infiniband"}},
+            [{}] * 4,
+            *("nodes", "warn", "none has 1 rdma/ib, the most is 0 rdma/ib; room for 0, 4 wanted"),
+        ),
+        (
+            {"fabric": {"kind": "infiniband"}},
+            [{"rdma/ib": "1"}] * 4,
+            *("nodes", "ok", "8 nvidia.com/gpu, 1 rdma/ib; room for 4, 4 wanted"),
+        ),
+        (
+            {"fabric": {"kind": "efa"}},
+            [{"vpc.amazonaws.com/efa": "32", "hugepages-2Mi": "5120Mi"}] * 3
+            + [{"vpc.amazonaws.com/efa": "32", "hugepages-2Mi": "4Gi"}],
+            *("nodes", "warn", "3 of 4 nodes with the labels"),
+        ),
+        # The daemon beside the workers takes 4 cores.
+        (
+            {"fabric": {"kind": "tcpxo"}},
+            [{"cpu": "99"}] * 4,
+            *("nodes", "warn", "none has 100 cores, the most is 99 cores"),
+        ),
+        ({"fabric": {"kind": "tcpxo"}}, [{"cpu": "100"}] * 4, *("nodes", "ok", "of 100 cores")),
+        ({}, [{"taints": (TAINT,)}] * 4, *("nodes", "warn", "does not tolerate (dedicated)")),
+        (
+            {},
+            [{"taints": ({**TAINT, "key": "nvidia.com/gpu"},)}] * 4,
+            *("nodes", "ok", "4 of 4 nodes"),
+        ),
+        # KubeRay's own container is beside the head's.
+        (
+            {},
+            [{}] * 4 + [{"labels": {"pool": "cpu"}, "cpu": "4"}],
+            "head's node",
+            "warn",
+            "4.5 cor",
+        ),
+        (
+            {},
+            [{}] * 4 + [{"labels": {"pool": "cpu"}, "cpu": "4500m"}],
+            "head's node",
+            "ok",
+            "1 of 1",
+        ),
+        (
+            {},
+            [{}] * 4,
+            "head's node",
+            "warn",
+            "0 of 0 nodes with the labels hold a pod of 4.5 cores",
+        ),
+        (
+            {"head": {"cpus": 4, "memory": "16Gi"}},
+            [{"cpu": "100"}] * 4,
+            *("head's node", "warn", "beside it there is room for 3 of their pods; 4 are wanted"),
+        ),
+        (
+            {"head": {"cpus": 4, "memory": "16Gi"}},
+            [{"cpu": "101"}] * 4,
+            "head's node",
+            "ok",
+            "4 of 4",
+        ),
+        # More than one pod fits on a node.
+        (
+            {"workers": {"per_node": 8, "cpus": 32, "memory": "64Gi", "shared_memory": "1Gi"}},
+            [{"nvidia.com/gpu": "16"}] * 2,
+            *("nodes", "ok", "2 of 2 nodes with the labels hold a pod of 32 cores"),
+        ),
+    ],
+)
+def test_nodes_must_hold_all_that_the_rendered_pods_ask_for(
+    server: ApiServer, changes: Object, nodes: Nodes, check: str, verdict: str, words: str
+) -> None:
+    for node in server.list("nodes"):
+        server.delete("nodes", node["metadata"]["name"], namespace="")
+    for number, node in enumerate(nodes):
+        add_node(server, f"node-{number}", **node)
+    fields = copy.deepcopy(FULL)
+    fields["kuberay"] |= {"context": None, **changes}
+    found = look(parse_spec(LaunchSpec, fields, where="place.yaml"))[check]
+    assert found.verdict == verdict, found
+    assert words in found.words
+    assert bool(found.remedy) == (verdict != "ok")
 
 
 def test_without_kueue_its_absence_is_said(server: ApiServer) -> None:
