@@ -22,13 +22,14 @@ def launcher_of(
     ``patience_seconds``: how long it waits for a place that does not answer.
     """
     name = job_name(experiment, storage=launch.storage)
+    run_dir = RunDir.of(launch.storage, experiment)
     if launch.kuberay is not None:
         cluster = KubernetesCluster(
             launch.kuberay.context, launch.kuberay.namespace, patience_seconds=patience_seconds
         )
-        return KubeRayLauncher(launch, name, cluster=cluster)
+        return KubeRayLauncher(launch, name, cluster=cluster, run_dir=run_dir)
     if launch.ray is not None:
         api = JobsApi(launch.ray, patience_seconds=patience_seconds)
         return RayLauncher(launch, name, api=api)
     # Also on a machine of a Ray cluster: the driver is a process here.
-    return LocalLauncher(launch, RunDir.of(launch.storage, experiment))
+    return LocalLauncher(launch, run_dir)

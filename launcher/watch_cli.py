@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from rich.table import Table
 from launcher import runs
 from launcher.account import Account
 from launcher.job import PlaceUnavailableError, Situation
+from launcher.kept_output import kept_lines
 from launcher.listing import runs_at
 from launcher.patience import LOOK_SECONDS
 from launcher.report import PLACE_AWAY, RunReport, look
@@ -25,7 +26,6 @@ from launcher.status_page import page, short
 from launcher.target import Target, find_target, load_launch
 from rotescale.errors import RotescaleError, SpecError
 from rotescale.launch_spec import LaunchSpec
-from rotescale.run_dir import RunDir
 from rotescale.storage import entries
 
 console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -37,7 +37,6 @@ On = Annotated[
     Path | None, typer.Option(help="Its place (a launch spec); default: where it was submitted.")
 ]
 _WORKER_LOG = re.compile(r"attempt-(\d{4,})-rank-(\d{5,})\.log")
-_DRIVER_LOG = re.compile(r"driver-(\d{4,})\.log")
 _WATCH_SECONDS = 2.0
 _ANY_WIDTH = 10_000
 
@@ -189,7 +188,7 @@ def _follow(target: Target) -> None:
     except PlaceUnavailableError as error:
         console.print(str(error))
     if not printed:
-        for line in _kept_lines(target.run_dir):
+        for line in kept_lines(target.run_dir):
             print(line)
 
 
@@ -199,14 +198,7 @@ def _driver_lines(target: Target, *, num_lines: int) -> list[str]:
     except RotescaleError as error:
         console.print(str(error))
         lines = []
-    return lines or list(_kept_lines(target.run_dir))[-num_lines:]
-
-
-def _kept_lines(run_dir: RunDir) -> Iterator[str]:
-    """Everything that drivers have printed, one after the other, as the run's folder has it."""
-    for path in sorted(entries(run_dir.logs_dir), key=lambda path: path.name):
-        if _DRIVER_LOG.fullmatch(path.name):
-            yield from path.read_bytes().decode(errors="replace").splitlines()
+    return lines or list(kept_lines(target.run_dir))[-num_lines:]
 
 
 def _worker_lines(target: Target, *, rank: int, attempt: int | None) -> list[str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from launcher import history, status_line
 from launcher.account import Account
 from launcher.job import MayHaveStartedError, PlaceUnavailableError, Situation
+from launcher.kept_output import kept_on, not_given
 from launcher.kuberay.cluster import (
     CONFIG_MAPS,
     EVENTS,
@@ -28,8 +30,9 @@ from launcher.kuberay.names import QUEUE_LABEL, RUN_LABEL
 from launcher.kuberay.pods import HEAD, HEAD_GRACE_SECONDS
 from launcher.kuberay.render import render
 from launcher.kuberay.situation import is_over, situation
-from rotescale.errors import SpecError
+from rotescale.errors import RotescaleError, SpecError
 from rotescale.launch_spec import LaunchSpec
+from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec
 
 SUBMISSION = "rotescale/submission"
@@ -38,6 +41,23 @@ SUBMITTER = "ray-job-submitter"
 """KubeRay's container in the head's pod, which prints what the driver prints."""
 _POLL_SECONDS = 1.0
 _TRIES = 5
+_NUM_LAST = 1000
+"""By how many lines it is found out which of a driver's are missing."""
+
+
+class _Seen:
+    """How much of a pod's log was given."""
+
+    def __init__(self) -> None:
+        self.last: deque[str] = deque(maxlen=_NUM_LAST)
+        self._num_lines = 0
+
+    def new(self, lines: Iterable[str]) -> Iterator[str]:
+        """The lines of a connection, which begins with the log's first, that are not known yet."""
+        for number, line in enumerate(lines, start=1):
+            if number > self._num_lines:
+                self._num_lines = number
+                yield line
 
 
 class KubeRayLauncher:
@@ -49,10 +69,13 @@ class KubeRayLauncher:
         name: str,
         *,
         cluster: KubernetesCluster,
+        run_dir: RunDir | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """``name`` is the RayJob's."""
+        """``name`` is the RayJob's; ``run_dir`` the run's folder, which may not be seen from here:
+        lines that pods take with them are looked for there."""
         assert launch.kuberay is not None, launch.name
+        self._run_dir = run_dir
         self._launch = launch
         self._name = name
         self._kuberay = launch.kuberay
@@ -138,25 +161,42 @@ class KubeRayLauncher:
         return []
 
     def follow(self) -> Iterator[str]:
-        """As ``Launcher.follow``, from one attempt's pod to the next one's."""
-        given: dict[str, int] = {}
+        """As ``Launcher.follow``, from one attempt's pod to the next one's.
+
+        What a pod was deleted with before it was streamed comes from the run's folder.
+        """
+        seen: dict[str, _Seen] = {}
         while True:
             job = self._cluster.get(RAY_JOBS, self._name)
             pod = self._newest_head()
             if pod is not None:
                 name = pod["metadata"]["name"]
-                if name not in given and given:
+                if name not in seen and seen:
+                    yield from self._left_behind(seen)
                     yield f"--- another attempt: pod {name}"
-                given.setdefault(name, 0)
-                for number, line in enumerate(self._cluster.follow(name, SUBMITTER), start=1):
-                    # Each connection begins with the first line.
-                    if number > given[name]:
-                        given[name] = number
-                        if not status_line.is_status(line):
-                            yield line
+                mine = seen.setdefault(name, _Seen())
+                for line in mine.new(self._cluster.follow(name, SUBMITTER)):
+                    if not status_line.is_status(line):
+                        mine.last.append(line)
+                        yield line
             if job is None or is_over(job):
+                yield from self._left_behind(seen)
                 return
             self._sleep(_POLL_SECONDS)
+
+    def _left_behind(self, seen: dict[str, _Seen]) -> Iterator[str]:
+        """What the drivers in these pods have printed and was not given, where the folder tells;
+        of the newest first, whose lines were the last."""
+        newest = next(reversed(seen), None)
+        for pod, mine in reversed(seen.items()):
+            kept: list[str] = []
+            with suppress(RotescaleError, OSError):
+                kept = [] if self._run_dir is None else kept_on(self._run_dir, pod)
+            lines = not_given(kept, mine.last)
+            if lines and pod != newest:
+                yield f"--- meanwhile in pod {pod}"
+            mine.last.extend(lines)
+            yield from lines
 
     def cancel(self, *, grace_seconds: float) -> bool:
         """As ``Launcher.cancel``: pods that are deleted save first, for as long as their grace."""

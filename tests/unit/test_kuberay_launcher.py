@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import pty
+import socket
 import struct
 import subprocess
 import sys
@@ -30,10 +31,11 @@ from kuberay_helpers import FULL, MICRO, experiment
 from launcher_command import launcher_command
 from real_cluster import CONTEXT, NAMESPACE, QUEUE, STORAGE, real_cluster
 
-from launcher import cli, runs
+from launcher import cli, history, runs
 from launcher.account import Account, Progress
 from launcher.history import OWNER_VARIABLE
 from launcher.job import PlaceUnavailableError
+from launcher.kept_output import not_given
 from launcher.kuberay.cluster import KubernetesCluster, RefusedError
 from launcher.kuberay.launcher import SUBMISSION, KubeRayLauncher
 from launcher.kuberay.render import render
@@ -43,6 +45,7 @@ from launcher.target import Target
 from rotescale.activity import Activity
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
+from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json, parse_spec
 
@@ -75,11 +78,13 @@ MAP, JOB = render(SPEC, LAUNCH)
 NAME = JOB["metadata"]["name"]
 
 
-def launcher(*, patience_seconds: float = 20.0) -> KubeRayLauncher:
+def launcher(*, patience_seconds: float = 20.0, run_dir: RunDir | None = None) -> KubeRayLauncher:
     cluster = KubernetesCluster(
         CONTEXT, NAMESPACE, patience_seconds=patience_seconds, sleep=lambda _: time.sleep(0.02)
     )
-    return KubeRayLauncher(LAUNCH, NAME, cluster=cluster, sleep=lambda _: time.sleep(0.02))
+    return KubeRayLauncher(
+        LAUNCH, NAME, cluster=cluster, run_dir=run_dir, sleep=lambda _: time.sleep(0.02)
+    )
 
 
 def jobs(server: ApiServer) -> list[Object]:
@@ -462,6 +467,88 @@ def test_lines_are_followed_over_streams_that_close_and_to_the_next_attempt(
     assert not following.is_alive()
     assert found == ["a", "b", "c", "--- another attempt: pod head-2", "d"]
     assert launcher().logs(num_lines=5) == ["d"]
+
+
+def keep(run_dir: RunDir, pod: str, text: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A start in that pod, and what the folder has of its driver."""
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "gethostname", lambda: pod)
+        start = history.begin(run_dir, place="kuberay", launch="full", owner="x")
+    assert start is not None
+    path = run_dir.numbered_driver_log(start.number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_lines_that_a_pod_was_deleted_with_come_from_the_runs_folder(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    keep(run_dir, "another", "of another time\n", monkeypatch)
+    launcher().submit(SPEC, retry=False)
+    say(server, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    pod(server, "head-1", "head")
+    log = tmp_path / "one"
+    # The submitter's lines and the supervisor's are in the pod's log alone.
+    log.write_text(f"submitted\na\n\n{told(1)}\nrotescale-launch: x\nb\n")
+    server.set_log("head-1", log, container="ray-job-submitter", namespace=NAMESPACE)
+    kept = keep(run_dir, "head-1", "a\n\nb\nc\n50%\r100%\n", monkeypatch)
+    found: list[str] = []
+    following = threading.Thread(target=lambda: found.extend(launcher(run_dir=run_dir).follow()))
+    following.start()
+    wait_for(lambda: "b" in found)
+    server.delete("pods", "head-1", namespace=NAMESPACE)
+    pod(server, "head-2", "head")
+    log_2 = tmp_path / "two"
+    log_2.write_text("submitted\nd\n")
+    server.set_log("head-2", log_2, container="ray-job-submitter", namespace=NAMESPACE)
+    keep(run_dir, "head-2", "d\ne\n", monkeypatch)
+    wait_for(lambda: "d" in found)
+    # A pod that is being removed prints until it is gone.
+    with kept.open("ab") as file:
+        file.write(b"saved\n")
+    server.delete("pods", "head-2", namespace=NAMESPACE)
+    say(server, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    following.join(timeout=60)
+    assert not following.is_alive()
+    assert found == [
+        *("submitted", "a", "", "rotescale-launch: x", "b", "c", "50%\r100%"),
+        *("--- another attempt: pod head-2", "submitted", "d", "e"),
+        *("--- meanwhile in pod head-1", "saved"),
+    ]
+
+
+def test_a_folder_that_cannot_be_read_takes_no_line_away(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    keep(run_dir, "head-1", "a\nb\n", monkeypatch)
+    run_dir.launch_start(1).write_bytes(b"{")
+    launcher().submit(SPEC, retry=False)
+    pod(server, "head-1", "head", "Succeeded")
+    log = tmp_path / "one"
+    log.write_text("a\n")
+    server.set_log("head-1", log, container="ray-job-submitter", namespace=NAMESPACE)
+    say(server, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert list(launcher(run_dir=run_dir).follow()) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ("", "a - b - c"),
+        ("a", "- b - c"),
+        ("x a x - x b x", "- c"),
+        # The beginning was rotated away, or a line was spoilt.
+        ("- b -", "c"),
+        ("a - ? - c", ""),
+        ("b x y", "- c"),
+        ("a - b - c x", ""),
+    ],
+)
+def test_what_is_kept_is_given_from_the_last_line_on(given: str, missing: str) -> None:
+    assert list(not_given(["a", "-", "b", "-", "c"], given.split())) == missing.split()
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
