@@ -113,6 +113,19 @@ def successor(run_dir: RunDir, number: int) -> Start | None:
     return _taker(run_dir, starts(run_dir), after=number)
 
 
+def refused(run_dir: RunDir, owner: str) -> Ending | None:
+    """How the owner's last start ended, where that was a user error.
+
+    None where it has made no start, or where another has begun since, which may have got over it.
+    """
+    known = starts(run_dir)
+    mine = [one.number for one in known if one.owner == owner]
+    if not mine or _taker(run_dir, known, after=mine[-1]) is not None:
+        return None
+    ending = _end_of(run_dir, mine[-1])
+    return ending if ending is not None and ending.kind == "user" else None
+
+
 def end(run_dir: RunDir, ending: Ending) -> None:
     """Note how it ended."""
     create_exclusive(run_dir.launch_end(ending.number), _bytes(ending))

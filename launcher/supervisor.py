@@ -2,7 +2,8 @@
 
 It runs where the driver runs, so that the machine from which the run was submitted may be switched
 off. On Kubernetes the RayJob starts drivers again; there this starts one, keeps what it prints, and
-says how it ended. One owner of restarts per place.
+says how it ended, or starts none where the same job has met a user error. One owner of restarts per
+place.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ class Supervisor:
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         """``place`` and the name of the ``launch`` spec are noted. ``budgets`` None: start it once,
-        since somebody else starts it again. ``grace_seconds``: for a save when asked to end."""
+        since somebody else starts it again, and not where its owner's last start met a user error.
+        ``grace_seconds``: for a save when asked to end."""
         self._run_dir = run_dir
         self._command = command
         # Whoever starts supervisors again says whose they are; any other is one by itself.
@@ -162,7 +164,15 @@ class Supervisor:
 
         Where a later start has the run, this one leaves it: two that went on would each end the
         other's workers for ever. Whoever starts this again must not, and is told so by 0.
+        A user error is not tried again: its exit code is given once more, and nothing is started.
         """
+        refused = self._refused()
+        if refused is not None:
+            self._say(
+                f"not started again: start {refused.number} of this submission met a user error; "
+                f"submit --retry goes on once its cause is gone. {refused.reason}"
+            )
+            return _shell_code(refused.exit_code)
         endings: list[Ending] = []
         with self._signals():
             while start := history.begin(self._run_dir, **self._origin):
@@ -175,9 +185,13 @@ class Supervisor:
                 self._say("not started: a later start has the run")
         if not endings or (self._budgets is None and endings[-1].kind == "superseded"):
             return 0
-        code = endings[-1].exit_code
-        # A shell's code for a program that a signal has ended.
-        return code if code >= 0 else 128 - code
+        return _shell_code(endings[-1].exit_code)
+
+    def _refused(self) -> Ending | None:
+        """The user error that another process has met for the same submission; None without one."""
+        if self._budgets is not None:
+            return None
+        return history.refused(self._run_dir, self._origin["owner"])
 
     def _goes_on(self, endings: Sequence[Ending]) -> bool:
         """Whether another driver is to be started, once it is time for that."""
@@ -285,6 +299,11 @@ class Supervisor:
             exit_code=exit_code,
             checkpoint=checkpoint,
         )
+
+
+def _shell_code(exit_code: int) -> int:
+    """A shell's code for a program that a signal has ended; any other as it is."""
+    return exit_code if exit_code >= 0 else 128 - exit_code
 
 
 class _DriverGoneError(Exception):

@@ -13,7 +13,7 @@ from supervising import BUDGETS, supervise
 from launcher import history
 from launcher.history import Ending, EndKind
 from rotescale.launch_spec import Restarts
-from rotescale.run_dir import RunDir
+from rotescale.run_dir import Outcome, RunDir
 
 
 def begun(run_dir: RunDir, *, owner: str) -> int | None:
@@ -115,3 +115,76 @@ def test_a_try_of_a_job_that_has_lost_the_run_leaves_it(
     assert supervise(run_dir, "exit 0", None)[0] == 0
     assert [one.number for one in history.starts(run_dir)] == [1, 2, 3, 4]
     assert [one.kind for one in history.endings(run_dir)][-1] == "finished"
+
+
+FAILED = Outcome(status="failed", attempt=0, error="DataError", message="row 3")
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "words"),
+    [
+        ("exit 2", 2, "error: mother.csv: missing"),
+        ("exit 3", 3, "error: mother.csv: missing"),
+        # Killed after a worker has written the outcome, which decides the run.
+        (f"echo '{FAILED.model_dump_json()}' > outcome.json; kill -9 $$", 137, "DataError: row 3"),
+    ],
+)
+def test_a_user_error_is_told_again_by_each_try_of_a_job_and_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, code: int, words: str
+) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    script = f"cd {run_dir.root}; echo x >> tries; echo error: mother.csv: missing; {ends}"
+    monkeypatch.setenv(history.OWNER_VARIABLE, "one-ray-job")
+    assert supervise(run_dir, script, None) == (code, "")
+    for _ in range(2):
+        again, said = supervise(run_dir, script, None)
+        assert again == code
+        assert said.startswith("not started again: start 1 of this submission met a user error;")
+        assert said.endswith(words)
+    assert (tmp_path / "run" / "tries").read_text() == "x\n"
+    assert run_dir.launch_numbers() == [1]
+
+    # Asked for by a person, it is tried again.
+    monkeypatch.setenv(history.OWNER_VARIABLE, "the-next-ray-job")
+    Outcome.clear(run_dir)
+    assert supervise(run_dir, "exit 0", None) == (0, "")
+    assert [one.kind for one in history.endings(run_dir)] == ["user", "finished"]
+
+
+def test_what_was_no_user_error_is_tried_again_by_the_same_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    monkeypatch.setenv(history.OWNER_VARIABLE, "one-ray-job")
+    for script in ("exit 4", "kill -9 $$", "exit 130", "exit 1"):
+        supervise(run_dir, script, None)
+    # A try whose supervisor was killed has noted no end.
+    assert begun(run_dir, owner="one-ray-job") == 5
+    assert supervise(run_dir, "exit 0", None) == (0, "")
+    assert [one.kind for one in history.endings(run_dir)] == [
+        *("infrastructure", "infrastructure", "cancelled", "infrastructure", "finished")
+    ]
+
+
+def test_a_try_that_nobody_has_named_is_one_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a manifest that kubectl has applied."""
+    run_dir = RunDir(tmp_path / "run")
+    monkeypatch.delenv(history.OWNER_VARIABLE, raising=False)
+    for _ in range(2):
+        assert supervise(run_dir, "exit 2", None) == (2, "")
+    assert run_dir.launch_numbers() == [1, 2]
+
+
+def test_a_job_with_a_user_error_leaves_a_run_that_another_has_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    monkeypatch.setenv(history.OWNER_VARIABLE, "one-ray-job")
+    assert supervise(run_dir, "exit 2", None)[0] == 2
+    assert begun(run_dir, owner="another") == 2
+    assert supervise(run_dir, "exit 2", None) == (0, "not started: a later start has the run")
+    ended(run_dir, 2, "user")
+    assert supervise(run_dir, "exit 0", None)[0] == 2, "that one was refused as well"
+    assert run_dir.launch_numbers() == [1, 2]
