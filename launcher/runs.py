@@ -60,8 +60,8 @@ def remember(
 ) -> Submission:
     """Note that the run was submitted there.
 
-    ``started``: the experiment; None where the run was at work already, with whatever it was
-    started with: what was noted then stays.
+    ``started``: the experiment, where it was started, or may have been; None where the run was at
+    work already, with whatever it was started with: what was noted then stays.
     """
     launch = placed(launch)
     name = job_name(experiment, storage=launch.storage)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,8 +71,8 @@ class RefusedError(SpecError):
 class KubernetesCluster:
     """One namespace of a cluster.
 
-    Reads and deletions are asked for again through an outage of ``patience_seconds``, and then
-    raise PlaceUnavailableError; what the server refuses raises RefusedError.
+    Reads, changes and deletions are asked for again through an outage of ``patience_seconds``, and
+    then raise PlaceUnavailableError; what the server refuses raises RefusedError.
     """
 
     def __init__(
@@ -136,35 +136,35 @@ class KubernetesCluster:
 
         Where others change it at the same time, it is tried again a few times.
         """
-        for wait in (*_CONFLICT_WAITS, None):
-            try:
-                _answer(self._ask("PATCH", kind.path(self.namespace, name), body=change))
-                break
-            except RefusedError as error:
-                if error.status == _NOT_FOUND:
-                    return False
-                if error.status != _CONFLICT or wait is None:
-                    raise
-            self._sleep(wait)
-        return True
+        return self._change("PATCH", kind.path(self.namespace, name), change, final=())
 
     def delete(self, kind: Kind, name: str, *, uid: str | None = None) -> bool:
         """Have the object removed once all that it owns is; False where there was none.
 
-        With ``uid`` that object alone, and none that has its name by now.
+        Where others change it at the same time, it is tried again a few times. With ``uid`` that
+        object alone, and none that has its name by now.
         """
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions"}
         options["propagationPolicy"] = "Foreground"
-        gone = {_NOT_FOUND}
+        final: tuple[int, ...] = ()
         if uid is not None:
             options["preconditions"] = {"uid": uid}
-            gone.add(_CONFLICT)
-        try:
-            _answer(self._ask("DELETE", kind.path(self.namespace, name), body=options))
-        except RefusedError as error:
-            if error.status in gone:
-                return False
-            raise
+            final = (_CONFLICT,)
+        return self._change("DELETE", kind.path(self.namespace, name), options, final=final)
+
+    def _change(self, method: str, path: str, body: Object, *, final: Sequence[int]) -> bool:
+        """Ask for a change, again a few times where it meets somebody else's; False where there is
+        nothing to be changed, or for an answer of ``final``."""
+        for wait in (*_CONFLICT_WAITS, None):
+            try:
+                _answer(self._ask(method, path, body=body))
+                break
+            except RefusedError as error:
+                if error.status in (_NOT_FOUND, *final):
+                    return False
+                if error.status != _CONFLICT or wait is None:
+                    raise
+            self._sleep(wait)
         return True
 
     def log(self, pod: str, container: str, *, num_lines: int | None = None) -> list[str]:

@@ -200,7 +200,9 @@ class KubeRayLauncher:
 
     def cancel(self, *, grace_seconds: float) -> bool:
         """As ``Launcher.cancel``: pods that are deleted save first, for as long as their grace."""
-        was_there = self._cluster.delete(RAY_JOBS, self._name)
+        # Asked before: where the answer to a deletion is lost, the next finds nothing.
+        was_there = self._cluster.get(RAY_JOBS, self._name) is not None
+        was_there = self._cluster.delete(RAY_JOBS, self._name) or was_there
         # The head goes last.
         seconds = max(grace_seconds, self._kuberay.grace_seconds + HEAD_GRACE_SECONDS)
         deadline = time.monotonic() + seconds
