@@ -16,9 +16,11 @@ _MAX_HOST = 63
 
 def kept_lines(run_dir: RunDir) -> Iterator[str]:
     """Everything that drivers have printed, one after the other."""
-    for path in sorted(entries(run_dir.logs_dir), key=lambda path: path.name):
-        if _DRIVER_LOG.fullmatch(path.name):
-            yield from _lines(path)
+    found = [path for path in entries(run_dir.logs_dir) if _DRIVER_LOG.fullmatch(path.name)]
+    for index, path in enumerate(sorted(found, key=lambda path: path.name)):
+        if index:
+            yield f"--- another start: {path.name}"
+        yield from _lines(path)
 
 
 def kept_on(run_dir: RunDir, host: str) -> list[str]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,49 @@ OVERRIDES = (
 )
 SET = [part for override in OVERRIDES for part in ("--set", override)]
 WAIT_SECONDS = 400
+ALL_LINES = "100000"
+_SEPARATOR = "--- another "
+
+
+@dataclass(frozen=True)
+class Following:
+    """``rotescale-launch logs --follow`` in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    def lines(self) -> list[str]:
+        """All that it has printed so far."""
+        return self.output.read_text().splitlines()
+
+
+def parts(lines: Sequence[str]) -> list[list[str]]:
+    """The lines between the separators that stand between two starts of the driver."""
+    found: list[list[str]] = [[]]
+    for line in lines:
+        if line.startswith(_SEPARATOR):
+            found.append([])
+        else:
+            found[-1].append(line)
+    return found
+
+
+def kept(run_dir: RunDir, number: int) -> list[str]:
+    """What the driver has printed in its n-th start, as the run's folder has it."""
+    log = run_dir.numbered_driver_log(number)
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def count_in_order(lines: Sequence[str], run_dir: RunDir, number: int) -> int:
+    """How many of the first lines of the driver's n-th start these are, each once and in order.
+
+    Lines that are not the driver's, such as Ray's and the supervisor's, may stand between them.
+    """
+    whole = kept(run_dir, number)
+    known = set(whole)
+    mine = [line for line in lines if line in known]
+    assert mine == whole[: len(mine)], (mine, whole)
+    return len(mine)
 
 
 class Laptop:
@@ -108,6 +154,28 @@ class Laptop:
                 return found
             assert time.monotonic() < deadline, f"it did not happen: {what}; {found}"
             time.sleep(0.2)
+
+    @contextmanager
+    def following(self) -> Iterator[Following]:
+        """Follow the run's lines meanwhile."""
+        output = self.shared / "followed"
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "launcher.cli", "logs", "micro", "--follow"],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            yield Following(process, output)
+        finally:
+            process.kill()
+            process.wait()
+
+    def logs(self) -> list[str]:
+        """All lines that ``rotescale-launch logs`` prints."""
+        return self("logs", "micro", "--lines", ALL_LINES).splitlines()
 
     def kill_driver(self) -> None:
         """As the system does where memory is short."""

@@ -1,7 +1,8 @@
 """A run's whole life on Kubernetes: queued, admitted, hurt in every way, moved, and complete.
 
 The API server and the operators are the tests' own; the launcher, Ray, the driver, its workers and
-their checkpoints are the real ones. What ``status`` says is held to what is so, at every stage.
+their checkpoints are the real ones. What ``status`` and ``logs`` say is held to what is so, at
+every stage.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from typing import Any
 
 import pytest
 from helpers import MICRO, prepare, run_workers, wait_until
-from kuberay_laptop import NAMESPACE, OVERRIDES, SET, WAIT_SECONDS, Laptop
+from kuberay_laptop import (
+    NAMESPACE,
+    OVERRIDES,
+    SET,
+    WAIT_SECONDS,
+    Laptop,
+    count_in_order,
+    kept,
+    parts,
+)
 from launcher_shell import drivers
 from player_ray import why_pods_see_each_other
 from ray_cluster import ray_cluster
@@ -49,6 +59,14 @@ def undisturbed(folder: Path, cache: Path) -> RunDir:
     return run_dir
 
 
+def whole_log(run_dir: RunDir, *, starts: int) -> list[str]:
+    """What drivers have printed, as the folder has it, with the separators of ``logs``."""
+    lines = kept(run_dir, 1)
+    for number in range(2, starts + 1):
+        lines += [f"--- another start: driver-{number:04d}.log", *kept(run_dir, number)]
+    return lines
+
+
 @pytest.mark.parametrize("preempted", [False, True], ids=["left its quota", "preempted"])
 def test_hurt_in_every_way_and_complete(
     laptop: Laptop, tmp_path: Path, model_cache: Path, preempted: bool
@@ -58,59 +76,81 @@ def test_hurt_in_every_way_and_complete(
     assert "is running already" in laptop(
         "submit", str(MICRO), *SET, "--on", laptop.profile("kuberay")
     )
+    with laptop.following() as following:
+        waiting = laptop.wait("it is queued", lambda s: "waits for quota" in s["reason"])
+        assert (waiting["state"], waiting["progress"]) == ("pending", None)
+        assert waiting["layers"]["queue"] == "research: waits"
+        assert laptop.player.pods(name) == []
+        assert laptop.logs() == [f"{laptop.run_dir.root}: nothing was printed yet"]
 
-    waiting = laptop.wait("it is queued", lambda s: "waits for quota" in s["reason"])
-    assert (waiting["state"], waiting["progress"]) == ("pending", None)
-    assert waiting["layers"]["queue"] == "research: waits"
-    assert laptop.player.pods(name) == []
-
-    laptop.player.kueue.admit(name)
-    running = laptop.wait("a checkpoint of phase 1", has_checkpoint)
-    assert (running["state"], stage(running)) == ("running", "memorize")
-    assert running["layers"]["queue"] == "research: admitted"
-    assert running["layers"]["pods"] == "head: 1 Running; worker: 2 Running"
-    assert running["layers"]["RayJob"] == f"{name}: Running"
-
-    # A worker's pod goes with its processes: recovered inside the job.
-    laptop.player.delete_pod(laptop.player.pods(name, kind="worker")[0])
-    laptop.wait("a second attempt", lambda s: s["progress"]["attempt"] == 2)
-    again = laptop.wait("it trains again", lambda s: s["progress"]["attempt"] == 2)
-    assert again["state"] == "running"
-    assert laptop.run_dir.launch_numbers() == [1], "the driver was not started again"
-
-    if preempted:
-        # Another workload takes its quota in phase 1: all goes, and comes back with the quota.
-        laptop.player.kueue.preempt(name)
-        out = laptop.wait("it is out", lambda s: s["layers"]["RayJob"].endswith("Suspended"))
-        assert out["state"] == "pending"
-        assert "quota" in out["reason"]
-        wait_until(lambda: not laptop.player.pods(name), timeout_seconds=WAIT_SECONDS)
         laptop.player.kueue.admit(name)
-        attempts, starts = 3, 2
-        back = laptop.wait("a third attempt", lambda s: s["progress"]["attempt"] == 3)
-        assert (back["state"], stage(back)) == ("running", "memorize")
-        assert back["layers"]["queue"] == "research: admitted"
+        running = laptop.wait("a checkpoint of phase 1", has_checkpoint)
+        assert (running["state"], stage(running)) == ("running", "memorize")
+        assert running["layers"]["queue"] == "research: admitted"
+        assert running["layers"]["pods"] == "head: 1 Running; worker: 2 Running"
+        assert running["layers"]["RayJob"] == f"{name}: Running"
 
-    # The driver is killed in phase 2: the RayJob is tried again, on another cluster.
-    laptop.wait("phase 2", lambda s: stage(s) == "generalize" and s["progress"]["done"] >= 4)
-    laptop.kill_driver()
-    retrying = laptop.wait(
-        "another try", lambda s: "1 of 3 attempts failed" in s["layers"]["RayJob"]
-    )
-    assert retrying["state"] in ("pending", "running")
-    (ending,) = retrying["restarts"]
-    assert (ending["kind"], ending["exit_code"]) == ("infrastructure", -signal.SIGKILL)
-    attempts, starts = attempts + 1, starts + 1
-    resumed = laptop.wait("phase 2 again", lambda s: s["progress"]["attempt"] == attempts)
-    assert "generalize" in resumed["progress"]["checkpoint"]
+        # A worker's pod goes with its processes: recovered inside the job.
+        before = len(kept(laptop.run_dir, 1))
+        laptop.player.delete_pod(laptop.player.pods(name, kind="worker")[0])
+        laptop.wait("a second attempt", lambda s: s["progress"]["attempt"] == 2)
+        again = laptop.wait("it trains again", lambda s: s["progress"]["attempt"] == 2)
+        assert again["state"] == "running"
+        assert laptop.run_dir.launch_numbers() == [1], "the driver was not started again"
+        shown = laptop.logs()
+        assert len(parts(shown)) == 1, "the same driver goes on"
+        seen = [count_in_order(shown, laptop.run_dir, 1)]
+        assert seen[0] >= before > 0
 
-    laptop.slow.unlink()
-    done = laptop.wait("the end", lambda s: s["state"] == "finished")
+        if preempted:
+            # Another workload takes its quota in phase 1: all goes, and comes back with the quota.
+            laptop.player.kueue.preempt(name)
+            out = laptop.wait("it is out", lambda s: s["layers"]["RayJob"].endswith("Suspended"))
+            assert out["state"] == "pending"
+            assert "quota" in out["reason"]
+            wait_until(lambda: not laptop.player.pods(name), timeout_seconds=WAIT_SECONDS)
+            assert laptop.logs() == whole_log(laptop.run_dir, starts=1), "the folder keeps them"
+            laptop.player.kueue.admit(name)
+            attempts, starts = 3, 2
+            back = laptop.wait("a third attempt", lambda s: s["progress"]["attempt"] == 3)
+            assert (back["state"], stage(back)) == ("running", "memorize")
+            assert back["layers"]["queue"] == "research: admitted"
+            seen.append(count_in_order(laptop.logs(), laptop.run_dir, 2))
+
+        # The driver is killed in phase 2: the RayJob is tried again, on another cluster, which
+        # has to wait for nodes.
+        laptop.wait("phase 2", lambda s: stage(s) == "generalize" and s["progress"]["done"] >= 4)
+        laptop.player.nodes.unschedulable = "0/3 nodes are available: 3 Insufficient cpu."
+        laptop.kill_driver()
+        retrying = laptop.wait(
+            "another try", lambda s: "1 of 3 attempts failed" in s["layers"]["RayJob"]
+        )
+        assert retrying["state"] in ("pending", "running")
+        (ending,) = retrying["restarts"]
+        assert (ending["kind"], ending["exit_code"]) == ("infrastructure", -signal.SIGKILL)
+        without = laptop.wait("it has no node", lambda s: "has no node" in s["reason"])
+        assert without["state"] == "pending"
+        assert laptop.logs() == whole_log(laptop.run_dir, starts=starts)
+        laptop.player.nodes.unschedulable = None
+        attempts, starts = attempts + 1, starts + 1
+        resumed = laptop.wait("phase 2 again", lambda s: s["progress"]["attempt"] == attempts)
+        assert "generalize" in resumed["progress"]["checkpoint"]
+
+        laptop.slow.unlink()
+        done = laptop.wait("the end", lambda s: s["state"] == "finished")
+        assert following.process.wait(WAIT_SECONDS) == 0
     assert done["outcome"] == f"finished in attempt {attempts}"
     assert laptop.run_dir.launch_numbers() == list(range(1, starts + 1))
     laptop.wait("its pods are gone", lambda s: "pods" not in s["layers"])
     # What was printed is still there: it lies in the run's folder.
     assert "results:" in laptop("logs", "micro", "--lines", "500")
+    assert laptop.logs() == whole_log(laptop.run_dir, starts=starts)
+    # Whoever has followed it has had a part for each head, and no line twice or out of order.
+    told = parts(following.lines())
+    assert len(told) == starts
+    for number, lines in enumerate(told, start=1):
+        count = count_in_order(lines, laptop.run_dir, number)
+        assert count >= (seen[number - 1] if number <= len(seen) else 1)
     assert_equal_runs(laptop.run_dir, undisturbed(tmp_path, model_cache))
     steps = [(row.phase, row.step) for row in read_records(laptop.run_dir).steps]
     assert len(steps) == len(set(steps))

@@ -56,3 +56,18 @@ def test_a_rank_without_a_log_is_told_which_there_are(logs: Logs) -> None:
         assert code == 2
         assert words in said
         assert "(attempt/rank) 1/0, 1/1, 2/1. " in said
+
+
+def test_each_start_of_the_driver_is_told_from_the_one_before(
+    logs: Logs, folder: StoragePath
+) -> None:
+    run_dir = RunDir(folder / "run")
+    for number in (10, 2):
+        name = run_dir.numbered_driver_log(number).name
+        write_atomic(run_dir.logs_dir / name, f"start {number}\n".encode())
+    assert logs()[1].splitlines() == [
+        "of the driver",
+        *("--- another start: driver-0002.log", "start 2"),
+        *("--- another start: driver-0010.log", "start 10"),
+    ]
+    assert logs("--lines", "1")[1] == "start 10\n"
