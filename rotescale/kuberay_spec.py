@@ -14,6 +14,7 @@ from rotescale.spec import CONFIDENTIAL, Part
 RAY_VERSION = "2.60.0"
 """The Ray of the shipped image."""
 
+MOST_GRACE_SECONDS = 3600
 _INT32 = 2**31 - 1
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
@@ -245,7 +246,7 @@ class KubeRaySpec(Part):
     """How often a lost driver or cluster is started again; each time it resumes."""
     ttl_seconds: Annotated[int, Field(ge=0, le=_INT32)] = 600
     """How long the pods of a finished run stay, for their logs."""
-    grace_seconds: Annotated[int, Field(ge=60, le=3600)] = 300
+    grace_seconds: Annotated[int, Field(ge=60, le=MOST_GRACE_SECONDS)] = 300
     """How long a pod that is taken away may go on, to save: longer than a save takes."""
 
     @field_validator("image")

@@ -170,7 +170,8 @@ class LaunchSpec(Part):
     """How long a set of workers trains before more are taken in, and between two looks for more:
     growing costs a restart of all workers, so nodes must have been there for a while."""
     resize_save_seconds: PositiveFloat = 120.0
-    """How long a resize waits for the checkpoint that it asks for; then it goes on without."""
+    """How long a resize waits for the checkpoint that it asks for, and so does a run that is asked
+    to end, but for Kubernetes' ``kuberay.grace_seconds``; then it goes on without."""
     cpus_per_worker: Literal["auto"] | PositiveFloat = 1.0
     """CPU cores per worker; also its threads. auto, the default for ``place: local`` without GPUs:
     this machine's cores shared among the most workers. A run that goes on keeps its number."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+from rotescale.kuberay_spec import MOST_GRACE_SECONDS
+from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.footprint import Placement
 from rotescale.planning.moments import Moment
 from rotescale.planning.rates import Range
@@ -16,6 +18,7 @@ from rotescale.spec import ExperimentSpec
 _MOST_NODES = 512
 _HOOK_SECONDS = 30
 """What a pod needs of its grace beside the save: to notice, and to end."""
+_SAVING = "time to save"
 _FEWER_GATHERED = 100_000_000
 _FEWER_ROW_TOKENS = 256
 
@@ -29,8 +32,8 @@ class Remedy:
     device_peak: int
     """What a worker's device would hold at most on as many workers, in bytes."""
     lacks: tuple[str, ...]
-    """What there would be too little of on as many: nothing, or ``GPU``, ``host memory`` and
-    ``nodes``."""
+    """What there would be too little of on as many: nothing, or ``GPU``, ``host memory``, ``nodes``
+    and ``time to save``."""
     smallest: int | None
     """The smallest number of workers that it would fit on."""
     changes_results: bool
@@ -62,7 +65,7 @@ def _short(number: float) -> str:
 
 def smallest_workers(place: Placement) -> int | None:
     """The smallest number of workers that the experiment fits on; None: none that is tried."""
-    return next((number for number in _numbers(place) if not _lacks(place.on(number))), None)
+    return next((number for number in _numbers(place) if not lacks(place.on(number))), None)
 
 
 def _numbers(place: Placement) -> Iterator[int]:
@@ -75,8 +78,13 @@ def _numbers(place: Placement) -> Iterator[int]:
         yield from (place.room * nodes for nodes in range(2, _MOST_NODES + 1))
 
 
-def _lacks(place: Placement) -> tuple[str, ...]:
-    """What there is too little of."""
+def lacks(place: Placement) -> tuple[str, ...]:
+    """What there is too little of: nothing where it fits."""
+    late = (_SAVING,) if _save_limit(place).is_short else ()
+    return (*_lacks_room(place), *late)
+
+
+def _lacks_room(place: Placement) -> tuple[str, ...]:
     short = {
         "nodes": _lacks_nodes(place),
         "GPU": place.device_excess > 0,
@@ -87,6 +95,44 @@ def _lacks(place: Placement) -> tuple[str, ...]:
 
 def _lacks_nodes(place: Placement) -> bool:
     return place.launch.place == "local" and place.num_nodes > 1
+
+
+class _SaveLimit(NamedTuple):
+    """How long a run that is asked to leave may save."""
+
+    field: str
+    """Of the launch spec."""
+    seconds: float
+    save_seconds: int
+    """That a full checkpoint may take."""
+    wanted: int
+    """What the field would have to be."""
+    most: float
+    """What it may be."""
+    consequence: str
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a save may be cut off."""
+        return self.seconds < self.wanted
+
+    @property
+    def remedy(self) -> str:
+        """What to do where it is short."""
+        if self.wanted > self.most:
+            return f"it may be {self.most:g} at most: give the run faster storage or more nodes"
+        return f"set it to {self.wanted} or more, or give the run faster storage"
+
+
+def _save_limit(place: Placement) -> _SaveLimit:
+    launch, longest = place.launch, math.ceil(Timing(place).full_save.high)
+    if launch.kuberay is None:
+        cut = "a run that is cancelled would be ended while it saves"
+        seconds = launch.resize_save_seconds
+        return _SaveLimit("resize_save_seconds", seconds, longest, longest, math.inf, cut)
+    cut = "a pod that is taken away would be ended while it saves"
+    grace, wanted = launch.kuberay.grace_seconds, longest + _HOOK_SECONDS
+    return _SaveLimit("kuberay.grace_seconds", grace, longest, wanted, MOST_GRACE_SECONDS, cut)
 
 
 def remedies(place: Placement) -> tuple[Remedy, ...]:
@@ -142,7 +188,7 @@ def _remedy(changed: Placement, values: dict[str, Any], *, changes: bool) -> Rem
     return Remedy(
         setting=" ".join(f"{field}={_yaml(value)}" for field, value in values.items()),
         device_peak=changed.device_peak,
-        lacks=_lacks(changed),
+        lacks=lacks(changed),
         smallest=smallest_workers(changed),
         changes_results=changes,
     )
@@ -152,26 +198,24 @@ def _yaml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def reasons(place: Placement) -> tuple[str, ...]:
-    """Why the placement does not fit, and the remedy at the end; nothing where it fits."""
-    found = list(_shortages(place))
-    return (*found, _way_out(place)) if found else ()
+def reasons(
+    place: Placement, *, smallest: int | None, offered: Sequence[Remedy]
+) -> tuple[str, ...]:
+    """Why the placement does not fit, and the remedy at the end; nothing where it fits.
+
+    ``smallest``, ``offered``: its ``smallest_workers`` and ``remedies``.
+    """
+    found = [*_shortages(place), *_short_of_time(place)]
+    return (*found, *_way_out(place, smallest, offered)) if found else ()
 
 
-def too_little_grace(place: Placement, timing: Timing) -> tuple[str, ...]:
-    """Why a pod that is taken away could not save first, and the remedy; nothing where it can."""
-    kuberay = place.launch.kuberay
-    if kuberay is None:
-        return ()
-    longest = max(phase.full_save.high for phase in timing.phases)
-    wanted = math.ceil(longest) + _HOOK_SECONDS
-    if kuberay.grace_seconds >= wanted:
-        return ()
-    return (
-        f"kuberay.grace_seconds is {kuberay.grace_seconds}, and a full checkpoint may take "
-        f"{math.ceil(longest)} s here, so a pod that is taken away would be ended while it saves; "
-        f"set it to {wanted} or more, or give the run faster storage or more nodes.",
-    )
+def _short_of_time(place: Placement) -> Iterator[str]:
+    limit = _save_limit(place)
+    if limit.is_short:
+        yield (
+            f"{limit.field} is {limit.seconds:g}, and a full checkpoint may take "
+            f"{limit.save_seconds} s here, so {limit.consequence}; {limit.remedy}."
+        )
 
 
 def _shortages(place: Placement) -> Iterator[str]:
@@ -207,23 +251,61 @@ def _largest(moment: Moment) -> str:
     return f"Most of it, {gigabytes(size)}, is {part}, which {shrinks}."
 
 
-def _way_out(place: Placement) -> str:
-    smallest, offered = smallest_workers(place), remedies(place)
-    here = [remedy for remedy in offered if remedy.fits]
-    # The first is the mildest, unless it changes results and another does not.
-    here.sort(key=lambda remedy: remedy.changes_results)
-    ways = [f"{_flags(here[0])} fits it on as many workers"] if here else []
+def _way_out(place: Placement, smallest: int | None, offered: Sequence[Remedy]) -> Iterator[str]:
+    """What to do about memory and nodes, or what else gives a save its time; perhaps nothing."""
+    limit = _save_limit(place)
+    if ways := _ways(place, smallest, offered):
+        yield f"What helps: {'; '.join(ways)}."
+    elif not _lacks_room(place):
+        return
+    elif limit.is_short and (ways := _ways_with_time(place, limit)):
+        yield f"What helps: {limit.field} {limit.wanted}, and {'; '.join(ways)}."
+    elif place.launch.place == "local":
+        yield "Nothing helps on this machine: plan for a cluster, or take a smaller model."
+    else:
+        yield "Nothing helps on such nodes: name larger ones (node), or take a smaller model."
+
+
+def _ways(place: Placement, smallest: int | None, offered: Sequence[Remedy]) -> list[str]:
+    """A remedy on as many workers, or as many workers as it takes; else both."""
+    ways = list(_ways_here(place, offered))
     if smallest is not None:
         ways.append(f"as it is, it fits on {_workers(place, smallest)}")
-    if ways:
-        return f"What helps: {'; '.join(ways)}."
     later = [(remedy.smallest, remedy) for remedy in offered if remedy.smallest is not None]
-    if later:
+    if not ways and later:
         number, best = min(later, key=lambda entry: entry[0])
-        return f"What helps: {_flags(best)} on {_workers(place, number)}."
-    if place.launch.place == "local":
-        return "Nothing helps on this machine: plan for a cluster, or take a smaller model."
-    return "Nothing helps on such nodes: name larger ones (node), or take a smaller model."
+        ways.append(f"{_flags(best)} on {_workers(place, number)}")
+    return ways
+
+
+def _ways_here(place: Placement, offered: Sequence[Remedy]) -> Iterator[str]:
+    """The mildest remedy for memory on as many workers, with the time to save that it wants."""
+    if not _lacks_room(place):
+        return
+    limit = _save_limit(place)
+    settable = {_SAVING} if limit.wanted <= limit.most else set()
+    here = [remedy for remedy in offered if not set(remedy.lacks) - settable]
+    # The first is the mildest, unless it changes results and another does not.
+    here.sort(key=lambda remedy: remedy.changes_results)
+    if here:
+        then = f", with {limit.field} {limit.wanted}" if here[0].lacks else ""
+        yield f"{_flags(here[0])} fits it on as many workers{then}"
+
+
+def _ways_with_time(place: Placement, limit: _SaveLimit) -> list[str]:
+    """What would help if a save had the time that it wants here."""
+    if limit.wanted > limit.most:
+        return []
+    patient = replace(place, launch=_with_limit(place.launch, limit.wanted))
+    return _ways(patient, smallest_workers(patient), remedies(patient))
+
+
+def _with_limit(launch: LaunchSpec, seconds: int) -> LaunchSpec:
+    """The same with so much time for a save."""
+    if launch.kuberay is None:
+        return launch.model_copy(update={"resize_save_seconds": float(seconds)})
+    kuberay = launch.kuberay.model_copy(update={"grace_seconds": seconds})
+    return launch.model_copy(update={"kuberay": kuberay})
 
 
 def _flags(remedy: Remedy) -> str:
@@ -286,7 +368,7 @@ def _on_the_rest(place: Placement, timing: Timing) -> Iterator[str]:
             "Lower it, and no GPU stands idle."
         )
     kept = _with(place, {"model.activation_checkpointing": False})
-    if place.spec.model.activation_checkpointing and not _lacks(kept):
+    if place.spec.model.activation_checkpointing and not _lacks_room(kept):
         holds = f"{gigabytes(kept.device_peak)} at most without"
         if place.on_gpu:
             holds += f", and the {place.node.gpu} has {gigabytes(place.node.gpu_bytes)}"

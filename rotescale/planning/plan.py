@@ -10,11 +10,11 @@ from rotescale.hardware import NodeShape
 from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.advice import (
     Remedy,
+    lacks,
     notes,
     reasons,
     remedies,
     smallest_workers,
-    too_little_grace,
 )
 from rotescale.planning.architecture import Architecture
 from rotescale.planning.counting import count_parameters
@@ -73,7 +73,7 @@ class Plan:
     """The least and the most."""
     num_workers: int
     """Those that memory and steps are told for: the least, or the most where only they are short
-    of memory."""
+    of something."""
     num_nodes: int
     sizes: Sizes
     device: dict[str, Moment]
@@ -141,10 +141,11 @@ def make_plan(
     first = Placement(spec, launch, node, grown, count, work, least, among)
     both = (first, replace(first, num_workers=most))
     # The least hold the most on a GPU each; on one machine's CPU it is the most that do.
-    place = next((one for one in both if reasons(one)), first)
+    place = next((one for one in both if lacks(one)), first)
     timing = Timing(place)
     best, worst = Timing(both[1]), Timing(first)
-    why = reasons(place) or too_little_grace(place, timing)
+    smallest, offered = smallest_workers(place), remedies(place)
+    why = reasons(place, smallest=smallest, offered=offered)
     return Plan(
         experiment=spec.name,
         model=architecture.name,
@@ -167,8 +168,8 @@ def make_plan(
         fits=not why,
         reasons=why,
         notes=notes(place, timing),
-        smallest=smallest_workers(place),
-        remedies=remedies(place),
+        smallest=smallest,
+        remedies=offered,
     )
 
 

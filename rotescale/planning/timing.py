@@ -114,6 +114,11 @@ class Timing:
         """The whole run."""
         return total_of(self.parts.values())
 
+    @property
+    def full_save(self) -> Range:
+        """The writing of one full checkpoint, of any phase."""
+        return self._storing(FULL_BYTES * self.place.count.trainable)
+
     def cost(self) -> Range | None:
         """Of all nodes for that long; None where the node has no price."""
         price = self.place.node.price_per_hour
@@ -148,7 +153,7 @@ class Timing:
 
     def _phase(self, phase: PhaseWork) -> PhaseTime:
         step = self.step(phase)
-        save = self._storing(FULL_BYTES * self.place.count.trainable)
+        save = self.full_save
         beside = step.total * phase.save_interval
         tokens = self._balanced_tokens(phase)
         workers = self.place.num_workers

@@ -44,9 +44,10 @@ def _counted(spec: ExperimentSpec) -> Workload:
 
 
 def gpus(num_workers: int | list[int], node: Any = "h100-8", **fields: Any) -> LaunchSpec:
-    """A profile of a Ray cluster with GPUs."""
+    """A profile of a Ray cluster with GPUs, and with time for any save unless told otherwise."""
     raw = {"place": "ray", "address": "auto", "gpus_per_worker": 1, "cpus_per_worker": 8}
     raw |= {"name": "cluster", "num_workers": num_workers, "node": node}
+    raw |= {"resize_save_seconds": 3600}
     return parse_spec(LaunchSpec, raw | fields, where="test")
 
 

@@ -100,6 +100,51 @@ def test_host_memory_can_be_what_lacks() -> None:
     assert made.smallest > 32
 
 
+def spot(num_workers: int | list[int] = 16, grace_seconds: int = 110) -> LaunchSpec:
+    """The shipped profile of nodes that may be taken away."""
+    overrides = [f"num_workers={num_workers}", f"kuberay.grace_seconds={grace_seconds}"]
+    return load_spec(LaunchSpec, CONFIGS / "launch" / "spot.yaml", overrides)
+
+
+def test_advice_on_memory_counts_the_time_that_a_save_has() -> None:
+    made = planned(LARGE, spot())
+    memory, grace, way_out = made.reasons
+    assert "On 16 workers training takes" in memory
+    assert "kuberay.grace_seconds is 110, and a full checkpoint may take 242 s here" in grace
+    assert "set it to 272 or more" in grace
+    offload = "engine.offload_optimizer=cpu"
+    assert f"--set {offload} fits it on as many workers, with kuberay.grace_seconds 272" in way_out
+    assert "as it is, it fits on 56 workers (7 nodes)" in way_out
+    [remedy] = [one for one in made.remedies if one.setting == offload]
+    assert (remedy.lacks, remedy.fits) == (("time to save",), False)
+    # What is said holds if it is followed.
+    alone = planned(LARGE, spot(), offload)
+    assert not alone.fits
+    assert "fits it on as many workers" not in " ".join(alone.reasons)
+    assert planned(LARGE, spot(grace_seconds=272), offload).fits
+    assert planned(LARGE, spot(56)).fits
+    assert not planned(LARGE, spot(48)).fits
+    slow = gpus(16, {"like": "h100-8", "storage_gbit": 1}).node
+    [*_, grace, way_out] = planned(LARGE, spot().model_copy(update={"node": slow})).reasons
+    assert "it may be 3600 at most: give the run faster storage or more nodes" in grace
+    assert "grace_seconds" not in way_out, "it cannot be set so high"
+
+
+@pytest.mark.parametrize("place", ["local", "ray"])
+def test_a_save_on_cancelling_must_have_the_time_it_takes(place: str) -> None:
+    fields: dict[str, Any] = {"place": place, "address": "auto" if place == "ray" else None}
+    cut, enough = (gpus(8, **fields, resize_save_seconds=one) for one in (120, 225))
+    offloaded = ("qwen2.5-32b", "engine.offload_optimizer=cpu")
+    made = planned(offloaded[0], cut, offloaded[1])
+    assert not made.fits
+    assert "resize_save_seconds is 120, and a full checkpoint may take 225 s" in made.reasons[0]
+    assert "a run that is cancelled would be ended while it saves; set it to 225" in made.reasons[0]
+    assert planned(offloaded[0], enough, offloaded[1]).fits
+    both = planned(offloaded[0], cut).reasons[-1]
+    assert "fits it on as many workers, with resize_save_seconds 225" in both
+    assert (made.smallest is None) == (place == "local"), "one machine has one storage"
+
+
 def test_what_never_fits_says_so() -> None:
     made = planned(LARGE, cpus(2))
     assert made.smallest is None
