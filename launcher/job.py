@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from launcher.account import Account
 from rotescale.errors import RotescaleError
+from rotescale.launch_spec import LaunchSpec
 from rotescale.spec import ExperimentSpec
 
 JobState = Literal["pending", "running", "finished", "failed", "stopped", "unknown"]
@@ -26,6 +27,15 @@ RAY_JOB_STATES: dict[str, JobState] = {
 """What Ray calls the states of a job, and what they are of a run."""
 ALIVE: tuple[JobState, ...] = ("pending", "running")
 """The states in which something of the run is there that could still train."""
+
+
+END_SECONDS = 60
+"""What a supervisor needs to end its driver, beside the save before it."""
+
+
+def stop_seconds(launch: LaunchSpec) -> int:
+    """How long a run under a supervisor may take to end: a save, and the driver's end."""
+    return round(launch.resize_save_seconds) + END_SECONDS
 
 
 def last_line(text: str) -> str:
@@ -103,6 +113,11 @@ class Launcher(Protocol):
         """The driver's lines as they come, over broken connections, until the run has ended."""
         ...
 
-    def cancel(self, *, grace_seconds: float) -> bool:
-        """End it, after a checkpoint where ``grace_seconds`` allow one; False where nothing was."""
+    def cancel(self, *, grace_seconds: float | None) -> bool:
+        """End it, after a checkpoint where its place gives time for one; False where nothing was.
+
+        Waits as long as the place allows for that, or ``grace_seconds`` where they are longer. On
+        this machine they count if they are shorter, too. Raises PlaceUnavailableError where
+        something of the run is at work still.
+        """
         ...

@@ -19,7 +19,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from launcher import history, process
 from launcher.account import Account
-from launcher.job import ALIVE, JobState, Situation, last_line
+from launcher.job import (
+    ALIVE,
+    JobState,
+    PlaceUnavailableError,
+    Situation,
+    last_line,
+    stop_seconds,
+)
 from rotescale.errors import CheckpointError, StorageError
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
@@ -31,6 +38,7 @@ _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
 _FILES = "submitted"
 _POLL_SECONDS = 0.05
 _FOLLOW_SECONDS = 0.5
+_KILL_SECONDS = 10.0
 _TAIL_BYTES = 1 << 20
 
 
@@ -119,9 +127,11 @@ class LocalLauncher:
         """As ``Launcher.follow``."""
         return follow(self._run_dir)
 
-    def cancel(self, *, grace_seconds: float) -> bool:
+    def cancel(self, *, grace_seconds: float | None) -> bool:
         """As ``Launcher.cancel``: the supervisor saves first."""
-        return cancel(self._run_dir, grace_seconds=grace_seconds)
+        allowed = stop_seconds(self._launch)
+        seconds = allowed if grace_seconds is None else grace_seconds
+        return cancel(self._run_dir, grace_seconds=seconds)
 
 
 def render(
@@ -239,7 +249,8 @@ def cancel(run_dir: RunDir, *, grace_seconds: float = 20.0) -> bool:
     """End the driver and all that it started, politely first; False where it was not alive.
 
     The supervisor alone is asked first, and has its driver save. Waits ``grace_seconds`` for that,
-    and as long after SIGTERM and SIGKILL for the whole group to go.
+    and as long after SIGTERM for the whole group to go. Raises PlaceUnavailableError where some of
+    it outlives SIGKILL, too.
     """
     driver = _read_driver(run_dir)
     if driver is None or not driver.is_alive:
@@ -250,12 +261,16 @@ def cancel(run_dir: RunDir, *, grace_seconds: float = 20.0) -> bool:
                 os.kill(driver.pid, number)
             else:
                 os.killpg(driver.pid, number)
-        deadline = time.monotonic() + grace_seconds
+        seconds = _KILL_SECONDS if number == signal.SIGKILL else grace_seconds
+        deadline = time.monotonic() + seconds
         while process.group_is_alive(driver.pid) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
         if not process.group_is_alive(driver.pid):
-            break
-    return True
+            return True
+    raise PlaceUnavailableError(
+        f"{run_dir.root}: process group {driver.pid} was killed, and some of it is still there, "
+        "such as in a file system that does not answer; look with status"
+    )
 
 
 def _driver_file(run_dir: RunDir) -> Path:

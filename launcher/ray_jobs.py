@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from launcher.job import entrypoint
+from launcher.job import entrypoint, stop_seconds
 from launcher.kuberay.names import job_name
 from launcher.reach import named_files
 from rotescale.errors import SpecError
@@ -27,8 +27,6 @@ RUN_KEY = "rotescale-run"
 """Metadata of every job of a run: the run's name."""
 FOLDER_KEY = "rotescale-run-folder"
 """And its folder, as the cluster sees it."""
-_END_SECONDS = 60
-"""What a supervisor needs to end its driver, beside the save before it."""
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 
@@ -89,7 +87,7 @@ def render(
     if launch.ray is None:
         raise SpecError(
             f"launch spec {launch.name}: place: ray without a section ray, which says how to reach "
-            "its jobs from elsewhere; add ray: {jobs_url: ..., token_variable: ...}"
+            "its jobs from elsewhere; add ray: {jobs_url: ..., token_file: ...}"
         )
     spec.evaluation.require_code_allowed(launch.allow_task_code)
     _require_reachable(spec, launch)
@@ -107,7 +105,7 @@ def render(
             FOLDER_KEY: str(RunDir.of(launch.storage, spec.name).root),
             "rotescale-spec-digest": spec.digest(),
         },
-        stop_seconds=round(launch.resize_save_seconds) + _END_SECONDS,
+        stop_seconds=stop_seconds(launch),
     )
 
 

@@ -8,7 +8,13 @@ from shlex import quote
 
 from launcher import history, status_line
 from launcher.account import Account
-from launcher.job import RAY_JOB_STATES, Situation, last_line
+from launcher.job import (
+    RAY_JOB_STATES,
+    PlaceUnavailableError,
+    Situation,
+    last_line,
+    stop_seconds,
+)
 from launcher.jobs_api import TERMINAL, Job, JobsApi
 from launcher.ray_jobs import RUN_KEY, render
 from rotescale.launch_spec import LaunchSpec
@@ -28,15 +34,18 @@ class RayLauncher:
         *,
         api: JobsApi,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``name`` is the run's (``kuberay.names.job_name``)."""
         self._launch = launch
         self._name = name
         self._api = api
         self._sleep = sleep
+        self._clock = clock
 
     def submit(self, spec: ExperimentSpec, *, retry: bool) -> bool:
-        """As ``Launcher.submit``."""
+        """As ``Launcher.submit``. Raises SpecError where the cluster asks for no token."""
+        self._api.require_token()
         last = self._last()
         if last is not None and last.status not in TERMINAL:
             return False
@@ -106,17 +115,23 @@ class RayLauncher:
         job = self._last()
         if job is None or job.status in TERMINAL:
             return False
-        deadline = time.monotonic() + grace_seconds + _SLOW_STOP_SECONDS
+        seconds = max(grace_seconds or 0.0, stop_seconds(self._launch) + _SLOW_STOP_SECONDS)
+        deadline = self._clock() + seconds
         self._api.stop(job.submission_id)
-        while time.monotonic() < deadline:
+        while True:
             self._sleep(_POLL_SECONDS)
             now = self._api.job(job.submission_id)
             if now is None or now.status in TERMINAL:
                 return True
+            if self._clock() >= deadline:
+                break
             if now.status == "PENDING":
                 # Ray may forget that a job which has not begun was to be stopped.
                 self._api.stop(job.submission_id)
-        return True
+        raise PlaceUnavailableError(
+            f"Ray job {job.submission_id} was asked to stop, and is {now.status} after "
+            f"{seconds:.0f} s; look with status, and cancel again"
+        )
 
     def _last(self) -> Job | None:
         """The newest job of this run."""

@@ -127,8 +127,15 @@ def cancel(
     run: Run,
     on: On = None,
     grace_seconds: Annotated[
-        float, typer.Option("--grace", min=0, help="Seconds for a last checkpoint.")
-    ] = 180.0,
+        float | None,
+        typer.Option(
+            "--grace",
+            min=0,
+            help="Seconds to wait for the end; default: what the place allows. A save has "
+            "resize_save_seconds of the launch spec (kuberay.grace_seconds on Kubernetes), however "
+            "long this is; on this machine fewer seconds here cut it.",
+        ),
+    ] = None,
 ) -> None:
     """Stop a run, after a checkpoint; submit it again, or resume it, to go on from there."""
     target = find_target(run, on)

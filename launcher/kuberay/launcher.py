@@ -198,13 +198,13 @@ class KubeRayLauncher:
             mine.last.extend(lines)
             yield from lines
 
-    def cancel(self, *, grace_seconds: float) -> bool:
+    def cancel(self, *, grace_seconds: float | None) -> bool:
         """As ``Launcher.cancel``: pods that are deleted save first, for as long as their grace."""
         # Asked before: where the answer to a deletion is lost, the next finds nothing.
         was_there = self._cluster.get(RAY_JOBS, self._name) is not None
         was_there = self._cluster.delete(RAY_JOBS, self._name) or was_there
         # The head goes last.
-        seconds = max(grace_seconds, self._kuberay.grace_seconds + HEAD_GRACE_SECONDS)
+        seconds = max(grace_seconds or 0.0, self._kuberay.grace_seconds + HEAD_GRACE_SECONDS)
         deadline = time.monotonic() + seconds
         while True:
             if self._cluster.get(RAY_JOBS, self._name) is None and not self._pods():

@@ -18,7 +18,8 @@ import yaml
 from launcher_command import launcher_command
 
 from launcher import local
-from launcher.local import JobRequest
+from launcher.job import stop_seconds
+from launcher.local import JobRequest, LocalLauncher
 from launcher.runs import placed
 from rotescale.errors import CheckpointError, SpecError
 from rotescale.launch_spec import LaunchSpec
@@ -192,6 +193,22 @@ def test_cancel_kills_what_will_not_listen(submit: Submit, tmp_path: Path) -> No
     wait_for(ready.exists)
     assert local.cancel(run_dir, grace_seconds=0.2)
     assert local.state(run_dir) == "stopped"
+
+
+@pytest.mark.parametrize(("grace_seconds", "saves"), [(None, True), (0.1, False)])
+def test_cancel_waits_for_a_save_as_long_as_the_place_allows(
+    grace_seconds: float | None, saves: bool, submit: Submit, tmp_path: Path
+) -> None:
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    save = f"sleep 1; touch {shlex.quote(str(saved))}; exit"
+    script = f"trap {shlex.quote(save)} INT; touch {shlex.quote(str(ready))}; "
+    run_dir, _ = submit("bash", "-c", script + "while :; do sleep 0.1; done")
+    wait_for(ready.exists)
+    launch = LaunchSpec(resize_save_seconds=10)
+    assert stop_seconds(launch) == 70
+    assert LocalLauncher(launch, run_dir).cancel(grace_seconds=grace_seconds)
+    assert local.state(run_dir) == "stopped"
+    assert saved.exists() == saves
 
 
 def test_a_pid_that_is_another_process_now_is_neither_alive_nor_killed(submit: Submit) -> None:
