@@ -27,6 +27,11 @@ from rotescale.launch_spec import RayAccess
 
 SUBMISSION = "rotescale-submission"
 """Metadata: which call has created the job."""
+ASK_FOR_TOKEN = (
+    "start the cluster anew with RAY_AUTH_MODE=token and the token in RAY_AUTH_TOKEN on every "
+    "node; under KubeRay, authOptions: {mode: token}"
+)
+"""What to do about a cluster that is open."""
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 """The statuses that a job does not leave."""
 _TIMEOUT = (10.0, 60.0)
@@ -143,12 +148,27 @@ class JobsApi:
 
     def is_open(self) -> bool:
         """Whether the jobs are shown to somebody who has no token."""
-        answer = self._send("GET", "/api/jobs/", headers={"Authorization": None})
+        answer = patiently(self._asked_by_nobody, seconds=self._patience_seconds, sleep=self._sleep)
         try:
             return answer.ok and isinstance(answer.json(), list)
         except ValueError:
             # Such as the page of a proxy that logs people in.
             return False
+
+    def require_token(self) -> None:
+        """SpecError where the cluster is open."""
+        if self.is_open():
+            raise SpecError(
+                f"ray.jobs_url {self._access.jobs_url}: it asks for no token, so whoever reaches "
+                f"it runs code there; {ASK_FOR_TOKEN}"
+            )
+
+    def _asked_by_nobody(self) -> requests.Response:
+        """The answer to somebody who has no token, which is not that of an outage."""
+        answer = self._send("GET", "/api/jobs/", headers={"Authorization": None})
+        if answer.status_code in _RETRIED:
+            raise self._unavailable(self._words(answer))
+        return answer
 
     def stop(self, submission_id: str) -> None:
         """Ask the job to end. It may go on for as long as it was given to end in."""

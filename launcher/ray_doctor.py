@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from launcher.doctor import Check, answer_of, inside_checks, room_check
 from launcher.job import last_line
-from launcher.jobs_api import TERMINAL, JobsApi
+from launcher.jobs_api import ASK_FOR_TOKEN, TERMINAL, JobsApi
 from launcher.ray_jobs import RayJobRequest
 from rotescale.kuberay_spec import RAY_VERSION
 from rotescale.launch_spec import LaunchSpec
@@ -46,8 +46,7 @@ def ray_checks(
             "token",
             "fail",
             "it is not asked for: whoever reaches the dashboard runs code on the cluster",
-            "start the cluster anew with RAY_AUTH_MODE=token and the token in RAY_AUTH_TOKEN on "
-            "every node; under KubeRay, authOptions: {mode: token}",
+            ASK_FOR_TOKEN,
         )
     else:
         yield Check("token", "ok", f"it is asked for and taken; {jobs} job(s) are known there")

@@ -110,8 +110,11 @@ class RayLauncher:
         if rest:
             yield self._api.masked(rest)
 
-    def cancel(self, *, grace_seconds: float) -> bool:
-        """As ``Launcher.cancel``: the supervisor on the cluster saves first."""
+    def cancel(self, *, grace_seconds: float | None) -> bool:
+        """As ``Launcher.cancel``: the supervisor on the cluster saves first.
+
+        Ray kills what has not ended after the time that the job has asked for.
+        """
         job = self._last()
         if job is None or job.status in TERMINAL:
             return False

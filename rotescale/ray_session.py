@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rotescale.credentials import found_in, names_one
+from rotescale.errors import SpecError
 from rotescale.faults import VARIABLE as FAULT_VARIABLE
 from rotescale.launch_spec import LaunchSpec
 from rotescale.notices import SUPERVISED
@@ -34,7 +35,8 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
 }
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
-_AUTHENTICATION = ("RAY_AUTH_MODE", TOKEN_VARIABLE, "RAY_AUTH_TOKEN_PATH")
+MODE_VARIABLE = "RAY_AUTH_MODE"
+_AUTHENTICATION = (MODE_VARIABLE, TOKEN_VARIABLE, "RAY_AUTH_TOKEN_PATH")
 _TOKEN_BYTES = 32
 _WANTED = (FAULT_VARIABLE, "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _NAME_A_FILE = (
@@ -46,7 +48,10 @@ _NAME_A_FILE = (
 
 @contextmanager
 def ray_cluster(launch: LaunchSpec) -> Iterator[None]:
-    """A Ray cluster on this machine for the time being, or the one that the launch spec names."""
+    """A Ray cluster on this machine for the time being, or the one that the launch spec names.
+
+    Raises SpecError where Ray would join that one without a token.
+    """
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     import ray
 
@@ -54,6 +59,7 @@ def ray_cluster(launch: LaunchSpec) -> Iterator[None]:
         yield
         return
     if launch.place == "ray":
+        require_token(os.environ)
         _read_authentication_anew()
         ray.init(address=launch.address, log_to_driver=False, logging_level=logging.ERROR)
         yield from _until_done()
@@ -61,6 +67,18 @@ def ray_cluster(launch: LaunchSpec) -> Iterator[None]:
     with _own_token():
         _start_local_ray(launch)
         yield from _until_done()
+
+
+def require_token(environment: Mapping[str, str]) -> None:
+    """SpecError unless Ray is told to join a running cluster with a token."""
+    mode = environment.get(MODE_VARIABLE)
+    if mode is None or mode.lower() != "token":
+        said = "is not set" if mode is None else f"is {mode}"
+        raise SpecError(
+            f"{MODE_VARIABLE} {said}, and whoever reaches a Ray cluster that asks for no token "
+            f"runs code there: start each of its nodes with {MODE_VARIABLE}=token and one token in "
+            f"{TOKEN_VARIABLE}, and set both here"
+        )
 
 
 def _until_done() -> Iterator[None]:
@@ -98,7 +116,7 @@ def _own_token() -> Iterator[None]:
     else write a token into ``~/.ray``, one for all clusters.
     """
     before = {name: os.environ.pop(name, None) for name in _AUTHENTICATION}
-    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ[MODE_VARIABLE] = "token"
     os.environ[TOKEN_VARIABLE] = secrets.token_hex(_TOKEN_BYTES)
     _read_authentication_anew()
     try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from rotescale.errors import SpecError
 from rotescale.faults import VARIABLE
-from rotescale.ray_session import worker_environment
+from rotescale.launch_spec import LaunchSpec
+from rotescale.ray_session import ray_cluster, worker_environment
 
 ALWAYS = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 NEEDED = {
@@ -42,3 +44,15 @@ def test_no_credential_is_passed_on(name: str, value: str) -> None:
         **ALWAYS,
         "AWS_DEFAULT_REGION": "x",
     }
+
+
+@pytest.mark.parametrize(("mode", "said"), [("disabled", "is disabled"), (None, "is not set")])
+def test_no_cluster_is_joined_without_a_token(
+    mode: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    joined = ray_cluster(LaunchSpec(place="ray", address="127.0.0.1:1"))
+    with pytest.raises(SpecError, match=f"RAY_AUTH_MODE {said}.* one token in RAY_AUTH_TOKEN"):
+        joined.__enter__()
