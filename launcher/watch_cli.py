@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +16,16 @@ from rich.table import Table
 
 from launcher import runs
 from launcher.account import Account
-from launcher.job import PlaceUnavailableError, Situation
+from launcher.job import ALIVE, PlaceUnavailableError, Situation
 from launcher.kept_output import kept_lines
 from launcher.listing import runs_at
 from launcher.patience import LOOK_SECONDS
 from launcher.report import PLACE_AWAY, RunReport, look
 from launcher.status_page import page, short
 from launcher.target import Target, find_target, load_launch
+from launcher.worker_logs import follow_worker, worker_lines
 from rotescale.errors import RotescaleError, SpecError
 from rotescale.launch_spec import LaunchSpec
-from rotescale.storage import entries
 
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
@@ -36,7 +35,6 @@ Run = Annotated[
 On = Annotated[
     Path | None, typer.Option(help="Its place (a launch spec); default: where it was submitted.")
 ]
-_WORKER_LOG = re.compile(r"attempt-(\d{4,})-rank-(\d{5,})\.log")
 _WATCH_SECONDS = 2.0
 _ANY_WIDTH = 10_000
 
@@ -109,9 +107,18 @@ def logs(
     ] = None,
 ) -> None:
     """What the driver, or a worker, has printed; from its place, or else from the run's folder."""
+    if attempt is not None and rank is None:
+        raise SpecError(
+            f"--attempt {attempt}: whose? It is of a worker's log; add --rank, or leave it out: "
+            "the driver's lines are of all attempts"
+        )
     target = find_target(run, on)
+    if rank is not None and follow:
+        for line in follow_worker(target, rank=rank, attempt=attempt, is_alive=_is_alive):
+            print(line, flush=True)
+        return
     if rank is not None:
-        lines = _worker_lines(target, rank=rank, attempt=attempt)[-num_lines:]
+        lines = worker_lines(target, rank=rank, attempt=attempt)[-num_lines:]
     elif follow:
         _follow(target)
         return
@@ -172,6 +179,12 @@ def _look(target: Target, *, silent: str | None = None) -> RunReport:
     return look(target, launcher)
 
 
+def _is_alive(target: Target) -> bool:
+    """Whether the run may go on, as far as can be told: a place that is away says nothing."""
+    report = _look(target)
+    return report.state in ALIVE or PLACE_AWAY in report.layers
+
+
 class _Silent:
     """In place of a launcher that cannot be asked."""
 
@@ -206,36 +219,3 @@ def _driver_lines(target: Target, *, num_lines: int) -> list[str]:
         console.print(str(error))
         lines = []
     return lines or list(kept_lines(target.run_dir))[-num_lines:]
-
-
-def _worker_lines(target: Target, *, rank: int, attempt: int | None) -> list[str]:
-    run_dir = target.run_dir
-    if isinstance(run_dir.root, Path) and not run_dir.spec_json.exists():
-        raise _elsewhere(target, rank=rank, attempt=attempt)
-    found = {
-        (int(match[1]), int(match[2])): path
-        for path in entries(run_dir.logs_dir)
-        if (match := _WORKER_LOG.fullmatch(path.name))
-    }
-    mine = {key: path for key, path in found.items() if key[1] == rank}
-    wanted = max((key[0] for key in mine), default=0) if attempt is None else attempt
-    if (wanted, rank) not in mine:
-        there = ", ".join(f"{a}/{r}" for a, r in sorted(found)) or "none"
-        raise SpecError(
-            f"{run_dir.logs_dir}: no log of rank {rank} in attempt {wanted or 'any'}; there are "
-            f"(attempt/rank) {there}. In a bucket they appear half a minute after their first line"
-        )
-    return mine[wanted, rank].read_bytes().decode(errors="replace").splitlines()
-
-
-def _elsewhere(target: Target, *, rank: int, attempt: int | None) -> SpecError:
-    """Where a worker's log is, if there is one, and how it is read."""
-    launcher = target.launcher()
-    if attempt is None:
-        told = launcher.account()
-        attempt = 1 if told is None or told.progress is None else told.progress.attempt
-    log = target.run_dir.logs_dir / target.run_dir.worker_log(attempt=attempt, rank=rank).name
-    return SpecError(
-        f"{target.run_dir.root}: cannot be read from here, and a worker's log is kept there alone. "
-        f"Where the folder is, it is read so: {launcher.how_to_read(str(log))}"
-    )

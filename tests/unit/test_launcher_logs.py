@@ -8,6 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from launcher import cli
+from launcher.target import Target
+from launcher.worker_logs import follow_worker
+from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import RunDir
 from rotescale.storage import StoragePath, make_folder, write_atomic
 
@@ -71,3 +74,48 @@ def test_each_start_of_the_driver_is_told_from_the_one_before(
         *("--- another start: driver-0010.log", "start 10"),
     ]
     assert logs("--lines", "1")[1] == "start 10\n"
+
+
+def test_a_rank_of_a_run_that_has_ended_is_followed_to_its_end(logs: Logs) -> None:
+    assert logs("--rank", "1", "--follow") == (0, "attempt 2, rank 1\nlast \N{BLACK STAR}\n")
+    earlier = logs("--rank", "1", "--attempt", "1", "--follow")
+    assert earlier == (0, "attempt 1, rank 1\nlast \N{BLACK STAR}\n")
+    code, said = logs("--rank", "7", "--follow")
+    assert (code, "no log of rank 7 in attempt any" in said) == (2, True)
+
+
+def test_an_attempt_is_of_a_rank(logs: Logs) -> None:
+    code, said = logs("--attempt", "1")
+    assert code == 2
+    assert "--attempt 1: whose? It is of a worker's log; add --rank" in said
+
+
+@pytest.mark.parametrize(
+    ("attempt", "expected"),
+    [(None, ["one", "two", "--- attempt 2", "three"]), (1, ["one", "two"])],
+)
+def test_a_rank_is_followed_from_attempt_to_attempt(
+    folder: StoragePath, attempt: int | None, expected: list[str]
+) -> None:
+    target = Target("run", LaunchSpec(storage=str(folder)))
+    run_dir = target.run_dir
+    make_folder(run_dir.logs_dir)
+    write_atomic(run_dir.spec_json, b"{}")
+
+    def log(attempt: int, text: bytes) -> None:
+        name = run_dir.worker_log(attempt=attempt, rank=3).name
+        write_atomic(run_dir.logs_dir / name, text)
+
+    what_happens = iter(
+        [(1, b"one\ntw"), (1, b"one\ntwo\n"), (2, b"three")],
+    )
+    # The rank has printed nothing yet when it is first looked for.
+    alive = iter([True, True, True, False])
+    lines = follow_worker(
+        target,
+        rank=3,
+        attempt=attempt,
+        is_alive=lambda _: next(alive),
+        sleep=lambda _: log(*next(what_happens)),
+    )
+    assert list(lines) == expected
