@@ -16,6 +16,7 @@ from launcher.doctor_cli import doctor
 from launcher.job import MayHaveStartedError
 from launcher.kuberay import render as kuberay
 from launcher.kuberay.launcher import KubeRayLauncher
+from launcher.launch_difference import launch_differences
 from launcher.moving import require_free
 from launcher.plan_cli import plan
 from launcher.supervise_cli import supervise
@@ -111,11 +112,15 @@ def resume(
 
 
 def diff(spec_path: Spec, on: On = None, overrides: Overrides = None) -> None:
-    """Compare a spec with what its run was started with; ends with 1 where they differ."""
+    """Compare both specs with what the run was started with; ends with 1 where they differ."""
     spec, launch = _load(spec_path, on, overrides)
     target = Target(spec.name, launch)
     launcher = target.launcher() if launch.place == "kuberay" else None
-    lines = launcher.differences(spec) if isinstance(launcher, KubeRayLauncher) else []
+    lines = (
+        launcher.differences(spec)
+        if isinstance(launcher, KubeRayLauncher)
+        else launch_differences(target, on)
+    )
     there = _spec_of(target)
     if there is not None:
         names = (str(target.run_dir.spec_json), str(spec_path))

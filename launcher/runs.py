@@ -39,6 +39,8 @@ class Submission(BaseModel):
     """When it was submitted: UTC, ISO 8601."""
     spec: dict[str, Any] | None = None
     """The resolved experiment that was started last from here; None where none was."""
+    started_on: LaunchSpec | None = None
+    """The launch spec that it was started with; None where none was, or in older notes."""
 
     @property
     def run_dir(self) -> RunDir:
@@ -68,11 +70,20 @@ def remember(
     folder = _folder()
     path = folder / f"{name}.json"
     spec: dict[str, Any] | None = None
+    started_on: LaunchSpec | None = None
     if started is not None:
-        spec = started.model_dump(mode="json")
+        spec, started_on = started.model_dump(mode="json"), launch
     elif path.exists():
-        spec = _read(path).spec
-    submission = Submission(name=name, experiment=experiment, launch=launch, time=time, spec=spec)
+        before = _read(path)
+        spec, started_on = before.spec, before.started_on
+    submission = Submission(
+        name=name,
+        experiment=experiment,
+        launch=launch,
+        time=time,
+        spec=spec,
+        started_on=started_on,
+    )
     make_folder(folder)
     folder.chmod(0o700)
     write_atomic(path, (submission.model_dump_json(indent=2) + "\n").encode())
@@ -84,6 +95,12 @@ def started_spec(name: str) -> ExperimentSpec | None:
     path = _folder() / f"{name}.json"
     spec = _read(path).spec if path.exists() else None
     return None if spec is None else parse_spec(ExperimentSpec, spec, where=str(path))
+
+
+def started_launch(name: str) -> LaunchSpec | None:
+    """The launch spec that the run was last started with from here; None: not known."""
+    path = _folder() / f"{name}.json"
+    return _read(path).started_on if path.exists() else None
 
 
 def submissions() -> list[Submission]:

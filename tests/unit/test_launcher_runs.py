@@ -14,7 +14,8 @@ from launcher_command import launcher_command
 from launcher import runs
 from launcher.kuberay.names import job_name
 from rotescale.errors import SpecError
-from rotescale.launch_spec import LaunchSpec
+from rotescale.launch_spec import LaunchSpec, StageLimits
+from rotescale.run_dir import RunDir
 from rotescale.spec_file import dump_json, parse_spec
 
 TIME = "2026-11-27T12:00:00+00:00"
@@ -90,6 +91,45 @@ def test_diff_needs_no_folder(run: Run, tmp_path: Path) -> None:
     assert code == 1
     assert '+  "seed": 3,' in said.splitlines()
     assert "results change" in said
+
+
+def test_diff_compares_the_launch_spec_with_the_one_that_was_noted(
+    run: Run, tmp_path: Path
+) -> None:
+    profile = tmp_path / "place.yaml"
+    runs.remember("micro", LAUNCH, time=TIME, started=experiment())
+    changed = LAUNCH.model_copy(update={"num_workers": (4, 4)})
+    profile.write_text(dump_json(changed))
+    # That it was at work already, when it was submitted with these, has changed nothing there.
+    runs.remember("micro", changed, time=TIME)
+    code, said = run("diff", str(MICRO), "--on", str(profile))
+    assert code == 1
+    assert "--- as it was started" in said
+    assert [line.strip("+ ,") for line in said.splitlines() if line.startswith("+  ")] == ["4", "4"]
+    assert "no result changes" in said
+
+
+def test_diff_compares_the_launch_spec_with_the_one_in_the_folder(run: Run, tmp_path: Path) -> None:
+    storage = str(tmp_path / "runs")
+    prepared = LaunchSpec(storage=storage).sharing(6)
+    run_dir = RunDir.of(storage, "micro")
+    run_dir.root.mkdir(parents=True)
+    run_dir.spec_json.write_text(dump_json(experiment()))
+    run_dir.launch_json.write_text(dump_json(prepared))
+    # This is not what the newest driver was given.
+    older = LaunchSpec(storage=storage, num_workers=(8, 8))
+    runs.remember("micro", older, time=TIME, started=experiment())
+    profile = tmp_path / "place.yaml"
+    diff = ("diff", str(MICRO), "--on", str(profile))
+    profile.write_text(dump_json(LaunchSpec(storage=storage)))
+    assert run(*diff) == (0, f"{MICRO}: as it was started\n"), "auto is the cores that it has"
+    limits = StageLimits(step_seconds=77)
+    profile.write_text(dump_json(LaunchSpec(storage=storage, limits=limits)))
+    code, said = run(*diff)
+    assert code == 1
+    assert f"--- {run_dir.launch_json}" in said
+    assert '+    "step_seconds": 77.0,' in said.splitlines()
+    assert "num_workers" not in said
 
 
 def test_what_is_unknown_is_not_resumed(run: Run) -> None:
