@@ -18,7 +18,15 @@ from rotescale.run_dir import Outcome, RunDir
 
 PREPARING = Activity("preparing", 0, None)
 """Before there is a step or an evaluation."""
-_LOUD = ("damaged", "hang", "preemption", "superseded", "skipped", "node-excluded")
+_LOUD = (
+    "damaged",
+    "hang",
+    "preemption",
+    "superseded",
+    "skipped",
+    "node-excluded",
+    "fabric-unknown",
+)
 """Events that a person who looks wants to see."""
 _NUM_LOUD = 3
 

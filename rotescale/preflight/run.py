@@ -19,19 +19,28 @@ from rotescale.launch_spec import LaunchSpec
 from rotescale.nodes import record_fault
 from rotescale.preflight.fabric import fabric_of
 from rotescale.preflight.measure import Sizes, matmul_tflops, pair_speeds, reduce_seconds
-from rotescale.preflight.verdict import Finding, Measured, bus_bandwidth, judge, ranks_of
+from rotescale.preflight.verdict import (
+    Finding,
+    Measured,
+    bus_bandwidth,
+    judge,
+    ranks_of,
+    unknown_fabrics,
+)
 from rotescale.run_dir import RunDir
 from rotescale.team import Team
 
 EVENT = "preflight"
+UNKNOWN = "fabric-unknown"
+"""Event: the fabric that is wanted was not checked on some nodes."""
 
 
 def preflight(team: Team, run_dir: RunDir, launch: LaunchSpec, *, nccl_log: Path | None) -> None:
     """Collective: every rank calls this, before the model is loaded. Measure, record, judge.
 
-    Nothing where ``launch.preflight`` is None. Records an event ``preflight``. Raises NodeError, on
-    all ranks alike, where something is below its floor; nodes whose fault it is are in the run's
-    ledger then.
+    Nothing where ``launch.preflight`` is None. Records an event ``preflight``, and one more where
+    NCCL does not tell what it has taken, which ends nothing. Raises NodeError, on all ranks alike,
+    where something is below its floor; nodes whose fault it is are in the run's ledger then.
     """
     wanted = launch.preflight
     if wanted is None:
@@ -51,6 +60,7 @@ def preflight(team: Team, run_dir: RunDir, launch: LaunchSpec, *, nccl_log: Path
 
     def record() -> None:
         _record(team, measured, speed=speed, pairs=pairs, findings=findings)
+        _warn(team, unknown_fabrics(names, measured, launch.wanted_fabric), launch.wanted_fabric)
         _blame(team, run_dir, findings)
 
     # The others' errors may end this process, so all is on storage before they raise.
@@ -105,6 +115,18 @@ def _record(
         "all_reduce_bytes": sizes.reduced_bytes,
     }
     team.event(EVENT, _summary(team, measured, speed), **details)
+    team.records.flush()
+
+
+def _warn(team: Team, nodes: Sequence[str], wanted: str) -> None:
+    """On rank 0: say that a fabric was wanted, and not checked on these nodes."""
+    if not nodes:
+        return
+    message = (
+        f"node{'s' if len(nodes) > 1 else ''} {', '.join(nodes)}: not known which network NCCL has "
+        f"taken, so preflight.fabric {wanted} was not checked; look into their workers' NCCL logs"
+    )
+    team.event(UNKNOWN, message, nodes=list(nodes), wanted=wanted)
     team.records.flush()
 
 

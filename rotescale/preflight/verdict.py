@@ -107,6 +107,18 @@ def _other_fabrics(
             )
 
 
+def unknown_fabrics(
+    nodes: Sequence[str], measured: Sequence[Measured], fabric: str
+) -> tuple[str, ...]:
+    """The nodes none of whose ranks says what NCCL has taken, where a ``fabric`` must be."""
+    by_node = ranks_of(nodes)
+    if fabric == "any" or len(by_node) == 1:
+        return ()
+    return tuple(
+        node for node, ranks in by_node.items() if all(measured[i].fabric is None for i in ranks)
+    )
+
+
 def ranks_of(nodes: Sequence[str]) -> dict[str, list[int]]:
     """The ranks of each node, in the order of its first; ``nodes`` by rank."""
     ranks: dict[str, list[int]] = {}

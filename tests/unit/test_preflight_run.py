@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from launcher.account import read_account
 from rotescale.errors import NodeError
 from rotescale.launch_spec import LaunchSpec, Preflight
 from rotescale.nodes import Node, left_out, read_faults
@@ -18,19 +19,25 @@ from rotescale.team import Team
 
 
 class Alone:
-    """As much of an engine as preflight asks for."""
+    """As much of an engine as preflight asks for; ``beside`` others like it."""
 
     rank, world_size = 0, 1
     device = torch.device("cpu")
 
+    def __init__(self, beside: int = 0) -> None:
+        self._beside = beside
+
     def all_gather(self, value: Any) -> list[Any]:
-        return [value]
+        return [value] * (1 + self._beside)
 
 
-def measure(run_dir: RunDir, wanted: Preflight | None, *, attempt: int = 1) -> list[EventRow]:
-    """What it records."""
+def measure(
+    run_dir: RunDir, wanted: Preflight | None, *, attempt: int = 1, nodes: tuple[Node, ...] = ()
+) -> list[EventRow]:
+    """What it records; ``nodes``: of the ranks, one of its own unless they are given."""
     records = RecordWriter(run_dir, attempt=attempt, rank=0)
-    team = Team(Alone(), records, attempt, (Node("gpu-7", "ab"),))  # type: ignore[arg-type]
+    nodes = nodes or (Node("gpu-7", "ab"),)
+    team = Team(Alone(len(nodes) - 1), records, attempt, nodes)  # type: ignore[arg-type]
     try:
         preflight(team, run_dir, LaunchSpec(preflight=wanted), nccl_log=None)
     finally:
@@ -51,6 +58,22 @@ def test_what_is_measured_is_recorded(tmp_path: Path) -> None:
     assert node["matmul_tflops"][0] > 0
     assert event.details["all_reduce_gb_per_s"] is None
     assert (event.details["dtype"], event.details["findings"]) == ("float32", [])
+
+
+def test_a_fabric_that_is_not_told_is_an_event_that_status_shows(tmp_path: Path) -> None:
+    run_dir, nodes = RunDir(tmp_path), (Node("gpu-7", "ab"), Node("gpu-8", "cd"))
+    measured, warned = measure(run_dir, Preflight(fabric="efa"), nodes=nodes)
+    assert (measured.name, measured.details["findings"]) == ("preflight", [])
+    assert warned.name == "fabric-unknown"
+    assert warned.message.startswith("nodes gpu-7, gpu-8: not known which network NCCL has taken")
+    assert "preflight.fabric efa was not checked" in warned.message
+    assert read_faults(run_dir) == (), "nobody is blamed"
+    run_dir.spec_json.write_text("{}")
+    account = read_account(run_dir)
+    assert account is not None
+    assert account.events == (warned,)
+    others = measure(RunDir(tmp_path / "any"), Preflight(), nodes=nodes)
+    assert [event.name for event in others] == ["preflight"]
 
 
 def test_below_a_floor_the_node_is_named_but_never_the_only_one_left_out(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from rotescale.preflight.verdict import (
     ring,
     slow_nodes,
     turns,
+    unknown_fabrics,
 )
 
 NODES = ("a", "a", "b", "b", "c", "c")
@@ -83,10 +84,18 @@ def test_another_network_is_each_node_s_that_took_it() -> None:
     [finding] = found(changed(4, fabric="socket"))
     assert finding.nodes == ("c",)
     assert "has taken socket between nodes, not preflight.fabric infiniband" in finding.message
-    # What NCCL has not told cannot be held against it, nor what it would take if it had to.
-    assert found(changed(4, fabric=None)) == []
+    # What NCCL has not told cannot be held against a node, nor what it would take if it had to.
+    assert found([one._replace(fabric=None) for one in FINE]) == []
     assert found(changed(4, fabric="socket"), fabric="any") == []
     assert found(changed(4, fabric="socket"), nodes=("a",) * 6) == []
+
+
+def test_a_node_none_of_whose_ranks_tells_its_fabric_is_named() -> None:
+    silent = [one._replace(fabric=None) if i in (2, 3, 4) else one for i, one in enumerate(FINE)]
+    assert unknown_fabrics(NODES, silent, "infiniband") == ("b",), "one rank of c has told it"
+    assert unknown_fabrics(NODES, FINE, "infiniband") == ()
+    assert unknown_fabrics(NODES, silent, "any") == ()
+    assert unknown_fabrics(("a",) * 6, silent, "infiniband") == (), "nothing goes between nodes"
 
 
 @pytest.mark.parametrize("number", [3, 4, 5, 8])
