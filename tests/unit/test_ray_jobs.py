@@ -142,6 +142,12 @@ def test_a_place_that_is_refused(changes: dict[str, Any], words: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_shipped_profile_takes_the_token_from_a_file() -> None:
+    ray = load_spec(LaunchSpec, PROFILE).ray
+    assert ray is not None
+    assert (ray.token_variable, ray.token_file) == (None, "~/.config/rotescale/ray-token")
+
+
 def test_a_tunnel_needs_no_encryption() -> None:
     assert place(ray={"jobs_url": "http://localhost:8265"}).ray is not None
 
