@@ -45,6 +45,12 @@ class StorageUnavailableError(StorageError):
     exit_code = 4
 
 
+class HubUnavailableError(RotescaleError):
+    """A model hub that does not answer for now: it ends no run, which is started again later."""
+
+    exit_code = 4
+
+
 class NodeError(RotescaleError):
     """Nodes that are not fit to train on: it ends no run, which goes on later, or on others."""
 
@@ -66,6 +72,7 @@ _BY_NAME = {
         CheckpointError,
         StorageError,
         StorageUnavailableError,
+        HubUnavailableError,
         NodeError,
         TrainingError,
     )

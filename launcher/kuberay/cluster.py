@@ -152,7 +152,9 @@ class KubernetesCluster:
             final = (_CONFLICT,)
         return self._change("DELETE", kind.path(self.namespace, name), options, final=final)
 
-    def _change(self, method: str, path: str, body: Object, *, final: Sequence[int]) -> bool:
+    def _change(
+        self, method: Literal["PATCH", "DELETE"], path: str, body: Object, *, final: Sequence[int]
+    ) -> bool:
         """Ask for a change, again a few times where it meets somebody else's; False where there is
         nothing to be changed, or for an answer of ``final``."""
         for wait in (*_CONFLICT_WAITS, None):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers.utils.logging import disable_progress_bar
 
-from rotescale.errors import DataError
+from rotescale.errors import DataError, HubUnavailableError
 from rotescale.model.files import disk_errors
 from rotescale.model.folder import check_folder
 from rotescale.model.random_model import build_random_model
@@ -76,7 +78,7 @@ def _fetch_hub(weights: HubWeights, *, cache: Path) -> Path:
             )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise DataError(
+        raise (HubUnavailableError if _is_away(error) else DataError)(
             f"model.weights.repository: {weights.repository!r} at revision {weights.revision!r} "
             f"cannot be fetched ({reason}); check both names, log in (HF_TOKEN) for gated models, "
             f"or fetch it where the hub is reachable and give the folder with kind: folder"
@@ -84,6 +86,14 @@ def _fetch_hub(weights: HubWeights, *, cache: Path) -> Path:
     folder = Path(path)
     check_folder(folder)
     return folder
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the hub may answer another time: no connection, too many requests, its own fault."""
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return isinstance(error, LocalEntryNotFoundError)
 
 
 def _fetch_random(weights: RandomWeights, *, cache: Path, texts: list[str]) -> Path:

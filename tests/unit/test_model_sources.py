@@ -5,16 +5,17 @@ from __future__ import annotations
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rotescale.errors import DataError, SpecError
+from rotescale.errors import DataError, HubUnavailableError, SpecError
 from rotescale.model import wheel
 from rotescale.model.folder import check_folder
 from rotescale.model.random_model import train_tokenizer
@@ -130,12 +131,32 @@ def test_the_hub_gives_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not any("bin" in pattern for pattern in asked["allow_patterns"])
 
 
-def test_an_unreachable_hub_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _answered(status: int) -> Exception:
+    response: Any = SimpleNamespace(status_code=status, headers={}, request=None)
+    return HfHubHTTPError(f"HTTP {status}", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (LocalEntryNotFoundError("offline"), HubUnavailableError),
+        (_answered(503), HubUnavailableError),
+        (_answered(429), HubUnavailableError),
+        (_answered(404), DataError),
+        (_answered(403), DataError),
+    ],
+    ids=str,
+)
+def test_a_hub_that_gives_no_model_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception]
+) -> None:
+    """One that does not answer may do so another time, and is no user error."""
+
     def download(*_: object, **__: object) -> str:
-        raise LocalEntryNotFoundError("offline")
+        raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(DataError, match=r"'someone/model' at revision 'v1'.*kind: folder"):
+    with pytest.raises(kind, match=r"'someone/model' at revision 'v1'.*kind: folder"):
         fetch(HUB, cache=tmp_path)
 
 
