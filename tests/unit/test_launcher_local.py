@@ -200,9 +200,19 @@ def test_cancel_waits_for_a_save_as_long_as_the_place_allows(
     grace_seconds: float | None, saves: bool, submit: Submit, tmp_path: Path
 ) -> None:
     ready, saved = tmp_path / "ready", tmp_path / "saved"
-    save = f"sleep 1; touch {shlex.quote(str(saved))}; exit"
-    script = f"trap {shlex.quote(save)} INT; touch {shlex.quote(str(ready))}; "
-    run_dir, _ = submit("bash", "-c", script + "while :; do sleep 0.1; done")
+    # A shell could not trap the signal where whoever runs the tests has it ignored.
+    script = (
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n"
+        "    time.sleep(1)\n"
+        "    pathlib.Path(sys.argv[1]).touch()\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGINT, save)\n"
+        "pathlib.Path(sys.argv[2]).touch()\n"
+        "while True:\n"
+        "    time.sleep(0.1)\n"
+    )
+    run_dir, _ = submit(sys.executable, "-c", script, str(saved), str(ready))
     wait_for(ready.exists)
     launch = LaunchSpec(resize_save_seconds=10)
     assert stop_seconds(launch) == 70

@@ -275,15 +275,12 @@ def test_a_study_runs_goes_on_and_is_collected(tmp_path: Path, model_cache: Path
     write_table(rows, folder.table)
     assert pyarrow.parquet.read_table(folder.table).num_rows == len(rows)
 
-    # A cell more needs what was removed; made anew, it serves for that cell alone.
-    study, plan, *_ = quick(tmp_path, model_cache, k=(2, 6, 4))
+    # A cell more needs what was removed.
+    _, plan, *_ = quick(tmp_path, model_cache, k=(2, 6, 4))
     with pytest.raises(SpecError, match="weights were removed"):
         check_earlier_runs(plan, folder, finished=[parent, *cells])
     remove_folder(folder.run(parent).root)
     check_earlier_runs(plan, folder, finished=cells)
-    told.clear()
-    assert runner().run()
-    assert {name for name, _ in told} == {parent, "grid-k4"}
 
 
 @pytest.mark.slow
