@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from launcher import cli
+
+Command = Callable[..., tuple[int, str]]
+"""Arguments -> the exit code, and all that was printed."""
+
+
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """``rotescale-launch`` as a person sees it."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        code = launcher_command(monkeypatch, *arguments)
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return run
 
 
 def launcher_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -28,7 +28,7 @@ import pytest
 from api_faults import FOR_EVER, Fault
 from api_server import ApiServer, api_server
 from kuberay_helpers import FULL, MICRO, experiment
-from launcher_command import launcher_command
+from launcher_command import command_line, launcher_command
 from real_cluster import CONTEXT, NAMESPACE, QUEUE, STORAGE, real_cluster
 
 from launcher import cli, history, runs
@@ -685,10 +685,7 @@ def test_a_run_that_may_have_been_started_is_found_by_its_name(
     profile = tmp_path / "place.yaml"
     profile.write_text(dump_json(LAUNCH))
 
-    def run(*arguments: str) -> tuple[int, str]:
-        code = launcher_command(monkeypatch, *arguments)
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err
+    run = command_line(monkeypatch, capsys)
 
     def goes_away_with_the_answer() -> None:
         wait_for(lambda: jobs(server) != [])

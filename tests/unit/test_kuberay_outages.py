@@ -17,7 +17,7 @@ import pytest
 from api_faults import FOR_EVER, Fault
 from api_server import ApiServer, api_server
 from kuberay_helpers import FULL, MICRO, experiment
-from launcher_command import launcher_command
+from launcher_command import Command, command_line
 
 from launcher.job import PlaceUnavailableError
 from launcher.kuberay.cluster import KubernetesCluster, RefusedError
@@ -56,7 +56,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
 class Shell:
     """The launcher's command line in this process."""
 
-    run: Callable[..., tuple[int, str]]
+    run: Command
     on: str
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
@@ -79,12 +79,7 @@ def shell(
     profile = tmp_path / "place.yaml"
     profile.write_text(dump_json(LAUNCH))
 
-    def run(*arguments: str) -> tuple[int, str]:
-        code = launcher_command(monkeypatch, *arguments)
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err
-
-    return Shell(run, str(profile))
+    return Shell(command_line(monkeypatch, capsys), str(profile))
 
 
 def launcher(*, patience_seconds: float = 20.0) -> KubeRayLauncher:

@@ -6,7 +6,7 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from api_faults import FOR_EVER, Fault
 from api_server import ApiServer, api_server
 from kuberay_helpers import FULL, MICRO, experiment
-from launcher_command import launcher_command
+from launcher_command import Command, command_line
 
 from launcher import history, local, moving, runs
 from launcher.history import Ending
@@ -24,7 +24,6 @@ from rotescale.run_dir import RunDir
 from rotescale.spec_file import dump_json, parse_spec
 
 NAMESPACE = "research"
-Command = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
@@ -60,12 +59,7 @@ def run(
     monkeypatch.setattr(moving, "LOOK_SECONDS", 0.1)
     (tmp_path / "here.yaml").write_text("name: here\n")
 
-    def run(*arguments: str) -> tuple[int, str]:
-        code = launcher_command(monkeypatch, *arguments)
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err
-
-    return run
+    return command_line(monkeypatch, capsys)
 
 
 def on_kubernetes(folder: Path) -> LaunchSpec:
