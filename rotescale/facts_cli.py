@@ -25,7 +25,9 @@ facts_app = typer.Typer(
 console = Console()
 
 MOST_SHOWN = 100
-"""Problems in the table; a file with one fault in every row would fill the terminal."""
+"""Lines of the table; a file with another fault in every row would fill the terminal."""
+MOST_ROWS = 5
+"""Rows that a line names, where one fault is in many."""
 
 _SPEC_SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -248,20 +250,27 @@ def _counts(found: list[Examination]) -> dict[str, int]:
 
 
 def _show(found: list[Examination]) -> None:
-    """A table of the problems, and how many there are of each kind."""
+    """A table of the problems, equal ones of a file in one line, and how many of each kind."""
     problems = [problem for examination in found for problem in examination.problems]
     num_rows = sum(examination.num_rows for examination in found)
     if not problems:
         say(f"{num_rows} rows: no problems")
         return
+    rows_of: dict[tuple[str, str, str, str], list[int]] = {}
+    for problem in problems:
+        of_fault = (problem.place.file, problem.field, problem.what, problem.remedy)
+        rows = rows_of.setdefault(of_fault, [])
+        if problem.place.row is not None:
+            rows.append(problem.place.row)
     table = Table("file", "row", "field", "problem", "remedy")
-    for problem in problems[:MOST_SHOWN]:
-        row = "" if problem.place.row is None else str(problem.place.row)
-        cells = (problem.place.file, row, problem.field, problem.what, problem.remedy)
-        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
+    for (file, field, what, remedy), rows in list(rows_of.items())[:MOST_SHOWN]:
+        shown = ", ".join(map(str, rows[:MOST_ROWS]))
+        if len(rows) > MOST_ROWS:
+            shown += f" and {len(rows) - MOST_ROWS} more"
+        table.add_row(*(Text(cell, overflow="fold") for cell in (file, shown, field, what, remedy)))
     console.print(table)
-    if len(problems) > MOST_SHOWN:
-        say(f"and {len(problems) - MOST_SHOWN} more; --json lists all of them")
+    if len(rows_of) > MOST_SHOWN:
+        say(f"and {len(rows_of) - MOST_SHOWN} more faults; --json lists all of them by row")
     for kind, number in _counts(found).items():
         say(f"{number:>8} {kind}")
     say(f"{len(problems)} problems; {num_rows} rows could be read")

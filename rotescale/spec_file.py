@@ -23,6 +23,13 @@ _MAX_CHARACTERS = 1 << 20
 """A spec of a megabyte is a mistake, or an attack."""
 _MAX_DEPTH = 100
 _MAX_PROBLEMS = 20
+_FILES = {
+    "phases": "an experiment (configs/experiments: what is computed)",
+    "experiment": "a study (configs/studies: a grid of one experiment)",
+    "num_workers": "a launch spec (configs/launch: where it runs)",
+    "place": "a launch spec (configs/launch: where it runs)",
+}
+"""A key that only files of one kind have -> that kind."""
 _MAX_LINE = 1000
 _NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 """What JSON leaves as it is and YAML refuses, or reads as the end of a line."""
@@ -71,7 +78,16 @@ def read_fields(path: StoragePath) -> dict[str, Any]:
 
 
 def parse_spec(kind: type[SpecType], raw: Mapping[str, Any], *, where: str) -> SpecType:
-    """Validate ``raw``; SpecError lists every wrong field, with its value and the remedy."""
+    """Validate ``raw``; SpecError lists every wrong field, with its value and the remedy.
+
+    One kind of file in another's place is told as that.
+    """
+    wanted = {what for key, what in _FILES.items() if key in kind.model_fields}
+    given = {what for key, what in _FILES.items() if key in raw}
+    if wanted and len(given) == 1 and wanted != given:
+        raise SpecError(
+            f"{where}: this is {given.pop()}, and {wanted.pop()} belongs here; give the path of one"
+        )
     try:
         return kind.model_validate(raw)
     except ValidationError as error:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from rotescale import cli
+from rotescale import cli, facts_cli
 from rotescale.facts import iter_pairs, load_files, load_relations
 from rotescale.facts.examine import Examination, check_tokens, examine
 from rotescale.facts.problems import Place, Problem
@@ -279,9 +280,20 @@ def test_check_prints_a_table_and_counts(command: Callable[..., Done], tmp_path:
 
 
 def test_check_shows_a_hundred_and_counts_all(command: Callable[..., Done], tmp_path: Path) -> None:
+    names = [SOUND | {"subject": f"Ann {number}"} for number in range(150)]
+    done = command("check", write_lines(tmp_path / "mother.jsonl", *names, *names))
+    assert "and 50 more faults; --json lists all of them by row" in done.out
+    assert "150 duplicate pair" in done.out
+
+
+def test_equal_faults_share_a_line(
+    command: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts_cli, "console", Console(width=300))
     path = write_lines(tmp_path / "mother.jsonl", *([SOUND] * 151))
     done = command("check", path)
-    assert "and 50 more; --json lists all of them" in done.out
+    assert "2, 3, 4, 5, 6 and 145 more" in done.out
+    assert done.out.count("is already in") == 1
     assert "150 duplicate pair" in done.out
     done = command("check", path, "--json")
     assert done.code == 1

@@ -22,6 +22,7 @@ from rotescale.spec import (
     results_fields,
 )
 from rotescale.spec_file import dump_json, load_spec, parse_spec, read_fields
+from rotescale.study.spec import StudySpec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MICRO = CONFIGS / "experiments" / "micro.yaml"
@@ -207,6 +208,28 @@ def test_full_evaluation_samples_nothing() -> None:
 )
 def test_an_unknown_key_gets_a_hint(override: str, told: str) -> None:
     assert told in refused(override)
+
+
+@pytest.mark.parametrize("kind", [ExperimentSpec, LaunchSpec, StudySpec])
+@pytest.mark.parametrize(
+    ("file", "own", "told"),
+    [
+        ("experiments/micro.yaml", ExperimentSpec, "an experiment (configs/experiments"),
+        ("launch/local-1.yaml", LaunchSpec, "a launch spec (configs/launch"),
+        ("studies/smollm2-quick.yaml", StudySpec, "a study (configs/studies"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_as_that(
+    file: str, own: type[Part], told: str, kind: type[Part]
+) -> None:
+    path = CONFIGS / file
+    if kind is own:
+        assert load_spec(kind, path)
+        return
+    with pytest.raises(SpecError) as caught:
+        load_spec(kind, path)
+    assert f"{path}: this is {told}" in str(caught.value)
+    assert "known keys" not in str(caught.value)
 
 
 def test_the_hint_in_a_union_names_keys_of_the_chosen_kind_only() -> None:
