@@ -13,7 +13,7 @@ from rotescale.planning.footprint import Placement
 from rotescale.planning.moments import Moment
 from rotescale.planning.rates import Range
 from rotescale.planning.timing import Timing
-from rotescale.spec import ExperimentSpec
+from rotescale.spec import EngineSpec, ExperimentSpec
 
 _MOST_NODES = 512
 _HOOK_SECONDS = 30
@@ -21,6 +21,7 @@ _HOOK_SECONDS = 30
 _SAVING = "time to save"
 _FEWER_GATHERED = 100_000_000
 _FEWER_ROW_TOKENS = 256
+_USUAL_THRESHOLD: int = EngineSpec.model_fields["persistence_threshold"].default
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,8 @@ def _settings(place: Placement) -> Iterator[tuple[str, Any, bool]]:
     if not spec.engine.fused_loss:
         yield "engine.fused_loss", True, False
     if spec.engine.kind == "zero3":
+        if spec.engine.persistence_threshold > _USUAL_THRESHOLD:
+            yield "engine.persistence_threshold", _USUAL_THRESHOLD, False
         if place.sizes.gathered > _FEWER_GATHERED:
             yield "engine.gathered_parameters", _FEWER_GATHERED, False
         if place.on_gpu and spec.engine.offload_optimizer == "none":
@@ -246,6 +249,8 @@ def _shortages(place: Placement) -> Iterator[str]:
 def _largest(moment: Moment) -> str:
     """The part that takes most, and whether more workers would make it smaller."""
     part, size = max(moment.parts(), key=lambda entry: entry[1])
+    if part == "gathered":
+        return f"Most of it, {gigabytes(size)}, is {part}: parameters that a worker has whole."
     shared = part in ("weights", "gradients", "optimizer")
     shrinks = "is spread over the workers" if shared else "is the same on any number of workers"
     return f"Most of it, {gigabytes(size)}, is {part}, which {shrinks}."

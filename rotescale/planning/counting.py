@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import fnmatch
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,9 +38,26 @@ class ParameterCount:
         """Those that are trained."""
         return sum(self.trained_sizes)
 
+    @cached_property
+    def largest(self) -> int:
+        """Elements of the largest parameter."""
+        return max(self.sizes)
+
+    @cached_property
+    def largest_trained(self) -> int:
+        """Elements of the largest one that is trained."""
+        return max(self.trained_sizes)
+
     def below(self, threshold: int) -> int:
         """Elements of the parameters that are smaller than ``threshold``."""
-        return sum(size for size in self.sizes if size < threshold)
+        ascending, sums = self._ascending
+        return sums[bisect.bisect_left(ascending, threshold)]
+
+    @cached_property
+    def _ascending(self) -> tuple[list[int], list[int]]:
+        """The sizes in order, and what the first n of them sum up to: it is asked very often."""
+        ascending = sorted(self.sizes)
+        return ascending, [0, *itertools.accumulate(ascending)]
 
 
 def count_parameters(spec: ModelSpec, architecture: Architecture) -> ParameterCount:

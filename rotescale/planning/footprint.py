@@ -161,7 +161,7 @@ class Placement:
         found = {"training": training, "update": update, "measuring": self._asked()}
         return {name: self._with_system(moment) for name, moment in found.items()}
 
-    @property
+    @cached_property
     def device_peak(self) -> int:
         """The most that a worker's device holds at any moment, in bytes."""
         return max(moment.total for moment in self.moments().values())
@@ -264,7 +264,7 @@ class Placement:
             return 0
         # DeepSpeed fetches nothing ahead beyond the bound, but what is in use it must have.
         ahead = min(self.sizes.prefetch, self.sizes.gathered)
-        bound = max(self.sizes.gathered, max(self.count.sizes) + ahead)
+        bound = max(self.sizes.gathered, self.count.largest + ahead)
         kept = self.count.below(engine.persistence_threshold)
         return min(self.count.total, bound + kept)
 
@@ -272,7 +272,7 @@ class Placement:
         """The backward pass, where gradients are reduced."""
         if self._is_eager:
             # Plain torch has all gradients twice: of the weights, and added to the masters'.
-            largest = max(self.count.trained_sizes)
+            largest = self.count.largest_trained
             reduced = self.precision_bytes * self.count.trainable + 2 * 4 * largest
         else:
             reduced = self._reducing()
@@ -293,7 +293,7 @@ class Placement:
         wait where autograd has made them; between nodes the others' parts are joined, and as much
         comes from them.
         """
-        largest = max(self.count.trained_sizes)
+        largest = self.count.largest_trained
         together = max(largest, min(self.sizes.bucket, self.count.trainable))
         copied = together if self.gradient_bytes != self.precision_bytes else 0
         if not self.on_gpu:
@@ -322,7 +322,7 @@ class Placement:
         shape, precision = self.architecture, self.precision_bytes
         gathered = state.gathered
         if self.evaluation_mode == "replicated" and not self._is_eager:
-            gathered = precision * (self.count.total + max(self.count.sizes))
+            gathered = precision * (self.count.total + self.count.largest)
         cached = GENERATED_AT_ONCE * (asked.prompt_tokens + asked.max_new_tokens)
         cache = 2 * precision * shape.num_layers * shape.key_size * cached
         number = self.questions_per_pass
