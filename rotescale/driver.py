@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 import socket
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 from rotescale.errors import NodeError, RotescaleError, error_class
 from rotescale.fork_server.caller import ForkServer
 from rotescale.launch_spec import LaunchSpec
 from rotescale.nodes import describe_left_out, left_out, read_faults
-from rotescale.notices import Preemption
+from rotescale.notices import SUPERVISED, Preemption, request_save
 from rotescale.ray_nodes import name_worker, scaling_policy
 from rotescale.ray_session import ray_cluster, worker_environment
 from rotescale.run_dir import Outcome, RunDir
@@ -129,15 +133,67 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
 
 
 def _trainer_class(run_dir: RunDir, launch: LaunchSpec) -> Any:
-    """Ray Train's trainer, which leaves out the nodes that have failed twice in this run."""
+    """Ray Train's trainer, which leaves out the nodes that have failed twice in this run.
+
+    Its handler of Ctrl-C ends the workers at once; here they save first. Should Ray name it
+    otherwise one day, the steps since the last checkpoint are lost, and a test fails.
+    """
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+    attempts_before = run_dir.newest_attempt()
+
     class Trainer(DataParallelTrainer):  # type: ignore[misc]
+        def _register_sigint_handler(self, controller: Any) -> None:
+            super()._register_sigint_handler(controller)
+            if SUPERVISED not in os.environ:
+                save_before_interrupt(
+                    run_dir,
+                    limit_seconds=launch.resize_save_seconds,
+                    has_begun=lambda: run_dir.newest_attempt() != attempts_before,
+                )
+
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
             policy = scaling_policy(self.scaling_config, run_dir, launch)
             return super()._initialize_and_run_controller(**arguments | {"scaling_policy": policy})
 
     return Trainer
+
+
+class _NoMoreWaitingError(Exception):
+    """Whoever asked to end has asked again, or the run has ended by itself."""
+
+
+def save_before_interrupt(
+    run_dir: RunDir, *, limit_seconds: float, has_begun: Callable[[], bool]
+) -> None:
+    """Have the workers save at the first SIGINT, before what is done about it now.
+
+    A second one ends the wait.
+    """
+    end = signal.getsignal(signal.SIGINT)
+    asked, saving = 0, False
+
+    def wait(seconds: float) -> None:
+        time.sleep(seconds)
+        if asked > 1 or Outcome.read(run_dir) is not None:
+            raise _NoMoreWaitingError
+
+    def save_and_end(number: int, frame: FrameType | None) -> None:
+        nonlocal asked, saving
+        asked += 1
+        if saving:
+            return  # The one that waits sees it.
+        saving = asked == 1
+        with suppress(_NoMoreWaitingError, RotescaleError):
+            if saving and has_begun():
+                log.warning("asked to end: saving first; asked again, it ends without")
+                reason = "the run is interrupted"
+                request_save(run_dir, reason, limit_seconds=limit_seconds, sleep=wait)
+        saving = False
+        if callable(end):
+            end(number, frame)
+
+    signal.signal(signal.SIGINT, save_and_end)
 
 
 def _num_threads(launch: LaunchSpec) -> int:
@@ -267,8 +323,6 @@ def _controller_callback(run_dir: RunDir, launch: LaunchSpec) -> Any:
             if type(current_state).__name__ != "ResizingState":
                 return
             try:
-                from rotescale.notices import request_save
-
                 wanted = current_state.scaling_decision.num_workers
                 request_save(run_dir, f"resize to {wanted} workers", limit_seconds=limit)
             except Exception as error:  # noqa: BLE001 (an error here would end the run)

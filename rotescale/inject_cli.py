@@ -20,7 +20,7 @@ from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import REFUSED_FILE, RunDir
 from rotescale.spec import FolderWeights, HubWeights, RandomWeights, Weights, WheelWeights
 from rotescale.spec_file import dump_json, load_spec
-from rotescale.stopping import run_stoppable
+from rotescale.stopping import GRACE_SECONDS, run_stoppable
 from rotescale.storage import node_folder, storage_path, write_atomic
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def inject(
     command += [part for override in overrides or () for part in ("--set", override)]
     command += ["--dry-run"] if dry_run else []
     try:
-        code = run_stoppable(command)
+        # The run saves first.
+        code = run_stoppable(command, grace_seconds=launch.resize_save_seconds + GRACE_SECONDS)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on")
         raise typer.Exit(130) from None

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-_GRACE_SECONDS = 30.0
+GRACE_SECONDS = 30.0
+"""What a command that is asked to end is given for that."""
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_stoppable(command: Sequence[str], *, grace_seconds: float = _GRACE_SECONDS) -> int:
+def run_stoppable(command: Sequence[str], *, grace_seconds: float = GRACE_SECONDS) -> int:
     """The exit code of a command that is asked to end, once, when this process is.
 
     Then KeyboardInterrupt is raised, when it has ended: by itself in that time, or killed, as a

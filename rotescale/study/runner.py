@@ -18,7 +18,7 @@ from rotescale.cores import cpu_cores
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec_file import dump_json
-from rotescale.stopping import stoppable
+from rotescale.stopping import GRACE_SECONDS, stoppable
 from rotescale.storage import node_folder, remove_folder, storage_path, write_atomic
 from rotescale.study.plan import Node, Plan
 from rotescale.study.spec import StudySpec
@@ -27,7 +27,6 @@ Status = Literal["waiting", "running", "finished", "failed", "blocked"]
 """``blocked``: a run that it goes on from has failed."""
 
 _LOOK_SECONDS = 0.5
-_GRACE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +177,8 @@ class StudyRunner:
         """End the runs that are still going; another time they go on from what is on storage."""
         for process in self._running.values():
             process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + _GRACE_SECONDS
+        # They save first.
+        deadline = time.monotonic() + self.launch.resize_save_seconds + GRACE_SECONDS
         for name, process in self._running.items():
             try:
                 process.wait(timeout=max(0.0, deadline - time.monotonic()))

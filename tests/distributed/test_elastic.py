@@ -138,6 +138,10 @@ def test_what_the_driver_knows_of_rays_insides_is_there() -> None:
     run = inspect.getsource(DataParallelTrainer.fit)
     assert "_initialize_and_run_controller(" in run
     assert "scaling_policy=" in run
+    interrupted = inspect.signature(DataParallelTrainer._register_sigint_handler)
+    assert list(interrupted.parameters) == ["self", "controller"]
+    called = inspect.getsource(DataParallelTrainer._initialize_and_run_controller)
+    assert "self._register_sigint_handler(controller)" in called
     client = autoscaling_coordinator_client
     assert client.AUTOSCALING_REQUESTS_INTERVAL_S < 60 < client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S
     # Outside of a worker there is nothing to tell.

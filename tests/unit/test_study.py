@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -24,8 +25,9 @@ from rotescale.analysis.study_progress import study_progress
 from rotescale.analysis.study_table import study_rows
 from rotescale.checkpoint.store import CheckpointStore
 from rotescale.errors import DataError, SpecError
+from rotescale.faults import VARIABLE
 from rotescale.launch_spec import LaunchSpec
-from rotescale.records import EvaluationRow, RecordWriter
+from rotescale.records import EvaluationRow, RecordWriter, read_records
 from rotescale.run_dir import RunDir
 from rotescale.spec import ShippedFacts
 from rotescale.spec_file import load_spec
@@ -284,22 +286,24 @@ def test_a_study_runs_goes_on_and_is_collected(tmp_path: Path, model_cache: Path
 
 
 @pytest.mark.slow
-def test_a_study_that_is_told_to_end_leaves_nothing_running(
+def test_a_study_that_is_told_to_end_saves_and_leaves_nothing_running(
     tmp_path: Path, model_cache: Path
 ) -> None:
     _, plan, launch, launch_file = quick(tmp_path, model_cache, engine="zero3")
     command = [sys.executable, "-m", "rotescale.cli", "study", str(tmp_path / "study.yaml")]
+    slow = {"point": "step", "action": "delay", "seconds": 2}
     study = subprocess.Popen(
         [*command, "--on", str(launch_file)],
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, VARIABLE: json.dumps(slow)},
         # As a shell starts what goes on in the background.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     try:
         first = RunDir.of(launch.storage, plan.nodes[0].name)
         deadline = time.monotonic() + 120
-        while first.newest_attempt() is None:
+        while not read_records(first).steps:
             assert time.monotonic() < deadline
             assert study.poll() is None
             time.sleep(0.1)
@@ -316,6 +320,9 @@ def test_a_study_that_is_told_to_end_leaves_nothing_running(
         " ".join(printed.split())
     )
     assert drivers(plan.nodes[0].name) == []
+    saved = CheckpointStore(first, 1).newest()
+    assert saved is not None
+    assert saved.manifest.step >= read_records(first).steps[-1].step > 0
     _, alive = psutil.wait_procs(started, timeout=30)
     assert [process.cmdline() for process in alive] == []
 
