@@ -295,6 +295,11 @@ def test_defaults_follow_the_models_size_and_the_number_of_facts(tmp_path: Path)
     assert large[0] == pytest.approx(1e-5 * (128 / 8) ** 0.5, rel=0.05)
     assert small[2] == pytest.approx(5e-5)
     assert phases(1e9)[0] < small[0]
+    written = write_injection(found, tmp_path / "again")
+    weights = RandomWeights(kind="random")
+    spec = experiment("x", written, found.fact_set, weights=weights, num_parameters=10**9)
+    replays = [phase.replay and (phase.replay.share, phase.replay.tokens) for phase in spec.phases]
+    assert replays == [(0.1, (32, 128)), None]
 
     def computes(**place: bool) -> tuple[str, str, str]:
         weights = RandomWeights(kind="random")
