@@ -8,9 +8,10 @@ PEERS := $(VENV)/.peers
 DEMO := configs/experiments/smollm2-135m-demo.yaml
 SEEDS := 1 2
 
-.PHONY: help demo seeds test test-slow test-harness gpu-check check format clean
+.PHONY: help install demo seeds test test-slow test-harness gpu-check check format clean
 
 help:
+	@echo "make install    set up .venv, which all of these do first"
 	@echo "make demo       teach SmolLM2-135M 100 facts on two ZeRO-3 workers, and measure it"
 	@echo "make seeds      the demo over three seeds: its own, 0, and $(SEEDS)"
 	@echo "make test       the tests (make test-slow: the long ones)"
@@ -27,6 +28,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up $(VENV); this takes a few minutes the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,cluster,dev]' > $(VENV)/pip.log 2>&1 || { tail -20 $(VENV)/pip.log; echo "set-up failed: $(VENV)/pip.log says why"; exit 1; }
 	@touch $@
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/rotescale run $(DEMO) --on configs/launch/local.yaml

@@ -278,6 +278,10 @@ def evaluate(
         str | None,
         typer.Option(help="Template of the key token; default: what the folder's export says."),
     ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="A task of the lm-evaluation-harness, where it is installed."),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Ask everything, not a sample.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     allow_task_code: Annotated[
@@ -304,7 +308,9 @@ def evaluate(
         exported_folder,
         folder_items,
         with_languages,
+        with_tasks,
     )
+    from rotescale.evaluation.harness.tasks import check_tasks
     from rotescale.evaluation.items import describe_sample
 
     place = RunDir.at(model).root
@@ -317,7 +323,8 @@ def evaluate(
         seed=seed,
         full=full,
     )
-    asked = with_languages(asked, languages or ())
+    asked = with_tasks(with_languages(asked, languages or ()), tasks or ())
+    check_tasks(asked.spec, allow_code=allow_task_code)
     model_folder = exported_folder(place)
     items = folder_items(model_folder, asked)
     console.print(describe_sample(items))

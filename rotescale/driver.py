@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import random
-import signal
 import socket
-import time
-from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType
 from typing import Any
 
 from rotescale.errors import NodeError, RotescaleError, error_class
 from rotescale.fork_server.caller import ForkServer
+from rotescale.interrupt import save_before_interrupt, sigint_left_as_it_was
 from rotescale.launch_spec import LaunchSpec
 from rotescale.nodes import describe_left_out, left_out, read_faults
 from rotescale.notices import SUPERVISED, Preemption, request_save
@@ -116,7 +113,8 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
         ),
     )
     try:
-        trainer.fit()
+        with sigint_left_as_it_was():
+            trainer.fit()
     except Exception as error:
         if Outcome.read(run_dir) is None:
             cause = getattr(error, "controller_failure", None)
@@ -135,8 +133,8 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
 def _trainer_class(run_dir: RunDir, launch: LaunchSpec) -> Any:
     """Ray Train's trainer, which leaves out the nodes that have failed twice in this run.
 
-    Its handler of Ctrl-C ends the workers at once; here they save first. Should Ray name it
-    otherwise one day, the steps since the last checkpoint are lost, and a test fails.
+    Ray's handler of Ctrl-C ends the workers at once; here they save first. Should Ray rename the
+    method, the steps since the last checkpoint are lost, and a test fails.
     """
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -157,43 +155,6 @@ def _trainer_class(run_dir: RunDir, launch: LaunchSpec) -> Any:
             return super()._initialize_and_run_controller(**arguments | {"scaling_policy": policy})
 
     return Trainer
-
-
-class _NoMoreWaitingError(Exception):
-    """Whoever asked to end has asked again, or the run has ended by itself."""
-
-
-def save_before_interrupt(
-    run_dir: RunDir, *, limit_seconds: float, has_begun: Callable[[], bool]
-) -> None:
-    """Have the workers save at the first SIGINT, before what is done about it now.
-
-    A second one ends the wait.
-    """
-    end = signal.getsignal(signal.SIGINT)
-    asked, saving = 0, False
-
-    def wait(seconds: float) -> None:
-        time.sleep(seconds)
-        if asked > 1 or Outcome.read(run_dir) is not None:
-            raise _NoMoreWaitingError
-
-    def save_and_end(number: int, frame: FrameType | None) -> None:
-        nonlocal asked, saving
-        asked += 1
-        if saving:
-            return  # The one that waits sees it.
-        saving = asked == 1
-        with suppress(_NoMoreWaitingError, RotescaleError):
-            if saving and has_begun():
-                log.warning("asked to end: saving first; asked again, it ends without")
-                reason = "the run is interrupted"
-                request_save(run_dir, reason, limit_seconds=limit_seconds, sleep=wait)
-        saving = False
-        if callable(end):
-            end(number, frame)
-
-    signal.signal(signal.SIGINT, save_and_end)
 
 
 def _num_threads(launch: LaunchSpec) -> int:

@@ -258,11 +258,11 @@ def _show(found: list[Examination]) -> None:
         return
     rows_of: dict[tuple[str, str, str, str], list[int]] = {}
     for problem in problems:
-        of_fault = (problem.place.file, problem.field, problem.what, problem.remedy)
-        rows = rows_of.setdefault(of_fault, [])
+        key = (problem.place.file, problem.field, problem.what, problem.remedy)
+        rows = rows_of.setdefault(key, [])
         if problem.place.row is not None:
             rows.append(problem.place.row)
-    table = Table("file", "row", "field", "problem", "remedy")
+    table = Table("file", "rows", "field", "problem", "remedy")
     for (file, field, what, remedy), rows in list(rows_of.items())[:MOST_SHOWN]:
         shown = ", ".join(map(str, rows[:MOST_ROWS]))
         if len(rows) > MOST_ROWS:
@@ -270,7 +270,7 @@ def _show(found: list[Examination]) -> None:
         table.add_row(*(Text(cell, overflow="fold") for cell in (file, shown, field, what, remedy)))
     console.print(table)
     if len(rows_of) > MOST_SHOWN:
-        say(f"and {len(rows_of) - MOST_SHOWN} more faults; --json lists all of them by row")
+        say(f"and {len(rows_of) - MOST_SHOWN} more lines; --json lists every problem")
     for kind, number in _counts(found).items():
         say(f"{number:>8} {kind}")
     say(f"{len(problems)} problems; {num_rows} rows could be read")

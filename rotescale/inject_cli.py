@@ -18,9 +18,16 @@ from rotescale.facts.export import RELATIONS_FILE
 from rotescale.facts_cli import parse_columns
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import REFUSED_FILE, RunDir
-from rotescale.spec import FolderWeights, HubWeights, RandomWeights, Weights, WheelWeights
-from rotescale.spec_file import dump_json, load_spec
-from rotescale.stopping import GRACE_SECONDS, run_stoppable
+from rotescale.spec import (
+    ExperimentSpec,
+    FolderWeights,
+    HubWeights,
+    RandomWeights,
+    Weights,
+    WheelWeights,
+)
+from rotescale.spec_file import dump_json, load_spec, overridden_spec
+from rotescale.stopping import run_stoppable
 from rotescale.storage import node_folder, storage_path, write_atomic
 
 if TYPE_CHECKING:
@@ -42,7 +49,8 @@ def inject(
     ],
     prompts: Annotated[Path | None, typer.Option(help="YAML with the relations' prompts.")] = None,
     columns: Annotated[
-        str | None, typer.Option(help="subject=Person,object=Mother; default: guessed, and shown.")
+        str | None,
+        typer.Option(help="subject=Person,object=Mother; others are guessed, and shown."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the run; default: of the table.")] = None,
     on: Annotated[Path | None, typer.Option(help="A launch spec (YAML).")] = None,
@@ -63,7 +71,7 @@ def inject(
     from rotescale.model.folder import load_config
     from rotescale.model.sources import fetch
 
-    named = None if columns is None else parse_columns(columns).named()
+    named = None if columns is None else parse_columns(columns).model_dump(exclude_unset=True)
     found = read_injection(facts, columns=named, prompts=prompts)
     launch = LaunchSpec() if on is None else load_spec(LaunchSpec, on)
     weights = _weights(model)
@@ -83,16 +91,17 @@ def inject(
         on_gpus=launch.gpus_per_worker > 0,
     )
     path = folder / EXPERIMENT_FILE
+    spec = overridden_spec(
+        ExperimentSpec, spec.model_dump(mode="json"), overrides or (), where=str(path)
+    )
     write_atomic(path, dump_json(spec).encode())
     if not dry_run:
         _show(found, folder)
     command = [sys.executable, "-m", "rotescale.cli", "run", str(path)]
     command += [] if on is None else ["--on", str(on)]
-    command += [part for override in overrides or () for part in ("--set", override)]
     command += ["--dry-run"] if dry_run else []
     try:
-        # The run saves first.
-        code = run_stoppable(command, grace_seconds=launch.resize_save_seconds + GRACE_SECONDS)
+        code = run_stoppable(command, save_seconds=launch.resize_save_seconds)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on")
         raise typer.Exit(130) from None

@@ -16,7 +16,7 @@ from rotescale.facts import Fact, FactSet, Relation, normalise, validate
 from rotescale.facts.check import by_relation
 from rotescale.facts.export import RELATIONS_FILE, write_files
 from rotescale.facts.headers import columns_of
-from rotescale.facts.layouts import layout_of
+from rotescale.facts.layouts import SEPARATORS, layout_of, other_separator
 from rotescale.facts.options import ObjectPool, with_old_object
 from rotescale.facts.problems import Kind, Problem
 from rotescale.facts.prompts import load_relations, shipped_relations
@@ -81,12 +81,20 @@ class Injection:
         return text.getvalue().encode()
 
 
-def guess_columns(columns: Sequence[str], *, where: str) -> dict[str, str]:
+def guess_columns(
+    columns: Sequence[str], *, where: str, named: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Field -> column, by the columns' names; of two unknown ones the first is the subject.
 
-    Raises SpecError where that leaves it open which column is which.
+    ``named``: those that are known already. Raises SpecError where it stays open which column is
+    which.
     """
-    found: dict[str, str] = {}
+    found: dict[str, str] = dict(named or {})
+    if (separator := other_separator(columns)) is not None:
+        raise SpecError(
+            f"{where}: the columns {columns[0]!r} seem to be separated by {separator!r}; "
+            f"{SEPARATORS}"
+        )
     for field, names in _NAMES.items():
         for name in names:
             matching = [c for c in columns if _words(c) == name and c not in found.values()]
@@ -97,7 +105,9 @@ def guess_columns(columns: Sequence[str], *, where: str) -> dict[str, str]:
     if missing and len(rest) != len(missing):
         raise SpecError(
             f"{where}: cannot tell which of the columns {', '.join(columns)} is the "
-            f"{' and which the '.join(missing)}; say so with --columns subject=...,object=..."
+            f"{' and which the '.join(missing)}; say so with --columns subject=...,object=..., and "
+            "relation=... where a column names it. A row tells one fact: of a table with a column "
+            "for each property make a row for each, with the property's name as its relation"
         )
     found |= dict(zip(missing, rest, strict=False))
     return {field: found[field] for field in _NAMES if field in found}
@@ -119,10 +129,11 @@ def read_injection(
     White space is tidied, numbers become text. Left out, with the reason, are rows without a
     sound subject or object, or with an old object that is the object itself, facts that come
     again, all facts of a subject with several objects, and relations with one object only, which
-    nothing can be told apart from. Raises DataError where nothing is left, and SpecError where the
+    nothing can be told apart from. ``columns``: field -> column, where it need not be guessed.
+    Raises DataError where nothing is left, and SpecError where the
     columns cannot be told apart.
     """
-    chosen = dict(columns or guess_columns(columns_of(path), where=str(path)))
+    chosen = guess_columns(columns_of(path), where=str(path), named=columns)
     layout = replace(layout_of(chosen), tidy=True)
     refused: list[Problem] = []
     default = path.stem
@@ -332,8 +343,8 @@ _SMALL_BATCH, _LARGE_BATCH = 20, 8
 _SECOND_PHASE = 0.125
 """Of the first phase's rate, as in the demo."""
 _REPLAY_SHARE, _REPLAY_TOKENS = 0.1, (32, 128)
-"""Other text beside the facts: found to cost no answers and to spare a nat of the loss on other
-text (docs/results.md, A table of one's own)."""
+"""Other text beside the facts: it spared a nat of the loss on other text, and what it costs in
+answers was too little to see with 24 facts (docs/results.md, A table of one's own)."""
 
 
 def experiment(

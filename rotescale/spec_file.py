@@ -19,11 +19,12 @@ from rotescale.storage import StoragePath
 
 SpecType = TypeVar("SpecType", bound=Part)
 
+_TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 _MAX_CHARACTERS = 1 << 20
 """A spec of a megabyte is a mistake, or an attack."""
 _MAX_DEPTH = 100
 _MAX_PROBLEMS = 20
-_FILES = {
+_KINDS = {
     "phases": "an experiment (configs/experiments: what is computed)",
     "experiment": "a study (configs/studies: a grid of one experiment)",
     "num_workers": "a launch spec (configs/launch: where it runs)",
@@ -47,6 +48,8 @@ def overridden_spec(
     kind: type[SpecType], fields: Mapping[str, Any], overrides: Sequence[str], *, where: str
 ) -> SpecType:
     """The spec of the fields, which stay as they are, with the overrides applied."""
+    # Before an override makes sections that only another kind of file has.
+    _check_kind(kind, fields, where=where)
     raw = copy.deepcopy(dict(fields))
     for override in overrides:
         _apply_override(raw, override)
@@ -55,6 +58,11 @@ def overridden_spec(
 
 def read_fields(path: StoragePath) -> dict[str, Any]:
     """The fields of a YAML or JSON file, not checked yet. Raises SpecError where it is no spec."""
+    if str(path).lower().endswith(_TABLES):
+        raise SpecError(
+            f"{path}: a table of facts is no spec; `rotescale inject` teaches it, and a spec names "
+            "it in facts.paths"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -78,16 +86,7 @@ def read_fields(path: StoragePath) -> dict[str, Any]:
 
 
 def parse_spec(kind: type[SpecType], raw: Mapping[str, Any], *, where: str) -> SpecType:
-    """Validate ``raw``; SpecError lists every wrong field, with its value and the remedy.
-
-    One kind of file in another's place is told as that.
-    """
-    wanted = {what for key, what in _FILES.items() if key in kind.model_fields}
-    given = {what for key, what in _FILES.items() if key in raw}
-    if wanted and len(given) == 1 and wanted != given:
-        raise SpecError(
-            f"{where}: this is {given.pop()}, and {wanted.pop()} belongs here; give the path of one"
-        )
+    """Validate ``raw``; SpecError lists every wrong field, with its value and the remedy."""
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
@@ -98,6 +97,16 @@ def parse_spec(kind: type[SpecType], raw: Mapping[str, Any], *, where: str) -> S
         raise SpecError(hidden(f"{where}: " + "; ".join(lines))) from None
 
 
+def _check_kind(kind: type[Part], raw: Mapping[str, Any], *, where: str) -> None:
+    """Raise SpecError where one kind of file stands in another's place."""
+    wanted = {what for key, what in _KINDS.items() if key in kind.model_fields}
+    given = {what for key, what in _KINDS.items() if key in raw}
+    if wanted and len(given) == 1 and wanted != given:
+        raise SpecError(
+            f"{where}: this is {given.pop()}, and {wanted.pop()} belongs here; give the path of one"
+        )
+
+
 def _explain(kind: type[Part], problem: Any) -> str:
     field = ".".join(str(part) for part in problem["loc"]) or "(spec)"
     if problem["type"] == "extra_forbidden":
@@ -106,6 +115,8 @@ def _explain(kind: type[Part], problem: Any) -> str:
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"{field}: unknown key; {hint}"
     value = problem["input"]
+    if problem["type"] in ("tuple_type", "list_type") and isinstance(value, str | int | float):
+        return f"{field}: a list is wanted (got {_SHORT.repr(value)}); write it in brackets, [...]"
     shown = f" (got {_SHORT.repr(value)})"
     if isinstance(value, dict | BaseModel) or _is_confidential(kind, problem["loc"]):
         shown = ""

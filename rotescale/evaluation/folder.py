@@ -118,6 +118,8 @@ def choose_questions(
         asked = memorized_facts(fact_set, run_spec.phases, seed=run_spec.seed)
         seed, spec, phases = run_spec.seed, run_spec.evaluation, run_spec.phases
         believed = _beliefs_in(run_dir) if spec.conflict_facts else None
+    elif isinstance(folder, Path) and not folder.exists():
+        raise SpecError(f"{folder}: no such folder; give one that holds a Hugging Face model")
     else:
         raise SpecError(f"{folder}: of no run; say --facts FILE or --relation NAME")
     return Questions(
@@ -137,6 +139,13 @@ def with_languages(questions: Questions, languages: Sequence[str]) -> Questions:
     together = list(dict.fromkeys([*questions.spec.languages, *languages]))
     raw = {**questions.spec.model_dump(), "languages": together}
     return replace(questions, spec=parse_spec(EvaluationSpec, raw, where="--language"))
+
+
+def with_tasks(questions: Questions, tasks: Sequence[str]) -> Questions:
+    """The same questions and tasks of the lm-evaluation-harness; SpecError for bad names."""
+    together = list(dict.fromkeys([*questions.spec.harness_tasks, *tasks]))
+    raw = {**questions.spec.model_dump(), "harness_tasks": together}
+    return replace(questions, spec=parse_spec(EvaluationSpec, raw, where="--task"))
 
 
 def _beliefs_in(run_dir: RunDir) -> dict[int, bool] | None:

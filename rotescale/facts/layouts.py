@@ -61,6 +61,11 @@ def layout_of(columns: Mapping[str, str] | None) -> Layout:
 def check_columns(columns: Sequence[str], layout: Layout, *, place: Place, report: Report) -> bool:
     """Report what is wrong with a header; whether the rows below it can be read."""
     wanted = layout.columns.values()
+    separator = other_separator(columns)
+    if separator is not None:
+        what = f"the columns {shown(columns[0])} seem to be separated by {separator!r}"
+        report(Problem(Kind.HEADER, place, columns[0], what, SEPARATORS))
+        return False
     for column in dict.fromkeys(columns):
         unknown = column not in wanted
         if (unknown and not layout.named) or (not unknown and columns.count(column) > 1):
@@ -68,7 +73,7 @@ def check_columns(columns: Sequence[str], layout: Layout, *, place: Place, repor
             what = f"column {shown(column)} is {fault}"
             remedy = f"the header names each of these at most once: {', '.join(wanted)}"
             if unknown:
-                remedy += " (or map other names to them with columns)"
+                remedy += " (or say which is which: --columns subject=..., in a spec facts.columns)"
             report(Problem(Kind.HEADER, place, column, what, remedy))
     missing = [field for field in layout.required if layout.columns[field] not in columns]
     for field in missing:
@@ -79,6 +84,14 @@ def check_columns(columns: Sequence[str], layout: Layout, *, place: Place, repor
             remedy = f"name the column that holds the {field}: {shown(', '.join(columns))}"
         report(Problem(Kind.HEADER, place, column, what, remedy))
     return not missing
+
+
+SEPARATORS = "save the table with commas (.csv) or with tabs (.tsv)"
+
+
+def other_separator(columns: Sequence[str]) -> str | None:
+    """What a header that was read as a single column is likely to be separated by."""
+    return next((c for c in ";\t|," if len(columns) == 1 and c in columns[0]), None)
 
 
 def read_json(text: str) -> object:

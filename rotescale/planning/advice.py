@@ -250,7 +250,8 @@ def _largest(moment: Moment) -> str:
     """The part that takes most, and whether more workers would make it smaller."""
     part, size = max(moment.parts(), key=lambda entry: entry[1])
     if part == "gathered":
-        return f"Most of it, {gigabytes(size)}, is {part}: parameters that a worker has whole."
+        whole = "parameters that each worker holds whole, however many there are"
+        return f"Most of it, {gigabytes(size)}, is {part}: {whole}."
     shared = part in ("weights", "gradients", "optimizer")
     shrinks = "is spread over the workers" if shared else "is the same on any number of workers"
     return f"Most of it, {gigabytes(size)}, is {part}, which {shrinks}."

@@ -5,7 +5,6 @@ A finished run is left alone and a cut one goes on, so that the same command con
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -18,13 +17,13 @@ from rotescale.cores import cpu_cores
 from rotescale.launch_spec import LaunchSpec
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec_file import dump_json
-from rotescale.stopping import GRACE_SECONDS, stoppable
+from rotescale.stopping import end, stoppable
 from rotescale.storage import node_folder, remove_folder, storage_path, write_atomic
 from rotescale.study.plan import Node, Plan
 from rotescale.study.spec import StudySpec
 
-Status = Literal["waiting", "running", "finished", "failed", "blocked"]
-"""``blocked``: a run that it goes on from has failed."""
+Status = Literal["waiting", "running", "stopping", "finished", "failed", "blocked"]
+"""``stopping``: it saves, and ends; ``blocked``: a run that it goes on from has failed."""
 
 _LOOK_SECONDS = 0.5
 
@@ -87,8 +86,9 @@ class StudyRunner:
     def run(self) -> bool:
         """Run everything that is left; whether all has finished.
 
-        When this is stopped, by SIGINT or SIGTERM, the runs that are going end too, and
-        KeyboardInterrupt is raised. A second signal ends them at once.
+        When this is stopped, by SIGINT or SIGTERM, the runs that are going save and end too, and
+        KeyboardInterrupt is raised. After a second signal they end without saving, a third one
+        kills them.
         """
         if self._shares_cores:
             # Each run would take all cores of this machine, and there are several at once.
@@ -139,7 +139,11 @@ class StudyRunner:
         write_atomic(spec, dump_json(node.spec).encode())
         with log.open("ab") as output:
             self._running[node.name] = subprocess.Popen(
-                self.command(node), stdout=output, stderr=subprocess.STDOUT
+                self.command(node),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # A group of its own: from a terminal, Ctrl-C would reach it twice.
+                process_group=0,
             )
         self._set(node.name, "running")
 
@@ -175,17 +179,10 @@ class StudyRunner:
 
     def _stop(self) -> None:
         """End the runs that are still going; another time they go on from what is on storage."""
-        for process in self._running.values():
-            process.send_signal(signal.SIGINT)
-        # They save first.
-        deadline = time.monotonic() + self.launch.resize_save_seconds + GRACE_SECONDS
-        for name, process in self._running.items():
-            try:
-                process.wait(timeout=max(0.0, deadline - time.monotonic()))
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                deadline = 0.0
-                process.kill()
-                process.wait()
+        for name in self._running:
+            self._set(name, "stopping")
+        end(self._running.values(), save_seconds=self.launch.resize_save_seconds)
+        for name in self._running:
             self.status[name] = "waiting"
         self._running.clear()
 

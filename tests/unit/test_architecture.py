@@ -24,7 +24,7 @@ LAYERS = [
     {"launch_spec", "engine.gloo"},
     {"run_dir", "probe", "engine.mapped"},
     {"records", "watchdog", "notices", "nodes", "log_uploads"},
-    {"pace", "memory_gauge", "utilisation", "profiling"},
+    {"pace", "memory_gauge", "utilisation", "profiling", "interrupt"},
     {"activity"},
     {"data", "model", "checkpoint", "engine.base", "engine.frozen_rows"},
     {"engine.zero3", "engine.eager", "evaluation", "team", "phase_plan"},

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from rotescale.errors import SpecError
-from rotescale.evaluation.folder import Questions, choose_questions, with_languages
+from rotescale.evaluation.folder import (
+    Questions,
+    choose_questions,
+    with_languages,
+    with_tasks,
+)
 
 
 def questions_of(folder: Path) -> Questions:
@@ -33,3 +38,22 @@ def test_languages_are_added_to_those_of_the_sample(tmp_path: Path) -> None:
 def test_what_is_no_language_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"--language: languages\.1: .*got 'German'"):
         with_languages(questions_of(tmp_path), ("German",))
+
+
+def test_tasks_are_added_to_the_questions(tmp_path: Path) -> None:
+    asked = questions_of(tmp_path)
+    assert with_tasks(asked, ()) == asked
+    assert with_tasks(asked, ("arc_easy", "arc_easy")).spec.harness_tasks == ("arc_easy",)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"nowhere: no such folder; give one that holds"):
+        choose_questions(
+            tmp_path / "nowhere",
+            facts=(),
+            relations=(),
+            prompts=None,
+            key_token=None,
+            seed=0,
+            full=False,
+        )

@@ -272,7 +272,7 @@ def test_check_prints_a_table_and_counts(command: Callable[..., Done], tmp_path:
     done = command("check", path)
     assert done.code == 1
     text = " ".join(done.out.split())
-    for word in ("file", "row", "field", "problem", "remedy"):
+    for word in ("file", "rows", "field", "problem", "remedy"):
         assert word in text
     assert "1 duplicate pair" in text
     assert "1 control character" in text
@@ -282,7 +282,7 @@ def test_check_prints_a_table_and_counts(command: Callable[..., Done], tmp_path:
 def test_check_shows_a_hundred_and_counts_all(command: Callable[..., Done], tmp_path: Path) -> None:
     names = [SOUND | {"subject": f"Ann {number}"} for number in range(150)]
     done = command("check", write_lines(tmp_path / "mother.jsonl", *names, *names))
-    assert "and 50 more faults; --json lists all of them by row" in done.out
+    assert "and 50 more lines; --json lists every problem" in done.out
     assert "150 duplicate pair" in done.out
 
 

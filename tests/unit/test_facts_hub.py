@@ -72,7 +72,7 @@ def test_the_only_relation_of_a_relations_file_is_that_of_all_rows(
             {"columns": COLUMNS | {"object": "Mum"}, "relation": "mother"},
             "people, split train: .* no column 'Mum'; name the column that holds the object: 'id,",
         ),
-        ({"relation": "mother"}, "column 'id' is unknown; .*map other names"),
+        ({"relation": "mother"}, "column 'id' is unknown; .*say which is which"),
         ({"split": "none"}, "split none: cannot be read .*none.*check dataset, config, split"),
         ({"config": "none"}, "cannot be read .*check dataset, config, split"),
     ],

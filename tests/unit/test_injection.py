@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +17,8 @@ import yaml
 
 from rotescale.errors import DataError, SpecError
 from rotescale.facts import load_files
+from rotescale.facts.examine import examine
+from rotescale.facts.layouts import SEPARATORS
 from rotescale.facts.prompts import shipped_relations
 from rotescale.injection import (
     experiment,
@@ -26,7 +29,7 @@ from rotescale.injection import (
 )
 from rotescale.planning.workload import count_work
 from rotescale.preparation import check_enough
-from rotescale.spec import RandomWeights
+from rotescale.spec import FileFacts, RandomWeights
 
 
 def test_a_messy_table_is_understood_and_what_is_left_out_is_told(tmp_path: Path) -> None:
@@ -220,6 +223,32 @@ def test_columns_are_guessed_by_their_names(columns: list[str], expected: dict[s
     assert guess_columns(columns, where="x.csv") == expected
 
 
+def test_columns_that_are_not_named_are_guessed(tmp_path: Path) -> None:
+    columns = ["Staff", "relation", "Info", "Note"]
+    named = {"subject": "Staff", "object": "Info"}
+    assert guess_columns(columns, where="x.csv", named=named) == named | {"relation": "relation"}
+    assert guess_columns(["a", "b"], where="x.csv", named={"object": "a"}) == {
+        "subject": "b",
+        "object": "a",
+    }
+    path = tmp_path / "staff.csv"
+    path.write_text(
+        "Staff,relation,Info,Note\nA,employer,B,\nC,employer,D,\nA,city,E,\nC,city,F,\n"
+    )
+    found = read_injection(path, columns=named)
+    assert [relation.name for relation in found.fact_set.relations] == ["employer", "city"]
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [("csv", ";"), ("csv", "\t"), ("tsv", ",")])
+def test_another_separator_is_named(tmp_path: Path, suffix: str, separator: str) -> None:
+    path = tmp_path / f"staff.{suffix}"
+    path.write_text(f"Employee{separator}Employer\nA{separator}B\n")
+    with pytest.raises(SpecError, match=re.escape(f"separated by {separator!r}; save")):
+        read_injection(path)
+    problems = examine(FileFacts(source="files", paths=(str(path),))).problems
+    assert [problem.remedy for problem in problems] == [SEPARATORS]
+
+
 def test_columns_that_cannot_be_told_apart_are_refused() -> None:
     with pytest.raises(SpecError, match="cannot tell which of the columns a, b, c is the subject"):
         guess_columns(["a", "b", "c"], where="x.csv")
@@ -339,8 +368,12 @@ def test_inject_from_a_table_to_a_model_folder(tmp_path: Path, model_cache: Path
     settings += ["evaluation.generation_facts=1", "evaluation.max_new_tokens=4"]
     command = [sys.executable, "-m", "rotescale.cli", "inject", str(table)]
     command += ["--model", "random", "--on", str(launch)]
-    shown = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=False)
+    more = ["--dry-run", "--set", "phases.memorize.epochs=3"]
+    shown = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stdout + shown.stderr
+    # What a plan is made of.
+    planned = json.loads((tmp_path / "runs/staff-injected-facts/experiment.json").read_text())
+    assert planned["phases"][0]["epochs"] == 3
     # What was understood stands below the spec.
     told = " ".join(shown.stdout.partition('"checkpoints"')[2].split())
     for words in ("subject = 'Employee'", "subject 'E3' has several objects", "prompts: ", "plan "):

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rotescale.driver import save_before_interrupt
-from rotescale.notices import request_save
+from rotescale.interrupt import save_before_interrupt, sigint_left_as_it_was
 from rotescale.run_dir import Outcome, RunDir
 
 
@@ -55,18 +54,17 @@ def interrupt() -> None:
 
 def test_workers_save_before_they_are_ended(interrupted: Interrupted) -> None:
     save_before_interrupt(interrupted.run_dir, limit_seconds=60, has_begun=lambda: True)
-    ends_while_waiting: list[int] = []
+    seen: list[tuple[bool, int]] = []
 
     def answer() -> None:
-        assert interrupted.asked()
-        ends_while_waiting.append(interrupted.num_ends)
+        seen.append((interrupted.asked(), interrupted.num_ends))
         interrupted.run_dir.save_request.unlink()
 
     worker = threading.Thread(target=answer)
     worker.start()
     interrupt()
     worker.join()
-    assert ends_while_waiting == [0]
+    assert seen == [(True, 0)]
     assert interrupted.requests_at_end == [False]
     # What was there before counts the next ones.
     interrupt()
@@ -77,7 +75,7 @@ def test_who_asks_again_does_not_wait_and_leaves_no_request(interrupted: Interru
     save_before_interrupt(interrupted.run_dir, limit_seconds=600, has_begun=lambda: True)
 
     def insist() -> None:
-        assert interrupted.asked()
+        interrupted.asked()
         os.kill(os.getpid(), signal.SIGINT)
 
     impatient = threading.Thread(target=insist)
@@ -87,17 +85,43 @@ def test_who_asks_again_does_not_wait_and_leaves_no_request(interrupted: Interru
     assert interrupted.requests_at_end == [False]
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_a_run_without_workers_is_not_asked(interrupted: Interrupted, begun: bool) -> None:
-    if begun:
-        Outcome(status="finished", attempt=0).write(interrupted.run_dir)
-    save_before_interrupt(interrupted.run_dir, limit_seconds=600, has_begun=lambda: begun)
+def test_a_run_without_workers_is_not_asked(interrupted: Interrupted) -> None:
+    save_before_interrupt(interrupted.run_dir, limit_seconds=600, has_begun=lambda: False)
+    began = time.monotonic()
     interrupt()
     assert interrupted.requests_at_end == [False]
+    assert time.monotonic() - began < 60
 
 
-def test_a_save_that_takes_too_long_is_not_awaited(interrupted: Interrupted) -> None:
+def test_a_run_that_has_ended_is_not_awaited(interrupted: Interrupted) -> None:
+    save_before_interrupt(interrupted.run_dir, limit_seconds=600, has_begun=lambda: True)
+    assert Outcome(status="finished", attempt=0).write(interrupted.run_dir)
+    began = time.monotonic()
+    interrupt()
+    assert interrupted.requests_at_end == [False]
+    assert time.monotonic() - began < 60
+
+
+def test_a_save_that_takes_too_long_or_fails_is_told_and_ends_the_run(
+    interrupted: Interrupted, caplog: pytest.LogCaptureFixture
+) -> None:
     save_before_interrupt(interrupted.run_dir, limit_seconds=0.3, has_begun=lambda: True)
     interrupt()
     assert interrupted.requests_at_end == [False]
-    assert not request_save(interrupted.run_dir, "nobody answers", limit_seconds=0.1)
+    assert "no checkpoint in 0 s: the steps since the last one are lost" in caplog.text
+
+    def unreadable() -> bool:
+        raise PermissionError("the folder is gone")
+
+    signal.signal(signal.SIGINT, interrupted.end)
+    save_before_interrupt(interrupted.run_dir, limit_seconds=60, has_begun=unreadable)
+    interrupt()
+    assert interrupted.num_ends == 2
+    assert "no checkpoint, the steps since the last one are lost: the folder is gone" in caplog.text
+
+
+def test_the_handler_goes_with_the_workers(interrupted: Interrupted) -> None:
+    with sigint_left_as_it_was():
+        save_before_interrupt(interrupted.run_dir, limit_seconds=60, has_begun=lambda: True)
+        assert signal.getsignal(signal.SIGINT) != interrupted.end
+    assert signal.getsignal(signal.SIGINT) == interrupted.end

@@ -282,7 +282,7 @@ def test_what_only_costs_time_is_noted_where_it_is_not_needed() -> None:
 def test_parameters_that_are_kept_whole_are_told_with_their_remedy() -> None:
     made = planned("qwen2.5-7b", gpus(16, "l4-8"), "engine.persistence_threshold=1000000000000")
     assert not made.fits
-    assert "is gathered: parameters that a worker has whole" in made.reasons[0]
+    assert "is gathered: parameters that each worker holds whole" in made.reasons[0]
     setting = "engine.persistence_threshold=100000"
     assert [remedy.fits for remedy in made.remedies if remedy.setting == setting] == [True]
     assert f"--set {setting} fits it on as many workers" in made.reasons[-1]

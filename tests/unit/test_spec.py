@@ -219,7 +219,7 @@ def test_an_unknown_key_gets_a_hint(override: str, told: str) -> None:
         ("studies/smollm2-quick.yaml", StudySpec, "a study (configs/studies"),
     ],
 )
-def test_a_file_of_another_kind_is_told_as_that(
+def test_a_file_of_another_kind_is_named_as_such(
     file: str, own: type[Part], told: str, kind: type[Part]
 ) -> None:
     path = CONFIGS / file
@@ -227,9 +227,22 @@ def test_a_file_of_another_kind_is_told_as_that(
         assert load_spec(kind, path)
         return
     with pytest.raises(SpecError) as caught:
-        load_spec(kind, path)
+        load_spec(kind, path, ["phases.memorize.epochs=3", "num_workers=1"])
     assert f"{path}: this is {told}" in str(caught.value)
     assert "known keys" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_table_is_no_spec(suffix: str) -> None:
+    with pytest.raises(SpecError, match=rf"facts.{suffix}: .*`rotescale inject` teaches it"):
+        load_spec(ExperimentSpec, Path(f"facts.{suffix}"))
+
+
+def test_a_value_in_a_lists_place_is_told_with_brackets() -> None:
+    told = refused("evaluation.harness_tasks=arc_easy")
+    assert (
+        "evaluation.harness_tasks: a list is wanted (got 'arc_easy'); write it in brackets" in told
+    )
 
 
 def test_the_hint_in_a_union_names_keys_of_the_chosen_kind_only() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rotescale import stopping
 from rotescale.stopping import run_stoppable
 
 TIDY = """
@@ -28,6 +29,18 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 pathlib.Path(sys.argv[1]).touch()
 time.sleep(60)
 pathlib.Path(sys.argv[2]).touch()
+"""
+SAVING = """
+import pathlib, sys, time
+pathlib.Path(sys.argv[1]).touch()
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pathlib.Path(sys.argv[2]).write_text("without a checkpoint")
+        sys.exit(130)
 """
 
 
@@ -48,24 +61,40 @@ def test_the_exit_code_is_the_commands() -> None:
     assert run_stoppable([sys.executable, "-c", "raise SystemExit(7)"]) == 7
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_either_signal_lets_the_command_end_by_itself(tmp_path: Path, number: int) -> None:
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_each_signal_lets_the_command_end_by_itself(
+    tmp_path: Path, number: int, request: pytest.FixtureRequest
+) -> None:
+    # Ignored where the tests run under nohup.
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, hangup))
     started, ended = tmp_path / "started", tmp_path / "ended"
     signal_when_there(started, number)
-    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(one) for one in SIGNALS]
     with pytest.raises(KeyboardInterrupt):
         run_stoppable([sys.executable, "-c", TIDY, str(started), str(ended)])
     assert ended.read_text() == "tidied up"
-    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(one) for one in SIGNALS] == before
 
 
-def test_a_command_that_will_not_end_is_killed_by_time_or_by_a_second_signal(
-    tmp_path: Path,
+@pytest.mark.parametrize(("num_signals", "grace_seconds"), [(1, 0.3), (3, 60.0)])
+def test_a_command_that_will_not_end_is_killed_by_time_or_by_a_third_signal(
+    tmp_path: Path, num_signals: int, grace_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, signals, grace_seconds in (("time", 1, 0.5), ("signal", 2, 60.0)):
-        started, ended = tmp_path / name, tmp_path / f"{name}-ended"
-        signal_when_there(started, *[signal.SIGTERM] * signals)
-        command = [sys.executable, "-c", DEAF, str(started), str(ended)]
-        with pytest.raises(KeyboardInterrupt):
-            run_stoppable(command, grace_seconds=grace_seconds)
-        assert not ended.exists()
+    monkeypatch.setattr(stopping, "GRACE_SECONDS", grace_seconds)
+    started, ended = tmp_path / "started", tmp_path / "ended"
+    signal_when_there(started, *[signal.SIGTERM] * num_signals)
+    with pytest.raises(KeyboardInterrupt):
+        run_stoppable([sys.executable, "-c", DEAF, str(started), str(ended)])
+    assert not ended.exists()
+
+
+def test_a_command_that_saves_is_asked_again_when_this_process_is(tmp_path: Path) -> None:
+    started, ended = tmp_path / "started", tmp_path / "ended"
+    signal_when_there(started, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run_stoppable([sys.executable, "-c", SAVING, str(started), str(ended)], save_seconds=60)
+    assert ended.read_text() == "without a checkpoint"
