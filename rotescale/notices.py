@@ -126,15 +126,13 @@ class Notices:
         return left if left > _LAST_SECONDS else None
 
     def _answer(self, request: str | None) -> None:
-        """Withdraw the request, unless another has taken its place meanwhile."""
+        """Note the request as answered, and withdraw it."""
         if request is None:
             return
         # Whoever asked sees the file go, and by then nothing is due.
         with self._lock:
             self._request, self._taken, self._answered = None, False, request
-        with suppress(FileNotFoundError):
-            if self._run_dir.save_request.read_text(encoding="utf-8") == request:
-                self._run_dir.save_request.unlink(missing_ok=True)
+        _withdraw(self._run_dir, request)
 
     def _watch(self) -> None:
         looks = [self._look_for_preemption]
@@ -206,16 +204,23 @@ def request_save(
     """
     deadline = clock() + limit_seconds
     # No two requests are the same text, so that none is taken for another.
-    request = {"reason": reason, "id": uuid.uuid4().hex}
-    write_atomic(run_dir.save_request, json.dumps(request).encode())
+    request = json.dumps({"reason": reason, "id": uuid.uuid4().hex})
+    write_atomic(run_dir.save_request, request.encode())
     try:
         while run_dir.save_request.exists():
             if clock() >= deadline:
-                run_dir.save_request.unlink(missing_ok=True)
+                _withdraw(run_dir, request)
                 return False
             sleep(0.2)
     except BaseException:
         # Whoever waited does so no more, and the next attempt should not answer.
-        run_dir.save_request.unlink(missing_ok=True)
+        _withdraw(run_dir, request)
         raise
     return True
+
+
+def _withdraw(run_dir: RunDir, request: str) -> None:
+    """Remove that request, unless another has taken its place meanwhile."""
+    with suppress(FileNotFoundError):
+        if run_dir.save_request.read_text(encoding="utf-8") == request:
+            run_dir.save_request.unlink(missing_ok=True)

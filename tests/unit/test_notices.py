@@ -208,6 +208,16 @@ def test_a_preemption_goes_to_another_process_and_back(told: Preemption | None) 
     assert Preemption.from_json(json.loads(text)) == told
 
 
+def test_only_ones_own_request_is_withdrawn(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+
+    def another_asks(seconds: float) -> None:
+        run_dir.save_request.write_text("another request")
+
+    assert not request_save(run_dir, "resize", limit_seconds=0.05, sleep=another_asks)
+    assert run_dir.save_request.read_text() == "another request"
+
+
 def test_who_waits_no_more_withdraws_the_request(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
 
