@@ -17,7 +17,10 @@ from rotescale.faults import VARIABLE
 from rotescale.run_dir import Outcome, RunDir
 
 QUICK_FOR_ALL = ("during the write",)
-SLOW_FOR_ONE = ("before the first save", "in phase 2", "after the manifest")
+SLOW_FOR_ONE = (
+    *("start-up", "before the first save", "in phase 2", "after the manifest", "during prune"),
+    *("between phases", "in export"),
+)
 ONLY_RANK_0 = ("after the manifest", "during prune")
 
 

@@ -127,7 +127,8 @@ def long_run(start: Callable[..., RunDir]) -> RunDir:
     return run_dir
 
 
-@pytest.mark.parametrize("while_saving", ["wait", pytest.param("skip", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("while_saving", ["wait", "skip"])
 def test_a_save_that_comes_while_one_rank_still_writes(
     while_saving: str, start: Callable[..., RunDir], long_run: RunDir
 ) -> None:
