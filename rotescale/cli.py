@@ -324,7 +324,9 @@ def evaluate(
         full=full,
     )
     asked = with_tasks(with_languages(asked, languages or ()), tasks or ())
-    check_tasks(asked.spec, allow_code=allow_task_code)
+    if tasks:
+        # Those of a run were checked before it began.
+        check_tasks(asked.spec, allow_code=allow_task_code)
     model_folder = exported_folder(place)
     items = folder_items(model_folder, asked)
     console.print(describe_sample(items))

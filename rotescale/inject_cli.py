@@ -111,7 +111,7 @@ def inject(
         place = "" if on is None else f" --on {on}"
         console.print(f"what it takes: rotescale-launch plan {path}{place}", highlight=False)
     elif code == 0:
-        run_dir = RunDir.of(launch.storage, run)
+        run_dir = RunDir.of(launch.storage, spec.name)
         write_atomic(run_dir.mended_txt, "".join(f"{note}\n" for note in found.notes).encode())
         write_atomic(run_dir.refused_csv, found.refused_csv())
         report = [sys.executable, "-m", "rotescale.cli", "report", str(run_dir.root)]

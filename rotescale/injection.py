@@ -130,8 +130,7 @@ def read_injection(
     sound subject or object, or with an old object that is the object itself, facts that come
     again, all facts of a subject with several objects, and relations with one object only, which
     nothing can be told apart from. ``columns``: field -> column, where it need not be guessed.
-    Raises DataError where nothing is left, and SpecError where the
-    columns cannot be told apart.
+    Raises DataError where nothing is left, and SpecError where the columns cannot be told apart.
     """
     chosen = guess_columns(columns_of(path), where=str(path), named=columns)
     layout = replace(layout_of(chosen), tidy=True)

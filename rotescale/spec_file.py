@@ -14,12 +14,11 @@ from pydantic import BaseModel, ValidationError
 
 from rotescale.credentials import found_inside, hidden
 from rotescale.errors import SpecError
-from rotescale.spec import CONFIDENTIAL, Part
+from rotescale.spec import CONFIDENTIAL, TABLE_SUFFIXES, Part
 from rotescale.storage import StoragePath
 
 SpecType = TypeVar("SpecType", bound=Part)
 
-_TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 _MAX_CHARACTERS = 1 << 20
 """A spec of a megabyte is a mistake, or an attack."""
 _MAX_DEPTH = 100
@@ -58,7 +57,7 @@ def overridden_spec(
 
 def read_fields(path: StoragePath) -> dict[str, Any]:
     """The fields of a YAML or JSON file, not checked yet. Raises SpecError where it is no spec."""
-    if str(path).lower().endswith(_TABLES):
+    if str(path).lower().endswith(TABLE_SUFFIXES):
         raise SpecError(
             f"{path}: a table of facts is no spec; `rotescale inject` teaches it, and a spec names "
             "it in facts.paths"
@@ -115,15 +114,16 @@ def _explain(kind: type[Part], problem: Any) -> str:
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"{field}: unknown key; {hint}"
     value = problem["input"]
-    if problem["type"] in ("tuple_type", "list_type") and isinstance(value, str | int | float):
-        return f"{field}: a list is wanted (got {_SHORT.repr(value)}); write it in brackets, [...]"
     shown = f" (got {_SHORT.repr(value)})"
     if isinstance(value, dict | BaseModel) or _is_confidential(kind, problem["loc"]):
         shown = ""
     elif found_inside(value) is not None:
         # Cut short, a credential may look like none.
         shown = " (its value is hidden)"
-    return f"{field}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+    what = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in ("tuple_type", "list_type") and not isinstance(value, dict | list):
+        what = "a list is wanted; write it in brackets, [...]"
+    return f"{field}: {what}{shown}"
 
 
 def _short() -> reprlib.Repr:

@@ -136,16 +136,19 @@ def choose_questions(
 
 def with_languages(questions: Questions, languages: Sequence[str]) -> Questions:
     """The same questions in more languages; SpecError for what is no language code."""
-    together = list(dict.fromkeys([*questions.spec.languages, *languages]))
-    raw = {**questions.spec.model_dump(), "languages": together}
-    return replace(questions, spec=parse_spec(EvaluationSpec, raw, where="--language"))
+    return _with_more(questions, "languages", languages, where="--language")
 
 
 def with_tasks(questions: Questions, tasks: Sequence[str]) -> Questions:
     """The same questions and tasks of the lm-evaluation-harness; SpecError for bad names."""
-    together = list(dict.fromkeys([*questions.spec.harness_tasks, *tasks]))
-    raw = {**questions.spec.model_dump(), "harness_tasks": together}
-    return replace(questions, spec=parse_spec(EvaluationSpec, raw, where="--task"))
+    return _with_more(questions, "harness_tasks", tasks, where="--task")
+
+
+def _with_more(questions: Questions, field: str, more: Sequence[str], *, where: str) -> Questions:
+    """The questions with a field of their spec made longer, by what it does not have yet."""
+    raw = questions.spec.model_dump()
+    raw[field] = list(dict.fromkeys([*raw[field], *more]))
+    return replace(questions, spec=parse_spec(EvaluationSpec, raw, where=where))
 
 
 def _beliefs_in(run_dir: RunDir) -> dict[int, bool] | None:

@@ -8,8 +8,8 @@ from rotescale.errors import DataError
 from rotescale.facts.layouts import read_json
 from rotescale.facts.parquet import read_parquet
 from rotescale.facts.problems import Place, refuse
-from rotescale.facts.rows import SUFFIXES
 from rotescale.facts.tables import open_text, read_table
+from rotescale.spec import TABLE_SUFFIXES
 
 
 def columns_of(path: Path) -> list[str]:
@@ -28,8 +28,8 @@ def columns_of(path: Path) -> list[str]:
         return []
 
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise DataError(f"{path}: ends in {path.suffix!r}; give one of {', '.join(SUFFIXES)}")
+    if suffix not in TABLE_SUFFIXES:
+        raise DataError(f"{path}: ends in {path.suffix!r}; give one of {', '.join(TABLE_SUFFIXES)}")
     try:
         if suffix == ".parquet":
             list(read_parquet(path, wanted=nothing))

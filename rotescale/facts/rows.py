@@ -22,8 +22,7 @@ from rotescale.facts.parquet import read_parquet
 from rotescale.facts.problems import Kind, Place, Problem, Report, refuse, text_problem
 from rotescale.facts.tables import lines_of, open_text, read_table
 from rotescale.facts.text import shown, text_fault
-
-SUFFIXES = (".csv", ".jsonl", ".tsv", ".parquet")
+from rotescale.spec import TABLE_SUFFIXES
 
 _Record = Mapping[str, object]
 
@@ -48,7 +47,7 @@ def read_rows(
     Raises DataError for a file that is not there or of no known kind; the rest is reported.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in TABLE_SUFFIXES:
         raise DataError(
             f"facts file {path} ends in {path.suffix!r}; give a .csv or .jsonl file, "
             "or a .tsv or .parquet file"

@@ -22,6 +22,7 @@ from rotescale.spec.base import (
 )
 from rotescale.spec.evaluation import EvaluationSpec, full_sample
 from rotescale.spec.facts import (
+    TABLE_SUFFIXES,
     CapitalFacts,
     Columns,
     DatasetFacts,
@@ -53,6 +54,7 @@ __all__ = [
     "MAX_INTEGER",
     "MAX_LAYERS",
     "OPERATIONAL",
+    "TABLE_SUFFIXES",
     "Attention",
     "BestOf",
     "CapitalFacts",

@@ -13,6 +13,9 @@ from pydantic import (
 
 from rotescale.spec.base import Part
 
+TABLE_SUFFIXES = (".csv", ".jsonl", ".tsv", ".parquet")
+"""How names of files of facts end."""
+
 
 class ShippedFacts(Part):
     """The fictional set that ships with rotescale."""

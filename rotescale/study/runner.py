@@ -86,7 +86,7 @@ class StudyRunner:
     def run(self) -> bool:
         """Run everything that is left; whether all has finished.
 
-        When this is stopped, by SIGINT or SIGTERM, the runs that are going save and end too, and
+        When this is stopped (``stoppable``), the runs that are going save and end too, and
         KeyboardInterrupt is raised. After a second signal they end without saving, a third one
         kills them.
         """
