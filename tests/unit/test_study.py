@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -431,6 +432,21 @@ def test_every_shipped_study_is_a_graph_of_runs(path: Path) -> None:
     assert len(plan.nodes) <= sum(len(cell.spec.phases) for cell in cells)
     for cell in cells:
         assert plan.lineage(cell.spec.name)[-1] == cell.spec.name
+
+
+def test_the_study_that_the_documentation_shows_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"## A study's file.*?```yaml\n(.*?)```", text, flags=re.DOTALL)
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    (tmp_path / "experiments").symlink_to(ROOT / "configs" / "experiments")
+    (folder / "my-study.yaml").write_text(shown, encoding="utf-8")
+    study, cells = load_study(folder / "my-study.yaml")
+    names = [cell.spec.name for cell in cells]
+    assert len(names) == 8
+    assert {"my-study-epochs10-k50-seed0", "my-study-sft-seed1"} <= set(names)
+    assert not any("epochs3-k1-" in name for name in names)
+    assert any("-shared-" in node.name for node in make_plan(study.name, cells).nodes)
 
 
 def test_every_study_of_the_paper_says_what_it_is_for() -> None:
