@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -101,6 +101,36 @@ def crossed_interval(
         for means, counts in (of_seeds, of_facts)
     )
     return _scaled(_wilson(mean, margin / (mean * (1 - mean))), bounds)
+
+
+def interval_over_seeds(
+    values: Sequence[float],
+    intervals: Sequence[tuple[float, float]],
+    *,
+    bounds: tuple[float, float],
+) -> tuple[float, float]:
+    """95 % interval over facts *and* seeds of the mean of one value per seed.
+
+    ``values``: what each seed's run measured; ``intervals``: each one's own, over facts;
+    ``bounds``: where it is cut. For values that are no mean of answers, such as
+    ΔCosSim, so that ``crossed_interval`` has nothing to resample. Raises DataError where there are
+    fewer than two seeds.
+
+    As there the margin over seeds, s / √n times t of n - 1 degrees of freedom, and that over facts
+    are added as squares. The same facts come back under every seed, so theirs does not shrink with
+    the number of seeds: it is the root mean square of the runs' own, to either side, which is right
+    where all seeds err alike about a fact and too wide where they do not.
+    """
+    if len(values) < 2:
+        raise DataError("one seed only: nothing is known of others; its own interval is all")
+    found = np.array(values)
+    mean = float(found.mean())
+    of_seeds = (t_quantile(len(values) - 1) * float(found.std(ddof=1))) ** 2 / len(values)
+    below, above = (
+        math.sqrt(of_seeds + float(((found - np.array(ends)) ** 2).mean()))
+        for ends in zip(*intervals, strict=True)
+    )
+    return max(bounds[0], mean - below), min(bounds[1], mean + above)
 
 
 def t_quantile(degrees_of_freedom: int) -> float:

@@ -23,6 +23,9 @@ DELTA = "delta_cosine"
 COSINE = "cosine"
 """Of a fact's state at the key token and its states at prompts of a kind."""
 
+BOUNDS = {DELTA: (-2.0, 2.0), COSINE: (-1.0, 1.0)}
+"""The least and the greatest value of each metric."""
+
 _EPSILON = 1e-8
 """The least product of norms by which a cosine is divided, as in torch's ``cosine_similarity``."""
 
@@ -71,7 +74,8 @@ def delta_cosine(states: Floats, *, facts: Labels, relations: Labels) -> Differe
         variance += float(values.var()) * (len(values) - 1)
     freedom = len(sums.relation_of) - int(sums.relation_of.max()) - 1
     half = t_quantile(freedom) * math.sqrt(variance)
-    return Difference(value, (max(-2.0, value - half), min(2.0, value + half)))
+    low, high = BOUNDS[DELTA]
+    return Difference(value, (max(low, value - half), min(high, value + half)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +212,7 @@ def _values(units: Floats, group: _Group, *, measuring: Measuring) -> Iterator[_
         facts=group.facts[is_paired],
         num_samples=measuring.bootstrap_samples,
         seed=measuring.seed,
-        bounds=(-1.0, 1.0),
+        bounds=BOUNDS[COSINE],
     )
     yield _Value(COSINE, float(cosines.mean()), len(cosines), interval)
 

@@ -10,7 +10,12 @@ import numpy.typing as npt
 import pytest
 
 from rotescale.errors import DataError
-from rotescale.evaluation.intervals import bootstrap_interval, crossed_interval, t_quantile
+from rotescale.evaluation.intervals import (
+    bootstrap_interval,
+    crossed_interval,
+    interval_over_seeds,
+    t_quantile,
+)
 
 ACCURACIES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 NUM_DATASETS = 150
@@ -96,6 +101,34 @@ def test_intervals_over_few_seeds_cover_at_least_as_often_as_they_say(
             assert 0.0 <= low < high <= 1.0
             covered.append(low <= accuracy <= high)
     assert np.mean(covered) > 0.94
+
+
+@pytest.mark.parametrize("seed_share", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize("num_seeds", [2, 3])
+def test_intervals_of_each_seed_make_one_that_covers_at_least_as_often(
+    num_seeds: int, seed_share: float
+) -> None:
+    generator = np.random.default_rng(2)
+    covered = []
+    for _ in range(1500):
+        of_facts = crossed((num_seeds, 20, 3), seed_share, generator).mean(axis=2)
+        means = of_facts.mean(axis=1)
+        halves = t_quantile(19) * of_facts.std(axis=1, ddof=1) / math.sqrt(20)
+        low, high = interval_over_seeds(
+            means.tolist(), [*zip(means - halves, means + halves, strict=True)], bounds=(-9.0, 9.0)
+        )
+        covered.append(low <= 0.0 <= high)
+    assert 0.94 < np.mean(covered) <= 1.0
+
+
+def test_an_interval_over_seeds_by_hand() -> None:
+    low, high = interval_over_seeds([0.1, 0.3], [(0.0, 0.1), (0.1, 0.7)], bounds=(-1.0, 2.0))
+    seeds = t_quantile(1) * math.sqrt(0.02) / math.sqrt(2)
+    assert low == pytest.approx(max(-1.0, 0.2 - math.sqrt(seeds**2 + (0.1**2 + 0.2**2) / 2)))
+    assert high == pytest.approx(0.2 + math.sqrt(seeds**2 + (0.0**2 + 0.4**2) / 2))
+    assert interval_over_seeds([0.1, 0.9], [(0.0, 0.1), (0.1, 0.7)], bounds=(-1.0, 1.0)) == (-1, 1)
+    with pytest.raises(DataError, match="one seed only"):
+        interval_over_seeds([0.1], [(0.0, 0.2)], bounds=(-1.0, 1.0))
 
 
 @pytest.mark.parametrize("num_facts", [5, 50, 500])

@@ -30,6 +30,7 @@ from rotescale.analysis.report.states import states_section
 from rotescale.analysis.report.suites import suite_sections
 from rotescale.analysis.report.time import time_section
 from rotescale.analysis.study_table import Cost
+from rotescale.evaluation.intervals import interval_over_seeds
 from rotescale.records import EvaluationRow, Records, StepRow
 from rotescale.run_dir import RunDir
 
@@ -319,6 +320,28 @@ def test_hidden_states_are_drawn_along_the_stages_and_layer_by_layer() -> None:
     assert [*theirs, "0.87", "–", "–", "0.90"] in beside
     assert "another model&#x27;s (Qwen2.5-1.5B" in str(section.parts[1])
     assert "representation_facts" in str(states_section(material(group({}, [row()]))))
+
+
+def test_hidden_states_of_several_seeds_have_an_interval_over_facts_and_seeds() -> None:
+    measured = [(0.10, 0.08, 0.12), (0.12, 0.09, 0.16), (0.14, 0.11, 0.16)]
+    cells_of = []
+    for seed, (value, low, high) in enumerate(measured):
+        about = states_row(2, value).model_copy(update={"low": low, "high": high, "seed": seed})
+        bare = states_row(2, value, prompts="train", metric="cosine")
+        cells_of += group({"method": "rote"}, [row(), about, bare], f"seed={seed}").cells
+    several = Group("rote", {"method": "rote"}, tuple(cells_of))
+    delta = {"suite": "representations", "metric": "delta_cosine", "layer": 2}
+    found = estimate(several, several.first.end, What(OWN, "key_token", **delta))  # type: ignore[arg-type]
+    assert found is not None
+    low, high = interval_over_seeds(
+        [value for value, _, _ in measured], [ends for _, *ends in measured], bounds=(-2.0, 2.0)
+    )
+    assert (found.value, found.low, found.high) == (pytest.approx(0.12), low, high)
+    assert low < 0.08 < 0.16 < high
+    [key, train] = cells(made(states_section(material(several))).parts[0])
+    assert key[-1] == f"0.12[{low:.2f} {high:.2f}]"
+    # One without its own over facts has none over seeds.
+    assert train[-1] == "0.12"
 
 
 def test_one_relation_has_no_delta_and_the_page_says_so() -> None:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from rotescale.analysis.report.material import Cell, Group, Stage
 from rotescale.errors import DataError
+from rotescale.evaluation.intervals import interval_over_seeds
 from rotescale.evaluation.items import CORE
 from rotescale.evaluation.metrics import (
     Outcome,
@@ -15,7 +16,9 @@ from rotescale.evaluation.metrics import (
     paired_difference,
     paired_difference_over_seeds,
 )
-from rotescale.records import ALL_RELATIONS
+from rotescale.evaluation.similarity import BOUNDS
+from rotescale.evaluation.similarity import SUITE as REPRESENTATIONS
+from rotescale.records import ALL_RELATIONS, EvaluationRow
 from rotescale.spec import BASE_LANGUAGE
 
 OWN = ""
@@ -107,6 +110,9 @@ def _estimate(group: Group, stage: Stage, what: What) -> Estimate | None:
     )
     if len(found) == 1:
         return first
+    if what.suite == REPRESENTATIONS:
+        low, high = _states_interval(what, found)
+        return replace(first, low=low, high=high)
     if not all(outcomes.values()):
         return replace(first, low=None, high=None)
     value, low, high = mean_over_seeds(
@@ -116,6 +122,17 @@ def _estimate(group: Group, stage: Stage, what: What) -> Estimate | None:
         bootstrap_samples=group.first.spec.evaluation.bootstrap_samples,
     )
     return replace(first, value=value, low=low, high=high)
+
+
+def _states_interval(
+    what: What, rows: Sequence[EvaluationRow]
+) -> tuple[float, float] | tuple[None, None]:
+    """Of hidden states there are no outcomes: out of the rows and their own intervals."""
+    known = [(row.low, row.high) for row in rows if row.low is not None and row.high is not None]
+    if len(known) < len(rows):
+        return None, None
+    values = [row.value for row in rows]
+    return interval_over_seeds(values, known, bounds=BOUNDS[what.metric])
 
 
 def difference(

@@ -52,7 +52,7 @@ def states_section(material: Material) -> Section | str:
         "Representations",
         "Hidden states at the last token of a prompt: ΔCosSim is the mean cosine within a "
         "relation less that between relations; other cosines are to the same fact's state at its "
-        f"key token. Means over seeds have no interval here.{delta} "
+        f"key token. Intervals are over facts, and over seeds too where there are several.{delta} "
         + paper.SUITES[REPRESENTATIONS]
         + which(known)
         + components_told,
@@ -78,7 +78,7 @@ def _table(material: Material, known: Sequence[Group], last: Sequence[What]) -> 
                 lines.append([*placed(material, group), *start, *map(number, found)])
     headings = place_headings(material, relation=False)
     headings += ["measure", "states at", "language", "facts"]
-    caption = f"Cosines at layer {last[0].layer}, the last, with 95 % intervals over facts"
+    caption = f"Cosines at layer {last[0].layer}, the last, with 95 % intervals"
     return table(caption, [*headings, *map(stage_name, stages)], lines)
 
 
