@@ -14,7 +14,7 @@ import torch
 from rotescale.cores import cpu_cores
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "ray", "flash-attn")
-_DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 _HERE = Path(__file__).parent
 
 
@@ -22,7 +22,7 @@ def machine() -> dict[str, Any]:
     """Devices, versions and cores, and the commit of the code; null is what is not there."""
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     nccl: Any = torch.cuda.nccl
-    driver = told_by(*_DRIVER)
+    driver = told_by(*DRIVER)
     changed = told_by("git", "-C", str(_HERE), "status", "--porcelain", "--untracked-files=no")
     return {
         "gpus": names,

@@ -10,7 +10,7 @@ from rotescale.launch_spec import LaunchSpec
 from rotescale.memory_gauge import peaks
 from rotescale.planning.architecture import architecture_of
 from rotescale.planning.place import node_of
-from rotescale.planning.plan import make_plan
+from rotescale.planning.plan import Plan, make_plan
 from rotescale.planning.workload import count_work
 from rotescale.preflight.run import EVENT as PREFLIGHT_EVENT
 from rotescale.records import Records, read_records
@@ -20,6 +20,12 @@ from rotescale.step_clock import shares
 from rotescale.utilisation import device_of
 
 _WARM_UP_STEPS = 3
+
+
+def planned_bytes(plan: Plan) -> int:
+    """The most that a worker's tensors are planned to take in training, on its device."""
+    moments = (plan.device["training"], plan.device["update"])
+    return max(moment.total - moment.system for moment in moments)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,11 @@ class Whole:
         }
 
     def memory(self) -> dict[str, Any]:
-        """What a worker held at most in training, and what the plan said, in bytes."""
+        """What a worker held at most in training, and what the plan said, in bytes.
+
+        ``planned_beside`` is what the plan leaves for CUDA's context and fragments, of which what
+        torch has allocated holds nothing; it is in neither of the two.
+        """
         found = {peak.moment: peak.most for peak in peaks(self.records())}
         node = node_of(self.launch if self.launch.node else self._somewhere())
         plan = make_plan(
@@ -66,12 +76,17 @@ class Whole:
             architecture=architecture_of(self.spec.model.weights),
             work=count_work(self.spec),
         )
-        planned = max(plan.device["training"].total, plan.device["update"].total)
+        planned = planned_bytes(plan)
         if not self.launch.gpus_per_worker:
             # Copies for checkpoints lie in the same memory.
             planned += plan.host.snapshot // self.launch.num_workers[1]
         measured = found["training"]
-        return {"planned": planned, "measured": measured, "error": planned / measured - 1}
+        return {
+            "planned": planned,
+            "measured": measured,
+            "error": planned / measured - 1,
+            "planned_beside": plan.device["training"].system,
+        }
 
     def _somewhere(self) -> LaunchSpec:
         """The launch spec with a node for the plan, whose memory by part does not depend on it."""
@@ -90,7 +105,10 @@ class Whole:
         ]
         # The first one allocates the memory that the others use again.
         later = saves[1:] or saves
-        timed = ("stall_seconds", "copy_seconds", "write_seconds", "total_seconds")
+        timed = (
+            *("stall_seconds", "copy_stall_seconds", "copy_seconds"),
+            *("write_seconds", "total_seconds"),
+        )
         return {
             "saves": len(saves),
             **{name: median(save[name] for save in later) for name in timed},

@@ -112,11 +112,15 @@ def print_rows(rows: Iterable[Row]) -> None:
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """The comparisons as a JSON list of {name, model, ours, peer, ratio, agree}."""
+    """The comparisons as a JSON list of {name, model, unit, ours, peer, ratio, agree}.
+
+    Of the units ``s`` and ``MB`` less is better, of all others more.
+    """
     values = [
         {
             "name": row.name,
             "model": row.model,
+            "unit": row.unit,
             "ours": row.ours,
             "peer": row.peer,
             "ratio": row.ratio,

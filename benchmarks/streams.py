@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rotescale.model.prepare import load_prepared
 
 _SHUFFLE_BUFFER = 10_000
 _PEER_EXAMPLES = 20_000
-"""Of an epoch, from which the peer's rate is told."""
+"""Of an epoch, once the buffer is full, from which the peer's rate is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +89,21 @@ def stream_with_datasets(root: Path, num_facts: int, seed: int, batch: int) -> P
 
     next(iter(epoch()))
     first = time.perf_counter() - began
-    most = min(_PEER_EXAMPLES, num_facts)
-    start = time.perf_counter()
-    for number, _ in enumerate(epoch().batch(batch)):
-        if number + 1 == most // batch:
-            break
-    rate = most / (time.perf_counter() - start)
+    rate = _rate(epoch().batch(batch), batch, most=max(1, min(_PEER_EXAMPLES, num_facts) // batch))
     start = time.perf_counter()
     skipped = next(iter(epoch().skip(num_facts // 2)))
     skip = time.perf_counter() - start
     seconds, same = _by_state(epoch, num_facts, skipped["fact"])
     return Peer(rate, first, skip, seconds, same)
+
+
+def _rate(batches: Any, batch: int, *, most: int) -> float:
+    """Examples a second of so many batches, counted from the first, before which a buffer fills."""
+    stream = iter(batches)
+    next(stream)
+    start = time.perf_counter()
+    shown = sum(batch for _ in islice(stream, most))
+    return shown / (time.perf_counter() - start)
 
 
 def _by_state(epoch: Callable[[], Any], num_facts: int, fact: int) -> tuple[float, bool]:

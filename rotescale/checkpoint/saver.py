@@ -30,6 +30,8 @@ class SaveReport:
     """Of this rank's file; on rank 0 of all files."""
     stall_seconds: float
     """How long training has waited for it."""
+    copy_stall_seconds: float
+    """Of these until the state was copied: all of it where saves are far enough apart."""
     copy_seconds: float
     write_seconds: float
     """From the end of the copy until the file is synced."""
@@ -74,7 +76,7 @@ class CheckpointSaver:
         self._copied = threading.Event()
         self._report: SaveReport | None = None
         self._error: BaseException | None = None
-        self._stall = 0.0
+        self._stall = self._copy_stall = 0.0
         self._stopped = threading.Event()
 
     @property
@@ -98,7 +100,7 @@ class CheckpointSaver:
             target=self._run, args=(request, buffers, stream, started), name="save", daemon=True
         )
         self._thread.start()
-        self._stall = time.perf_counter() - started
+        self._stall = self._copy_stall = time.perf_counter() - started
 
     def before_update(self) -> None:
         """Wait until the state in flight, if any, is copied; call it before it changes."""
@@ -107,7 +109,9 @@ class CheckpointSaver:
         if not self._copied.is_set():
             started = time.perf_counter()
             self._copied.wait()
-            self._stall += time.perf_counter() - started
+            waited = time.perf_counter() - started
+            self._stall += waited
+            self._copy_stall += waited
         if not self._thread.is_alive():
             self.finish()
 
@@ -128,7 +132,9 @@ class CheckpointSaver:
         if error is not None:
             raise error
         if request is not None and report is not None:
-            request.done(replace(report, stall_seconds=self._stall))
+            request.done(
+                replace(report, stall_seconds=self._stall, copy_stall_seconds=self._copy_stall)
+            )
 
     def release(self) -> None:
         """Wait for the save in flight, and free the host memory until the next."""
@@ -198,6 +204,7 @@ class CheckpointSaver:
             self._report = SaveReport(
                 num_bytes=num_bytes,
                 stall_seconds=0.0,
+                copy_stall_seconds=0.0,
                 copy_seconds=copied - copying,
                 write_seconds=written - copied,
                 total_seconds=ended - started,

@@ -27,6 +27,9 @@ ARCHITECTURES = ("llama", "phi3", "qwen2")
 """The model types whose logits are what the output matrix gives, neither scaled nor capped; others
 may be so, but have not been looked at."""
 
+_ROWS = 4096
+"""Of a gradient, that are in fp32 at a time."""
+
 _OPTIONS = nn.LinearCrossEntropyOptions(batch_chunk_size=FUSED_TARGETS, chunking_method=None)
 
 
@@ -89,9 +92,23 @@ class _SummedLoss(torch.autograd.Function):
         with torch.enable_grad():
             loss = _losses(hidden, weight, targets, reduction="sum")
         loss.backward()  # type: ignore[no-untyped-call]
-        scale = factor.item()
-        gradients = (None if one.grad is None else one.grad.mul_(scale) for one in (hidden, weight))
+        gradients = [one.grad for one in (hidden, weight)]
+        for gradient in gradients:
+            if gradient is not None:
+                _scale(gradient, factor)
         return *gradients, None, None
+
+
+def _scale(gradient: Tensor, factor: Tensor) -> None:
+    """Multiply by a () float32 in fp32, and round once; the factor stays on its device.
+
+    To read it would leave a GPU idle between rows, and torch's own product rounds it first.
+    """
+    if gradient.dtype == torch.float32:
+        gradient.mul_(factor)
+        return
+    for some in torch.split(gradient, _ROWS):
+        some.copy_(some.float().mul_(factor))
 
 
 def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, *, reduction: str) -> Tensor:

@@ -31,7 +31,7 @@ def rows_of(benchmark: str, folder: Path, *options: str) -> set[str]:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     rows = json.loads(rows_json.read_text())
     for row in rows:
-        assert set(row) == {"name", "model", "ours", "peer", "ratio", "agree"}
+        assert set(row) == {"name", "model", "unit", "ours", "peer", "ratio", "agree"}
         assert row["model"] == "micro"
         assert row["agree"], row["name"]
         assert row["ratio"] is None or row["ratio"] == row["ours"] / row["peer"]
@@ -101,6 +101,7 @@ def test_the_checks_for_gpus_of_one_run(tmp_path: Path) -> None:
     assert numbers["training"]["tokens_per_second"] > 0
     assert numbers["memory"]["measured"] > 0
     assert numbers["stall"]["saves"] == 4
+    assert 0 <= numbers["stall"]["copy_stall_seconds"] <= numbers["stall"]["stall_seconds"]
     assert 0 < numbers["stall"]["write_seconds"] <= numbers["stall"]["total_seconds"]
     assert numbers["stall"]["pinned"] == torch.cuda.is_available()
 

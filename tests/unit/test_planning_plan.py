@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 from planning_helpers import CONFIGS, EXPERIMENTS, HUB_EXPERIMENTS, cpus, gpus, place, planned
 
 from rotescale.launch_spec import LaunchSpec
@@ -143,6 +144,18 @@ def test_a_save_on_cancelling_must_have_the_time_it_takes(place: str) -> None:
     both = planned(offloaded[0], cut).reasons[-1]
     assert "fits it on as many workers, with resize_save_seconds 225" in both
     assert (made.smallest is None) == (place == "local"), "one machine has one storage"
+
+
+def test_what_is_compared_with_a_gpus_tensors_holds_none_of_cudas_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from gpu_records import planned_bytes
+
+    made = planned("qwen2.5-1.5b", gpus(8))
+    moments = [made.device[name] for name in ("training", "update")]
+    assert all(moment.system > 2 << 30 for moment in moments)
+    assert planned_bytes(made) == max(moment.total - moment.system for moment in moments)
 
 
 def test_what_never_fits_says_so() -> None:
