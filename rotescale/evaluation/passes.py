@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
@@ -34,10 +36,28 @@ class Pack:
     """Of the last ``Prefill``, how many tokens stand in front of every tree's own nodes."""
 
 
+@contextmanager
+def made_ahead(passes: Iterator[Prefill | Pack]) -> Iterator[Iterator[Prefill | Pack]]:
+    """The same passes, each made in a thread while the one before it is computed.
+
+    To tokenize a question's options and grow its tree takes milliseconds, in which a GPU would wait
+    for them. What making one raises is raised where it would come.
+    """
+
+    def in_order() -> Iterator[Prefill | Pack]:
+        following = thread.submit(next, passes, None)
+        while (one := following.result()) is not None:
+            following = thread.submit(next, passes, None)
+            yield one
+
+    with ThreadPoolExecutor(1, thread_name_prefix="passes") as thread:
+        yield in_order()
+
+
 def plan_passes(
     questions: Iterable[Placed], *, token_budget: int, share_beginnings: bool
 ) -> Iterator[Prefill | Pack]:
-    """The passes over all questions, in order; only the pass at hand is held.
+    """The passes over all questions, in order; of their trees only those of the next pass are held.
 
     A pass takes ``token_budget`` nodes at most, or one tree. Questions behind each other whose
     prompts begin with at least LEAST_SHARED_TOKENS alike share the keys and values of these.

@@ -11,7 +11,7 @@ from rotescale.evaluation.dealing import deal
 from rotescale.evaluation.generation import generate
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import Outcome, outcome_of
-from rotescale.evaluation.passes import Prefill, plan_passes
+from rotescale.evaluation.passes import Prefill, made_ahead, plan_passes
 from rotescale.evaluation.scoring import Forward, OptionScores, score_trees
 from rotescale.evaluation.tree import TokenTree, attention_window, build_tree, text_tree
 
@@ -126,33 +126,35 @@ def score_shares(
 
     Collective, where the share says so: every rank calls this, with the same questions, and
     ``all_done`` tells whether all ranks are done, given whether this one is. One pass takes
-    questions up to ``token_budget`` nodes of their trees, or one question. ``mine`` are the places
+    questions up to ``token_budget`` nodes of their trees, or one question. ``build`` is called in
+    a thread, for the next pass while one is computed. ``mine`` are the places
     of this rank's questions, where they are others than ``share`` says.
     """
     scores: dict[int, OptionScores] = {}
     places = share.mine(len(questions)) if mine is None else mine
-    passes = plan_passes(
+    planned = plan_passes(
         ((place, build(questions[place])) for place in places),
         token_budget=token_budget,
         share_beginnings=forward.shares_beginnings,
     )
     beginning = None
-    while not all_done((one := next(passes, None)) is None):
-        if one is None:
-            # The others have more: the pass takes place, for nothing.
-            score_trees(forward, [text_tree([0, 0])], num_tokens=num_tokens)
-        elif isinstance(one, Prefill):
-            beginning = forward.prefill(one.tokens)
-        else:
-            scored = score_trees(
-                forward,
-                [tree for _, tree in one.placed],
-                num_tokens=num_tokens,
-                num_shared=one.num_shared,
-                beginning=beginning if one.num_shared else None,
-            )
-            scores.update(zip((place for place, _ in one.placed), scored, strict=True))
-            progress(min(len(scores) * share.world_size, len(questions)))
+    with made_ahead(planned) as passes:
+        while not all_done((one := next(passes, None)) is None):
+            if one is None:
+                # The others have more: the pass takes place, for nothing.
+                score_trees(forward, [text_tree([0, 0])], num_tokens=num_tokens)
+            elif isinstance(one, Prefill):
+                beginning = forward.prefill(one.tokens)
+            else:
+                scored = score_trees(
+                    forward,
+                    [tree for _, tree in one.placed],
+                    num_tokens=num_tokens,
+                    num_shared=one.num_shared,
+                    beginning=beginning if one.num_shared else None,
+                )
+                scores.update(zip((place for place, _ in one.placed), scored, strict=True))
+                progress(min(len(scores) * share.world_size, len(questions)))
     return scores
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from helpers import (
 from safetensors.torch import load_file
 
 from rotescale.data.packing import LINE_TOKENS
+from rotescale.evaluation.outcome_file import read_outcomes
 from rotescale.model.prepare import load_prepared
 from rotescale.run_dir import Outcome, RunDir
 
@@ -165,6 +167,27 @@ def test_adapters_equal_eager(run: Callable[..., RunDir]) -> None:
             values = base.read(name, "master", 0, tensor.numel())
             learns = any(part in name for part in ("embed", "q_proj", "o_proj", "down_proj"))
             assert torch.equal(tensor.flatten(), values) != learns
+
+
+def test_passes_through_the_partitions_give_the_probabilities_of_one_process(
+    run: Callable[..., RunDir],
+) -> None:
+    """Several trees in a pass, and a beginning that questions share; one by one beside them."""
+    asked = (
+        *("evaluation.base=true", "evaluation.held_out_facts=5", "evaluation.test_prompts=2"),
+        *("evaluation.in_context=[10]", "evaluation.in_context_facts=4"),
+        *("phases.0.epochs=1", "phases.1.epochs=1", "phases.0.evaluate_epochs=[]"),
+    )
+    sharded = run(*HARD, *asked, "engine.row_tokens=2000", world_size=2)
+    alone = run(*HARD, *asked, "engine.kind=eager", "engine.row_tokens=1", world_size=1)
+    ours, theirs = (read_outcomes(one.evaluation("base", None)) for one in (sharded, alone))
+    assert {one.suite for one in ours} == {"core", "in_context_10"}
+    assert [one.key for one in ours] == [one.key for one in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.chosen, one.generated) == (other.chosen, other.generated)
+        for metric in ("object_probability", "object_share"):
+            logarithms = [math.log(found.values[metric]) for found in (one, other)]
+            assert logarithms[0] == pytest.approx(logarithms[1], rel=1e-5)
 
 
 def answers(run_dir: RunDir) -> list[tuple[object, ...]]:

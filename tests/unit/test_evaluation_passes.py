@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 
+from rotescale.errors import DataError
 from rotescale.evaluation.budget import CPU_NODES, pass_budget
-from rotescale.evaluation.passes import LEAST_SHARED_TOKENS, Pack, Prefill, plan_passes
+from rotescale.evaluation.passes import (
+    LEAST_SHARED_TOKENS,
+    Pack,
+    Placed,
+    Prefill,
+    made_ahead,
+    plan_passes,
+)
 from rotescale.evaluation.tree import TokenTree, grow
 
 LONG = list(range(1000, 1000 + 2 * LEAST_SHARED_TOKENS))
@@ -72,6 +81,33 @@ def test_who_shares_less_of_it_uses_what_is_shared() -> None:
     assert described(passes) == [len(LONG) + 1, (0,), (1,), (2,), (3,)]
     shared = [one.num_shared for one in passes if isinstance(one, Pack)]
     assert shared == [len(LONG) + 1, len(LONG) + 1, len(LONG), 70]
+
+
+def test_a_pass_is_made_while_the_one_before_it_is_computed() -> None:
+    made = [threading.Event() for _ in range(3)]
+
+    def questions() -> Iterator[Placed]:
+        for place, event in enumerate(made):
+            event.set()
+            yield place, tree(4)
+
+    with made_ahead(plan_passes(questions(), token_budget=1, share_beginnings=True)) as passes:
+        assert described([next(passes)]) == [(0,)]
+        # Nobody has asked for it yet.
+        assert made[2].wait(60)
+        assert described([*passes]) == [(1,), (2,)]
+
+
+def test_what_making_a_pass_raises_comes_in_its_turn() -> None:
+    def questions() -> Iterator[Placed]:
+        yield from ((place, tree(4)) for place in range(3))
+        raise DataError("the fourth")
+
+    planned = plan_passes(questions(), token_budget=4, share_beginnings=True)
+    with made_ahead(planned) as passes:
+        assert described([next(passes), next(passes)]) == [(0,), (1,)]
+        with pytest.raises(DataError, match="the fourth"):
+            next(passes)
 
 
 def test_a_short_beginning_is_not_worth_a_pass() -> None:
