@@ -14,6 +14,7 @@ from rotescale.data.packing import assign, pack
 from rotescale.model.prepare import load_prepared
 from rotescale.phases import to_row
 from rotescale.spec import EngineSpec
+from rotescale.step_clock import StepClock
 from subjects import SETTINGS, builder
 
 Example = tuple[Sequence[int], Sequence[int]]
@@ -32,6 +33,8 @@ class Trained:
     """Computed by all ranks in all steps, padding included."""
     parts: tuple[dict[str, float], ...]
     """Seconds of each part of each step; of ours only."""
+    clock_seconds: float = 0.0
+    """Of a step: what it takes to read the clock as often as the last one did."""
 
 
 def train(
@@ -42,7 +45,7 @@ def train(
 
     engine = Zero3Engine(builder(prepared), spec=spec, settings=SETTINGS)
     engine.load(load_prepared(prepared).reader(), optimizer_step=None)
-    seconds, losses, parts, tokens = [], [], [], 0
+    seconds, losses, parts, tokens, readings = [], [], [], 0, 0
     for number, step in enumerate(steps):
         note(f"ours: step {number + 1} of {len(steps)}")
         began = time.perf_counter()
@@ -62,10 +65,25 @@ def train(
         with engine.clock.part("communication"):
             [total] = engine.all_sum([loss])
         engine.step(learning_rate=learning_rate)
+        readings = engine.clock.num_readings
         parts.append(engine.clock.take())
         seconds.append(time.perf_counter() - began)
         losses.append(total / num_targets)
         tokens += sum(row.tokens.numel() for row in rows)
     [computed] = engine.all_sum([tokens])
     engine.close()
-    return Trained(tuple(seconds), tuple(losses), round(computed), tuple(parts))
+    return Trained(
+        *(tuple(seconds), tuple(losses), round(computed), tuple(parts)),
+        clock_seconds=readings * _reading_seconds(),
+    )
+
+
+def _reading_seconds() -> float:
+    """Of one reading of a clock as steps have it."""
+    clock = StepClock()
+    clock.start()
+    began = time.perf_counter()
+    for _ in range(5000):
+        with clock.part("forward"):
+            pass
+    return (time.perf_counter() - began) / clock.num_readings

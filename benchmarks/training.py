@@ -229,7 +229,9 @@ def _close(ours: Sequence[float], peer: Sequence[float]) -> bool:
 
 def _told(ours: Trained) -> str:
     parts = shares(ours.parts[_WARM_UP_STEPS:])
-    return ", ".join(f"{name} {share:.0%}" for name, share in parts.items() if share >= 0.01)
+    told = ", ".join(f"{name} {share:.0%}" for name, share in parts.items() if share >= 0.01)
+    clock = ours.clock_seconds / median(ours.seconds[_WARM_UP_STEPS:])
+    return f"{told}; to read the clock for these {clock:.2%}"
 
 
 def _steps(work: Work, prepared: PreparedModel, *, number: int) -> list[list[Example]]:

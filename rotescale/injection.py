@@ -341,6 +341,8 @@ _SMALL, _LARGE = (135e6, 4e-4), (1.5e9, 1e-5)
 _SMALL_BATCH, _LARGE_BATCH = 20, 8
 _SECOND_PHASE = 0.125
 """Of the first phase's rate, as in the demo."""
+_KEPT_WHOLE, _ALL = 300e6, 10**12
+"""Parameters of a small model, and a ``persistence_threshold`` above every parameter's size."""
 _REPLAY_SHARE, _REPLAY_TOKENS = 0.1, (32, 128)
 """Other text beside the facts: it spared a nat of the loss on other text, and what it costs in
 answers was too little to see with 24 facts (docs/results.md, A table of one's own)."""
@@ -361,7 +363,8 @@ def experiment(
 
     The rate lies on the line, in logarithms, between the demo's and the paper's; with the batch it
     grows as its square root. The batch is about a sixteenth of the facts, 8 to 512. A tenth of the
-    first phase's examples is other text, so that less is forgotten.
+    first phase's examples is other text, so that less is forgotten. Of a small model every worker
+    keeps all parameters: to gather them each time costs more than to compute.
     """
     num_facts = len(fact_set.facts)
     batch = 2 ** round(math.log2(min(512, max(8, num_facts / 16))))
@@ -379,7 +382,12 @@ def experiment(
         model=ModelSpec(weights=weights, attention="auto", export_dtype="bfloat16")
         if on_gpus
         else ModelSpec(weights=weights),
-        engine=EngineSpec(precision="bf16" if on_gpus else "fp32"),
+        engine=EngineSpec(
+            precision="bf16" if on_gpus else "fp32",
+            persistence_threshold=_ALL
+            if num_parameters <= _KEPT_WHOLE
+            else EngineSpec().persistence_threshold,
+        ),
         facts=facts,
         phases=(
             PhaseSpec(

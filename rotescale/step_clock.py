@@ -89,6 +89,11 @@ class StepClock:
             self._open.pop()
             self._marks.append((self._open[-1], self._mark()))
 
+    @property
+    def num_readings(self) -> int:
+        """How often the clock was read since the step began."""
+        return len(self._marks)
+
     def take(self) -> dict[str, float]:
         """The step ends: the seconds of each part, which together are the step's."""
         seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)

@@ -29,7 +29,7 @@ from rotescale.injection import (
 )
 from rotescale.planning.workload import count_work
 from rotescale.preparation import check_enough
-from rotescale.spec import FileFacts, RandomWeights
+from rotescale.spec import EngineSpec, FileFacts, RandomWeights
 
 
 def test_a_messy_table_is_understood_and_what_is_left_out_is_told(tmp_path: Path) -> None:
@@ -337,6 +337,12 @@ def test_defaults_follow_the_models_size_and_the_number_of_facts(tmp_path: Path)
         )
         return spec.engine.precision, spec.model.attention, spec.model.export_dtype
 
+    small_model, larger = (
+        experiment("x", written, found.fact_set, weights=weights, num_parameters=number).engine
+        for number in (135 * 10**6, 10**9)
+    )
+    assert small_model.persistence_threshold > 135 * 10**6
+    assert larger.persistence_threshold == EngineSpec().persistence_threshold
     assert computes() == ("fp32", "sdpa", "float32")
     assert computes(on_gpus=True) == ("bf16", "auto", "bfloat16")
 
