@@ -14,7 +14,8 @@ one row as ours does, in the same trials; where TRL is not installed (``make .ve
 left out.
 
 ``matmul_share_512`` has no peer but the machine: what share of a step its matrix products would
-take, each measured as a kernel by itself, on all ranks at once.
+take, each measured as a kernel by itself, on all ranks at once. What the rest is, one more step
+under torch's profiler tells, operator by operator.
 """
 
 from __future__ import annotations
@@ -49,6 +50,17 @@ _LEARNING_RATE = 1e-5
 _REPLAY_SHARE = 0.2
 _REPLAY_TOKENS = (64, 512)
 
+
+_DOES = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "attention": (
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
+}
+"""What is told of torch's operators, by name; the rest are norms, activations, the loss, copies,
+collectives and the update."""
+_TOLD_OPERATORS = 8
 
 _SHARE_BATCHES = (8, 64, 512)
 MATMUL_SHARE = "matmul_share_512"
@@ -160,11 +172,16 @@ def _compare(work: Work, model: str, prepared: PreparedModel, *, steps: int, log
 
 
 def _ours(
-    model: str, prepared: PreparedModel, examples: Sequence[Sequence[Example]], *, logs: Path
+    model: str,
+    prepared: PreparedModel,
+    examples: Sequence[Sequence[Example]],
+    *,
+    logs: Path,
+    operators: bool = False,
 ) -> Trained:
     trained: Trained = run_ranks(
         train,
-        *(prepared.folder, SUBJECTS[model].engine, examples, _LEARNING_RATE),
+        *(prepared.folder, SUBJECTS[model].engine, examples, _LEARNING_RATE, operators),
         world_size=_WORLD_SIZE,
         logs=logs,
     )[0]
@@ -198,7 +215,7 @@ def _matmul_share(model: str, prepared: PreparedModel, *, steps: int, logs: Path
         work = Work("", _KEY_PROMPT, "all", batch, None)
         examples = _steps(work, prepared, number=_WARM_UP_STEPS + steps)
         engine = SUBJECTS[model].engine
-        ours = _ours(model, prepared, examples, logs=logs)
+        ours = _ours(model, prepared, examples, logs=logs, operators=True)
         lengths = [len(tokens) for tokens, _ in examples[-1]]
         dealt = assign(lengths, row_tokens=engine.row_tokens, world_size=_WORLD_SIZE)
         fullest = max(dealt, key=lambda rows: sum(lengths[i] for row in rows for i in row))
@@ -217,6 +234,7 @@ def _matmul_share(model: str, prepared: PreparedModel, *, steps: int, logs: Path
             f"{model}, {batch} examples: products {alone:.3f} s of a step's {seconds:.3f} s, "
             f"{share:.0%}; of a step's time {_told(ours)}"
         )
+        CONSOLE.print(f"  in a step under torch's profiler: {_operators(ours)}")
     return Row(MATMUL_SHARE, model, ours=share, peer=1.0, agree=True, floor=0.5, unit="share")
 
 
@@ -225,6 +243,20 @@ def _close(ours: Sequence[float], peer: Sequence[float]) -> bool:
         abs(one - other) <= 1e-3 * max(abs(other), 1.0)
         for one, other in zip(ours, peer, strict=True)
     )
+
+
+def _operators(ours: Trained) -> str:
+    """Seconds of rank 0 by what its operators do, and the ones that take most of the others."""
+    seconds = dict.fromkeys((*_DOES, "others"), 0.0)
+    others = {}
+    for name, own in ours.operators.items():
+        does = next((does for does, names in _DOES.items() if name in names), "others")
+        seconds[does] += own
+        if does == "others":
+            others[name] = own
+    most = sorted(others, key=lambda name: -others[name])[:_TOLD_OPERATORS]
+    told = ", ".join(f"{does} {own:.3f} s" for does, own in seconds.items())
+    return f"{told} (most of them {', '.join(f'{name} {others[name]:.3f}' for name in most)})"
 
 
 def _told(ours: Trained) -> str:
