@@ -14,7 +14,7 @@ import torch
 
 from rotescale.checkpoint.attempts import open_checkpoint
 from rotescale.checkpoint.slices import CheckpointReader
-from rotescale.launch_spec import LaunchSpec, Preflight, StageLimits
+from rotescale.launch_spec import LaunchSpec, Preflight, ProfileSpec, StageLimits
 from rotescale.model.prepare import load_prepared
 from rotescale.preparation import prepare_run
 from rotescale.records import StepRow, read_records
@@ -48,6 +48,7 @@ def prepare(
     limits: StageLimits | None = None,
     preflight: Preflight | None = None,
     allow_task_code: bool = False,
+    profile: ProfileSpec | None = None,
 ) -> RunDir:
     """A run folder that is ready for workers."""
     launch = LaunchSpec(
@@ -58,6 +59,7 @@ def prepare(
         limits=limits or StageLimits(),
         preflight=preflight,
         allow_task_code=allow_task_code,
+        profile=profile,
     )
     return prepare_run(spec, launch)
 
