@@ -2,8 +2,8 @@
 
 Run it from the repository: ``python benchmarks/gpu_check.py [--model NAME] [--out FILE]``. It tells
 what it finds and writes all of it, numbers and errors, into one file to send back. Nothing of it
-has been run on a GPU yet; without one it does on the CPU, in fp32 and with two workers, what can be
-done there, and says what it left out.
+has been run on a GPU yet; on a machine without one, or with ``--cpu``, it does on the CPU, in fp32
+and with two workers, what can be done there, and says what it left out.
 
 Each check is done, whatever came of the others; a check that fails makes the exit code 1.
 """
@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="by default: all GPUs; two on the CPU")
     parser.add_argument("--checks", help="comma-separated; by default: all")
     parser.add_argument("--out", type=Path, default=Path("gpu-check.json"), help="%(default)s")
-    parser.add_argument("--cpu", action="store_true", help="what a CPU can do, on a GPU's machine")
+    parser.add_argument(
+        "--cpu", action="store_true", help="check only what a CPU can, on any machine"
+    )
     options = parser.parse_args()
     gpus = 0 if options.cpu else torch.cuda.device_count()
     if not gpus and not options.cpu and (driver := told_by(*DRIVER)):

@@ -22,10 +22,14 @@ from rotescale.utilisation import device_of
 _WARM_UP_STEPS = 3
 
 
-def planned_bytes(plan: Plan) -> int:
-    """The most that a worker's tensors are planned to take in training, on its device."""
+def planned_bytes(plan: Plan, *, on_gpu: bool) -> int:
+    """What is planned of that which a worker's peak in training is measured by.
+
+    On a GPU that is what torch has allocated, to which nothing of CUDA's own belongs; on the CPU
+    all that the process holds.
+    """
     moments = (plan.device["training"], plan.device["update"])
-    return max(moment.total - moment.system for moment in moments)
+    return max(moment.total - (moment.system if on_gpu else 0) for moment in moments)
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ class Whole:
     def memory(self) -> dict[str, Any]:
         """What a worker held at most in training, and what the plan said, in bytes.
 
-        ``planned_beside`` is what the plan leaves for CUDA's context and fragments, of which what
-        torch has allocated holds nothing; it is in neither of the two.
+        ``planned_beside`` is what the plan leaves on a GPU for CUDA's own and the allocator's; it
+        is in neither of the two.
         """
         found = {peak.moment: peak.most for peak in peaks(self.records())}
         node = node_of(self.launch if self.launch.node else self._somewhere())
@@ -76,8 +80,9 @@ class Whole:
             architecture=architecture_of(self.spec.model.weights),
             work=count_work(self.spec),
         )
-        planned = planned_bytes(plan)
-        if not self.launch.gpus_per_worker:
+        on_gpu = self.launch.gpus_per_worker > 0
+        planned = planned_bytes(plan, on_gpu=on_gpu)
+        if not on_gpu:
             # Copies for checkpoints lie in the same memory.
             planned += plan.host.snapshot // self.launch.num_workers[1]
         measured = found["training"]
@@ -85,7 +90,7 @@ class Whole:
             "planned": planned,
             "measured": measured,
             "error": planned / measured - 1,
-            "planned_beside": plan.device["training"].system,
+            "planned_beside": plan.device["training"].system if on_gpu else 0,
         }
 
     def _somewhere(self) -> LaunchSpec:

@@ -89,7 +89,7 @@ def stream_with_datasets(root: Path, num_facts: int, seed: int, batch: int) -> P
 
     next(iter(epoch()))
     first = time.perf_counter() - began
-    rate = _rate(epoch().batch(batch), batch, most=max(1, min(_PEER_EXAMPLES, num_facts) // batch))
+    rate = _rate(epoch().batch(batch), most=max(1, min(_PEER_EXAMPLES, num_facts) // batch))
     start = time.perf_counter()
     skipped = next(iter(epoch().skip(num_facts // 2)))
     skip = time.perf_counter() - start
@@ -97,12 +97,15 @@ def stream_with_datasets(root: Path, num_facts: int, seed: int, batch: int) -> P
     return Peer(rate, first, skip, seconds, same)
 
 
-def _rate(batches: Any, batch: int, *, most: int) -> float:
-    """Examples a second of so many batches, counted from the first, before which a buffer fills."""
+def _rate(batches: Any, *, most: int) -> float:
+    """Examples a second of so many batches, counted from the first, before which a buffer fills.
+
+    It is that of reading for more examples than the buffer holds; of fewer all are read by then.
+    """
     stream = iter(batches)
     next(stream)
     start = time.perf_counter()
-    shown = sum(batch for _ in islice(stream, most))
+    shown = sum(len(one["fact"]) for one in islice(stream, most))
     return shown / (time.perf_counter() - start)
 
 

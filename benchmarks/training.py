@@ -59,7 +59,8 @@ _DOES = {
     ),
 }
 """What is told of torch's operators, by name; the rest are norms, activations, the loss, copies,
-collectives and the update."""
+collectives and the update. Seconds are those of all threads, so that they may add up to more than
+the step."""
 _TOLD_OPERATORS = 8
 
 _SHARE_BATCHES = (8, 64, 512)

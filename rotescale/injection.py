@@ -342,7 +342,8 @@ _SMALL_BATCH, _LARGE_BATCH = 20, 8
 _SECOND_PHASE = 0.125
 """Of the first phase's rate, as in the demo."""
 _KEPT_WHOLE, _ALL = 300e6, 10**12
-"""Parameters of a small model, and a ``persistence_threshold`` above every parameter's size."""
+"""The most parameters of a model that is kept whole on every worker, and the
+``persistence_threshold`` that keeps it so. It was seen to pay at 135 M; twice that is a guess."""
 _REPLAY_SHARE, _REPLAY_TOKENS = 0.1, (32, 128)
 """Other text beside the facts: it spared a nat of the loss on other text, and what it costs in
 answers was too little to see with 24 facts (docs/results.md, A table of one's own)."""

@@ -31,7 +31,7 @@ class SaveReport:
     stall_seconds: float
     """How long training has waited for it."""
     copy_stall_seconds: float
-    """Of these until the state was copied: all of it where saves are far enough apart."""
+    """Of these until the state was copied; all, where nothing waits for the file to be written."""
     copy_seconds: float
     write_seconds: float
     """From the end of the copy until the file is synced."""
@@ -123,7 +123,12 @@ class CheckpointSaver:
         if self._thread is None:
             return
         started = time.perf_counter()
-        self._thread.join(timeout_seconds)
+        copied = 0.0
+        if not self._copied.is_set():
+            self._copied.wait(timeout_seconds)
+            copied = time.perf_counter() - started
+            self._copy_stall += copied
+        self._thread.join(None if timeout_seconds is None else max(0.0, timeout_seconds - copied))
         self._stall += time.perf_counter() - started
         if self._thread.is_alive():
             raise TimeoutError(f"the save in flight did not end within {timeout_seconds:g} s")

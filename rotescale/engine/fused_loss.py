@@ -28,7 +28,7 @@ ARCHITECTURES = ("llama", "phi3", "qwen2")
 may be so, but have not been looked at."""
 
 _ROWS = 4096
-"""Of a gradient, that are in fp32 at a time."""
+"""How many rows of a gradient are made fp32 at a time."""
 
 _OPTIONS = nn.LinearCrossEntropyOptions(batch_chunk_size=FUSED_TARGETS, chunking_method=None)
 

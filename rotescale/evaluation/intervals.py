@@ -1,4 +1,4 @@
-"""95 % intervals of the mean of a bounded metric, by bootstrap over facts and over seeds."""
+"""95 % intervals of the mean of a bounded metric, over facts and over seeds."""
 
 from __future__ import annotations
 
@@ -117,9 +117,9 @@ def interval_over_seeds(
     fewer than two seeds.
 
     As there the margin over seeds, s / √n times t of n - 1 degrees of freedom, and that over facts
-    are added as squares. The same facts come back under every seed, so theirs does not shrink with
-    the number of seeds: it is the root mean square of the runs' own, to either side, which is right
-    where all seeds err alike about a fact and too wide where they do not.
+    are added as squares. The facts' margin is the root mean square of the runs' own, to either
+    side, and does not shrink with the number of seeds: right where every seed is asked about the
+    same facts and errs alike about each, too wide where it is not.
     """
     if len(values) < 2:
         raise DataError("one seed only: nothing is known of others; its own interval is all")

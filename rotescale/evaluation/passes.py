@@ -45,19 +45,19 @@ def made_ahead(passes: Iterator[Prefill | Pack]) -> Iterator[Iterator[Prefill | 
     """
 
     def in_order() -> Iterator[Prefill | Pack]:
-        following = thread.submit(next, passes, None)
+        following = executor.submit(next, passes, None)
         while (one := following.result()) is not None:
-            following = thread.submit(next, passes, None)
+            following = executor.submit(next, passes, None)
             yield one
 
-    with ThreadPoolExecutor(1, thread_name_prefix="passes") as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="passes") as executor:
         yield in_order()
 
 
 def plan_passes(
     questions: Iterable[Placed], *, token_budget: int, share_beginnings: bool
 ) -> Iterator[Prefill | Pack]:
-    """The passes over all questions, in order; of their trees only those of the next pass are held.
+    """The passes over all questions, in order; held are the trees of the next one, and one more.
 
     A pass takes ``token_budget`` nodes at most, or one tree. Questions behind each other whose
     prompts begin with at least LEAST_SHARED_TOKENS alike share the keys and values of these.

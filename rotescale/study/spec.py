@@ -160,7 +160,7 @@ def _combinations(study: StudySpec) -> Iterator[tuple[dict[str, str], Overrides]
                 continue
             changes = dict(study.overrides)
             for _, values in point:
-                changes |= values
+                changes = _replaced(changes, values)
             yield {METHOD: method.name, **labels}, _replaced(changes, method.overrides)
 
 

@@ -71,9 +71,11 @@ def gpu_check(folder: Path, *options: str) -> dict[str, dict[str, Any]]:
     """The findings of the GPU's checks, as far as they can be made here; none has failed."""
     report = folder / "gpu-check.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--out", str(report)]
+    if not torch.cuda.is_available():
+        command.append("--cpu")
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=500)
-    found = json.loads(report.read_text())
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    found = json.loads(report.read_text())
     assert found["machine"]["packages"]["torch"] == torch.__version__
     return {finding["check"]: finding for finding in found["findings"]}
 

@@ -42,7 +42,7 @@ def test_every_rank_leaves_a_trace_of_chosen_steps(tmp_path: Path, model_cache: 
     )
     assert run_workers(run_dir, world_size=2) == [0, 0]
     found = {path.name: path for path in entries(run_dir.profiles_dir)}
-    assert [*sorted(found)] == [
+    assert sorted(found) == [
         f"memorize-step-000002-000003-rank-0000{rank}.json.gz" for rank in (0, 1)
     ]
     for path in found.values():
@@ -51,7 +51,7 @@ def test_every_rank_leaves_a_trace_of_chosen_steps(tmp_path: Path, model_cache: 
         assert {"ProfilerStep#1", "ProfilerStep#2", "aten::mm"} <= named
         # What ZeRO-3 does around modules, and what travels.
         assert any("ForZeroStage3" in name for name in named)
-        assert any(name.startswith("c10d::") for name in named)
+        assert sum(name.startswith("c10d::") for name in named) > 1
 
 
 def test_steps_record_where_their_time_went(undisturbed: RunDir) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -182,6 +183,33 @@ def test_what_training_waits_for_is_counted_as_its_save(
     assert waited.stall_seconds > before == waited.copy_stall_seconds
     saver.finish()
     assert len(reports) == 2
+
+
+def test_who_finishes_before_an_update_waits_for_the_copy_too(
+    saver: CheckpointSaver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[SaveReport] = []
+    waited_for = threading.Event()
+
+    class Copied(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited_for.set()
+            return super().wait(timeout)
+
+    copy = saver._copy
+
+    def copy_once_waited_for(*arguments: Any) -> None:
+        assert waited_for.wait(60)
+        copy(*arguments)
+
+    monkeypatch.setattr(saver, "_copied", Copied())
+    monkeypatch.setattr(saver, "_copy", copy_once_waited_for)
+    saver.start(request(tmp_path, done=reports.append))
+    begun = saver._copy_stall
+    saver.finish()
+    [report] = reports
+    assert begun < report.copy_stall_seconds <= report.stall_seconds
+    assert_whole(tmp_path)
 
 
 def test_a_save_that_has_ended_is_reported_by_the_next_step(

@@ -339,9 +339,9 @@ def test_defaults_follow_the_models_size_and_the_number_of_facts(tmp_path: Path)
 
     small_model, larger = (
         experiment("x", written, found.fact_set, weights=weights, num_parameters=number).engine
-        for number in (135 * 10**6, 10**9)
+        for number in (300 * 10**6, 301 * 10**6)
     )
-    assert small_model.persistence_threshold > 135 * 10**6
+    assert small_model.persistence_threshold > 300 * 10**6
     assert larger.persistence_threshold == EngineSpec().persistence_threshold
     assert computes() == ("fp32", "sdpa", "float32")
     assert computes(on_gpus=True) == ("bf16", "auto", "bfloat16")

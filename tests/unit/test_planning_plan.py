@@ -12,6 +12,7 @@ from planning_helpers import CONFIGS, EXPERIMENTS, HUB_EXPERIMENTS, cpus, gpus, 
 
 from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.advice import duration, gigabytes
+from rotescale.planning.plan import Plan
 from rotescale.planning.rates import Range
 from rotescale.spec_file import load_spec
 
@@ -146,16 +147,22 @@ def test_a_save_on_cancelling_must_have_the_time_it_takes(place: str) -> None:
     assert (made.smallest is None) == (place == "local"), "one machine has one storage"
 
 
-def test_what_is_compared_with_a_gpus_tensors_holds_none_of_cudas_own(
+def test_what_is_compared_with_a_peak_holds_cudas_own_no_more_than_that_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from gpu_records import planned_bytes
 
-    made = planned("qwen2.5-1.5b", gpus(8))
-    moments = [made.device[name] for name in ("training", "update")]
-    assert all(moment.system > 2 << 30 for moment in moments)
-    assert planned_bytes(made) == max(moment.total - moment.system for moment in moments)
+    def most(made: Plan, *without: str) -> int:
+        moments = [dict(made.device[name].parts()) for name in ("training", "update")]
+        return max(sum(size for part, size in m.items() if part not in without) for m in moments)
+
+    on_gpus = planned("qwen2.5-1.5b", gpus(8))
+    assert planned_bytes(on_gpus, on_gpu=True) == most(on_gpus, "system")
+    assert most(on_gpus) - most(on_gpus, "system") > 2 << 30
+    here = planned("smollm2-135m-demo", cpus(2))
+    assert here.device["update"].system > 0
+    assert planned_bytes(here, on_gpu=False) == most(here)
 
 
 def test_what_never_fits_says_so() -> None:

@@ -328,7 +328,10 @@ def test_hidden_states_of_several_seeds_have_an_interval_over_facts_and_seeds() 
     for seed, (value, low, high) in enumerate(measured):
         about = states_row(2, value).model_copy(update={"low": low, "high": high, "seed": seed})
         bare = states_row(2, value, prompts="train", metric="cosine")
-        cells_of += group({"method": "rote"}, [row(), about, bare], f"seed={seed}").cells
+        some = states_row(2, value, prompts="test", metric="cosine")
+        some = some if seed else some.model_copy(update={"low": low, "high": high})
+        rows = [row(), about, bare, some]
+        cells_of += group({"method": "rote"}, rows, f"seed={seed}").cells
     several = Group("rote", {"method": "rote"}, tuple(cells_of))
     delta = {"suite": "representations", "metric": "delta_cosine", "layer": 2}
     found = estimate(several, several.first.end, What(OWN, "key_token", **delta))  # type: ignore[arg-type]
@@ -338,10 +341,10 @@ def test_hidden_states_of_several_seeds_have_an_interval_over_facts_and_seeds() 
     )
     assert (found.value, found.low, found.high) == (pytest.approx(0.12), low, high)
     assert low < 0.08 < 0.16 < high
-    [key, train] = cells(made(states_section(material(several))).parts[0])
+    [key, train, test] = cells(made(states_section(material(several))).parts[0])
     assert key[-1] == f"0.12[{low:.2f} {high:.2f}]"
-    # One without its own over facts has none over seeds.
-    assert train[-1] == "0.12"
+    # Where a seed has none of its own over facts there is none over seeds.
+    assert train[-1] == test[-1] == "0.12"
 
 
 def test_one_relation_has_no_delta_and_the_page_says_so() -> None:

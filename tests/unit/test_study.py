@@ -97,6 +97,26 @@ def test_cells_are_every_combination_but_those_excluded_and_the_baselines(tmp_pa
     assert one.phases[1].facts_per_relation == 1
 
 
+def test_an_axis_that_sets_a_section_leaves_nothing_of_what_came_before(tmp_path: Path) -> None:
+    whole = {"trained_facts": 1, "held_out_facts": 2}
+    study = {
+        "name": "sections",
+        "experiment": str(MICRO),
+        "overrides": {"evaluation.held_out_facts": 7, "evaluation.test_prompts": 1},
+        "axes": [
+            {"name": "asked", "values": {"few": {"evaluation": whole}, "same": {}}},
+            {"name": "test_prompts", "field": "evaluation.test_prompts", "values": [2, 3]},
+        ],
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    found = [cell.spec.evaluation for cell in load_study(path)[1]]
+    # Later axes come on top.
+    assert [(one.held_out_facts, one.test_prompts) for one in found] == [
+        *((2, 2), (2, 3), (7, 2), (7, 3))
+    ]
+
+
 def test_a_first_phase_is_trained_once_for_all_that_go_on_from_it(tmp_path: Path) -> None:
     study, cells = load(tmp_path)
     plan = make_plan(study.name, cells)

@@ -127,7 +127,10 @@ def _estimate(group: Group, stage: Stage, what: What) -> Estimate | None:
 def _states_interval(
     what: What, rows: Sequence[EvaluationRow]
 ) -> tuple[float, float] | tuple[None, None]:
-    """Of hidden states there are no outcomes: out of the rows and their own intervals."""
+    """Of hidden states there are no outcomes: out of the rows and their own intervals.
+
+    (None, None) where a run has none of its own.
+    """
     known = [(row.low, row.high) for row in rows if row.low is not None and row.high is not None]
     if len(known) < len(rows):
         return None, None
