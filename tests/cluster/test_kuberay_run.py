@@ -278,7 +278,9 @@ def test_the_same_on_all_three_places(laptop: Laptop, monkeypatch: pytest.Monkey
     shutil.rmtree(folder, ignore_errors=True)
     for place in ("ray", "kuberay"):
         assert_equal_runs(runs[place], runs["local"])
-        assert measured(runs[place]) == measured(runs["local"])
+        # Where the profile names no node, a run here alone knows that a whole copy of the model
+        # fits; the others ask through the partitions, in other passes.
+        assert measured(runs[place]) == pytest.approx(measured(runs["local"]), rel=1e-5)
 
 
 def test_begun_here_and_finished_on_kubernetes(
