@@ -132,7 +132,7 @@ class LocalRay:
         self._number = 1
         # Several players may be at work on a machine.
         self._network = f"127.{64 + os.getpid() % 128}.{int.from_bytes(os.urandom(1)) or 1}"
-        self._http = urllib3.PoolManager(retries=False, timeout=20)
+        self._http = urllib3.PoolManager(maxsize=16, retries=False, timeout=20)
 
     def start(self, order: PodOrder) -> str:
         with self._lock:
