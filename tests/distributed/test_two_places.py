@@ -62,14 +62,22 @@ def ended(process: Supervisor) -> tuple[int, str]:
 def test_a_run_that_is_begun_elsewhere_is_left_where_it_was(
     undisturbed: RunDir, tmp_path: Path, supervise: Callable[..., Supervisor]
 ) -> None:
-    run_dir, slow = RunDir(tmp_path / "runs" / "micro"), tmp_path / "slow"
+    run_dir = RunDir(tmp_path / "runs" / "micro")
+    slow, waiting = tmp_path / "slow", tmp_path / "waiting"
     slow.touch()
-    delay = {"point": "step", "action": "delay", "while": str(slow), "seconds": 20}
-    old = supervise("old", delay)
+    waiting.touch()
+    delay = {"point": "step", "action": "delay"}
+    old = supervise("old", {**delay, "while": str(slow), "seconds": 20})
     wait_until(lambda: run_dir.newest_attempt() == 1, timeout_seconds=_WAIT_SECONDS)
-    new = supervise("new")
+    # The run must not be over before the old one looks up.
+    new = supervise("new", {**delay, "while": str(waiting), "seconds": 5})
     wait_until(lambda: run_dir.newest_attempt() == 2, timeout_seconds=_WAIT_SECONDS)
     slow.unlink()
+    wait_until(
+        lambda: [one.number for one in history.endings(run_dir)] == [1],
+        timeout_seconds=_WAIT_SECONDS,
+    )
+    waiting.unlink()
     code, said = ended(new)
     assert code == 0, said
     code, said = ended(old)
