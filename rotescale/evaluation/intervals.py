@@ -112,9 +112,9 @@ def interval_over_seeds(
     """95 % interval over facts *and* seeds of the mean of one value per seed.
 
     ``values``: what each seed's run measured; ``intervals``: each one's own, over facts;
-    ``bounds``: where it is cut. For values that are no mean of answers, such as
-    ΔCosSim, so that ``crossed_interval`` has nothing to resample. Raises DataError where there are
-    fewer than two seeds.
+    ``bounds``: where it is cut. For values that are no mean of answers, such as ΔCosSim, so that
+    ``crossed_interval`` has nothing to resample. Raises DataError where there are fewer than two
+    seeds.
 
     As there the margin over seeds, s / √n times t of n - 1 degrees of freedom, and that over facts
     are added as squares. The facts' margin is the root mean square of the runs' own, to either

@@ -126,9 +126,9 @@ def score_shares(
 
     Collective, where the share says so: every rank calls this, with the same questions, and
     ``all_done`` tells whether all ranks are done, given whether this one is. One pass takes
-    questions up to ``token_budget`` nodes of their trees, or one question. ``build`` is called in
-    a thread, for the next pass while one is computed. ``mine`` are the places
-    of this rank's questions, where they are others than ``share`` says.
+    questions up to ``token_budget`` nodes of their trees, or one question. ``build`` is called in a
+    thread, for the next pass while one is computed. ``mine`` are the places of this rank's
+    questions, where they are others than ``share`` says.
     """
     scores: dict[int, OptionScores] = {}
     places = share.mine(len(questions)) if mine is None else mine
