@@ -63,7 +63,8 @@ def make_engine(spec: ExperimentSpec, prepared: PreparedModel) -> Engine:
             config,
             attention=spec.model.attention,
             dtype=_DTYPES[spec.engine.precision],
-            activation_checkpointing=spec.model.activation_checkpointing,
+            # auto, where preparation has decided nothing, is off.
+            activation_checkpointing=spec.model.activation_checkpointing is True,
         )
         return only_trainable(model)
 

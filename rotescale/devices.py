@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rotescale.cores import cpu_cores
 from rotescale.errors import NodeError, SpecError
+from rotescale.facts import FactSet
+from rotescale.hardware import NodeShape
 from rotescale.launch_spec import LaunchSpec
-from rotescale.planning.mode import mode_in, mode_on, workers_of
+from rotescale.planning.architecture import architecture_of
+from rotescale.planning.footprint import GIB, Placement
+from rotescale.planning.mode import mode_on, workers_of
 from rotescale.planning.place import node_of, this_machine
+from rotescale.planning.workload import count_work
 from rotescale.run_dir import RunDir
 from rotescale.spec import Attention, EvaluationMode, ExperimentSpec
 from rotescale.spec_file import load_spec
@@ -69,21 +75,58 @@ def evaluation_mode(
     By the memory of the profile's node; where it names none by this machine's, if it trains; else
     ``sharded``, which fits wherever training does.
     """
-    import torch
-
-    sizes = {"num_parameters": num_parameters, "num_trainable": num_trainable}
-    workers = workers_of(spec, launch)
-    if launch.node is not None:
-        return mode_on(spec, launch, node_of(launch), workers=workers, **sizes)
     if spec.engine.evaluation_mode != "auto":
         return spec.engine.evaluation_mode
-    if not computes_here(spec, launch):
+    node = _known_node(spec, launch)
+    if node is None:
         return "sharded"
+    return mode_on(
+        *(spec, launch, node),
+        workers=workers_of(spec, launch),
+        num_parameters=num_parameters,
+        num_trainable=num_trainable,
+    )
+
+
+def recomputes_activations(
+    spec: ExperimentSpec, launch: LaunchSpec, *, config: Path, fact_set: FactSet
+) -> bool:
+    """Whether layers compute their activations again in the backward pass, as a plan says it.
+
+    By the same node as ``evaluation_mode``; where nothing is known of it, or of the arithmetic of
+    the model, whose config.json is ``config``, only if the spec says so.
+    """
+    if spec.model.activation_checkpointing != "auto":
+        return spec.model.activation_checkpointing
+    node = _known_node(spec, launch)
+    if node is None:
+        return False
+    try:
+        architecture = architecture_of(spec.model.weights, config=config)
+    except SpecError:
+        return False
+    work = count_work(spec, fact_set)
+    place = Placement.least(spec, launch, node, architecture=architecture, work=work)
+    return place.checkpoints_activations
+
+
+def _known_node(spec: ExperimentSpec, launch: LaunchSpec) -> NodeShape | None:
+    """The profile's node; where it names none this machine, if it trains."""
+    import torch
+
+    if launch.node is not None:
+        return node_of(launch)
+    if not computes_here(spec, launch):
+        return None
     if not launch.gpus_per_worker:
-        return mode_on(spec, launch, this_machine(), workers=workers, **sizes)
-    memory = torch.cuda.get_device_properties(0).total_memory
-    sharing = dict.fromkeys(workers, 1)
-    return mode_in(spec, launch, memory=memory, sharing=sharing, **sizes)
+        return this_machine()
+    gpu = torch.cuda.get_device_properties(0)
+    found = {
+        "gpu": gpu.name,
+        "gpus_per_node": torch.cuda.device_count(),
+        "gpu_memory_gib": gpu.total_memory / GIB,
+    }
+    return this_machine().model_copy(update=found)
 
 
 def with_cores(launch: LaunchSpec, run_dir: RunDir) -> LaunchSpec:

@@ -22,6 +22,7 @@ from rotescale.devices import (
     evaluation_mode,
     installed,
     name_accelerator,
+    recomputes_activations,
     with_cores,
 )
 from rotescale.errors import SpecError
@@ -44,6 +45,8 @@ from rotescale.spec_file import dump_json
 from rotescale.storage import write_atomic
 
 OUTCOME_RESERVE_BYTES = 64 << 10
+CHOSEN = ("attention", "activation_checkpointing")
+"""Fields of a model that preparation sets where the spec says ``auto``."""
 PACKAGES = ("torch", "deepspeed", "transformers", "ray", "datasets", "safetensors", "peft")
 
 
@@ -53,7 +56,8 @@ class Resolved(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelSpec
-    """The model with what may move pinned: the hub's commit, an absolute path, the attention."""
+    """The model with what may move pinned: the hub's commit, an absolute path, the attention,
+    whether activations are computed again."""
     num_parameters: int
     """Of the model that is trained, adapters included."""
     evaluation_mode: EvaluationMode
@@ -70,7 +74,8 @@ class Resolved(BaseModel):
 
     def applied_to(self, spec: ExperimentSpec) -> ExperimentSpec:
         """The spec that workers go by, with what was chosen in place of ``auto``."""
-        model = spec.model.model_copy(update={"attention": self.model.attention})
+        chosen = {name: getattr(self.model, name) for name in CHOSEN}
+        model = spec.model.model_copy(update=chosen)
         return spec.model_copy(update={"model": model})
 
     @classmethod
@@ -232,7 +237,13 @@ def prepare_run(
     trained = trained_facts(fact_set, spec.phases, seed=spec.seed)
     found = Resolved(
         model=spec.model.model_copy(
-            update={"weights": resolved(weights, folder=base), "attention": attention}
+            update={
+                "weights": resolved(weights, folder=base),
+                "attention": attention,
+                "activation_checkpointing": recomputes_activations(
+                    spec, launch, config=base / "config.json", fact_set=fact_set
+                ),
+            }
         ),
         num_parameters=num_parameters,
         evaluation_mode=evaluation_mode(

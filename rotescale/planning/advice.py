@@ -155,7 +155,7 @@ def remedies(place: Placement) -> tuple[Remedy, ...]:
 def _settings(place: Placement) -> Iterator[tuple[str, Any, bool]]:
     """Field, value, and whether it changes results: where it is not set like that already."""
     spec = place.spec
-    if not spec.model.activation_checkpointing:
+    if not place.checkpoints_activations:
         yield "model.activation_checkpointing", True, False
     if not spec.engine.fused_loss:
         yield "engine.fused_loss", True, False
@@ -373,15 +373,8 @@ def _on_the_rest(place: Placement, timing: Timing) -> Iterator[str]:
             f"{place.node.cpus} of them at cpus_per_worker {place.worker_cores:g}. "
             "Lower it, and no GPU stands idle."
         )
-    kept = _with(place, {"model.activation_checkpointing": False})
-    if place.spec.model.activation_checkpointing and not _lacks_room(kept):
-        holds = f"{gigabytes(kept.device_peak)} at most without"
-        if place.on_gpu:
-            holds += f", and the {place.node.gpu} has {gigabytes(place.node.gpu_bytes)}"
-        yield (
-            "model.activation_checkpointing is on, and not needed: it costs about a third more "
-            f"computing. A worker holds {holds}."
-        )
+    if place.checkpoints_activations:
+        yield from _on_activations(place)
     if place.offload_disk_bytes:
         where = "/local, an emptyDir" if place.launch.place == "kuberay" else "ROTESCALE_LOCAL"
         yield (
@@ -390,6 +383,22 @@ def _on_the_rest(place: Placement, timing: Timing) -> Iterator[str]:
         )
     if place.spec.engine.precision == "bf16" and not place.on_gpu:
         yield "bf16 on a CPU is 15 to 40 times slower than fp32: set engine.precision=fp32."
+
+
+def _on_activations(place: Placement) -> Iterator[str]:
+    """Where activations are computed again: that they have to be, or need not."""
+    kept = _with(place, {"model.activation_checkpointing": False})
+    holds = f"{gigabytes(kept.device_peak)} at most without"
+    if place.on_gpu:
+        holds += f", and the {place.node.gpu} has {gigabytes(place.node.gpu_bytes)}"
+    costs = "it costs about a third more computing"
+    if place.spec.model.activation_checkpointing == "auto":
+        yield f"model.activation_checkpointing: auto is on; {costs}. A worker would hold {holds}."
+    elif not _lacks_room(kept):
+        yield (
+            f"model.activation_checkpointing is on, and not needed: {costs}. A worker holds "
+            f"{holds}. auto would leave it off."
+        )
 
 
 def _s(number: int) -> str:

@@ -10,9 +10,15 @@ from rotescale.hardware import NodeShape
 from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.activations import layer_activation_bytes
 from rotescale.planning.architecture import Architecture, layer_parameters
-from rotescale.planning.counting import ParameterCount
+from rotescale.planning.counting import ParameterCount, count_parameters
 from rotescale.planning.memory import BYTES_PER_PARAMETER, MASTER_AND_MOMENTS_BYTES
-from rotescale.planning.mode import mode_on, room, worker_cores, workers_per_node
+from rotescale.planning.mode import (
+    mode_on,
+    room,
+    worker_cores,
+    workers_of,
+    workers_per_node,
+)
 from rotescale.planning.moments import HostMemory, Moment
 from rotescale.planning.workload import GENERATED_AT_ONCE, Workload
 from rotescale.spec import EvaluationMode, ExperimentSpec
@@ -50,6 +56,25 @@ class Placement:
     among: tuple[int, int] | None = None
     """The least and the most workers of the run that these are one size of; None: it has no
     other."""
+
+    @classmethod
+    def least(
+        cls,
+        spec: ExperimentSpec,
+        launch: LaunchSpec,
+        node: NodeShape,
+        *,
+        architecture: Architecture,
+        work: Workload,
+    ) -> Placement:
+        """The run on the least of its workers; ``architecture`` is without key tokens.
+
+        Raises SpecError where the spec trains what the model does not have.
+        """
+        among = workers_of(spec, launch)
+        grown = architecture.with_key_tokens(work.num_key_tokens)
+        count = count_parameters(spec.model, grown)
+        return cls(spec, launch, node, grown, count, work, among[0], among)
 
     @property
     def on_gpu(self) -> bool:
@@ -124,6 +149,27 @@ class Placement:
             num_parameters=self.count.total,
             num_trainable=self.count.trainable,
         )
+
+    @cached_property
+    def checkpoints_activations(self) -> bool:
+        """Whether layers compute their activations again, as preparation decides it on such nodes.
+
+        Where the spec leaves it open: if the run has too little memory without, on the least or the
+        most of its workers, and holds less with it.
+        """
+        wanted = self.spec.model.activation_checkpointing
+        if wanted != "auto":
+            return wanted
+        for number in self.among or (self.num_workers,):
+            keeping, again = (self._recomputing(value, number) for value in (False, True))
+            if not keeping.fits() and again.device_peak < keeping.device_peak:
+                return True
+        return False
+
+    def _recomputing(self, value: bool, num_workers: int) -> Placement:
+        model = self.spec.model.model_copy(update={"activation_checkpointing": value})
+        spec = self.spec.model_copy(update={"model": model})
+        return replace(self, spec=spec, num_workers=num_workers)
 
     @property
     def evaluates_together(self) -> bool:
@@ -346,7 +392,7 @@ class Placement:
             shape, tokens, precision=self.precision_bytes, attention=self.spec.model.attention
         )
         last = (4 + 2 * self.precision_bytes) * shape.hidden_size * tokens
-        if self.spec.model.activation_checkpointing:
+        if self.checkpoints_activations:
             kept = shape.num_layers * self.precision_bytes * shape.hidden_size * tokens
             return kept + layer + last
         return shape.num_layers * layer + last

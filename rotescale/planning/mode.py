@@ -49,32 +49,13 @@ def mode_on(
     num_trainable: int,
 ) -> EvaluationMode:
     """The mode on nodes of that shape; a copy only where it fits for the least and the most."""
+    if spec.engine.evaluation_mode != "auto":
+        return spec.engine.evaluation_mode
     if launch.gpus_per_worker:
         memory, sharing = node.gpu_bytes, dict.fromkeys(workers, 1)
     else:
         memory = node.host_bytes
         sharing = {number: workers_per_node(launch, node, number) for number in workers}
-    return mode_in(
-        *(spec, launch),
-        memory=memory,
-        sharing=sharing,
-        num_parameters=num_parameters,
-        num_trainable=num_trainable,
-    )
-
-
-def mode_in(
-    spec: ExperimentSpec,
-    launch: LaunchSpec,
-    *,
-    memory: int,
-    sharing: dict[int, int],
-    num_parameters: int,
-    num_trainable: int,
-) -> EvaluationMode:
-    """The mode where ``memory`` bytes are shared, by number of workers, by so many of them."""
-    if spec.engine.evaluation_mode != "auto":
-        return spec.engine.evaluation_mode
     modes = {
         evaluation_mode(
             num_parameters=num_parameters,

@@ -80,6 +80,8 @@ class Plan:
     """What a worker's device holds at the three moments at which it holds most."""
     host: HostMemory
     evaluation_mode: EvaluationMode
+    checkpoints_activations: bool
+    """Whether layers compute their activations again in the backward pass."""
     tokens: int
     """That are trained on, about."""
     flops: float
@@ -135,10 +137,8 @@ def make_plan(
 
     Raises SpecError where the spec trains what the model does not have.
     """
-    among = least, most = workers_of(spec, launch)
-    grown = architecture.with_key_tokens(work.num_key_tokens)
-    count = count_parameters(spec.model, grown)
-    first = Placement(spec, launch, node, grown, count, work, least, among)
+    least, most = workers_of(spec, launch)
+    first = Placement.least(spec, launch, node, architecture=architecture, work=work)
     both = (first, replace(first, num_workers=most))
     # The least hold the most on a GPU each; on one machine's CPU it is the most that do.
     place = next((one for one in both if lacks(one)), first)
@@ -159,6 +159,7 @@ def make_plan(
         device=place.moments(),
         host=place.host(),
         evaluation_mode=place.evaluation_mode,
+        checkpoints_activations=place.checkpoints_activations,
         tokens=sum(phase.tokens for phase in work.phases),
         flops=flops(place),
         work=work,

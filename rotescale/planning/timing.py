@@ -186,7 +186,7 @@ class Timing:
         examples = -(-phase.global_batch // place.num_workers)
         share = examples * phase.tokens_per_epoch / phase.num_examples
         targets = examples * phase.targets_per_epoch / phase.num_examples
-        again = 2 if place.spec.model.activation_checkpointing else 0
+        again = 2 if place.checkpoints_activations else 0
         flops = flops_per_token(place.count) * share
         # Torch's fused loss computes the logits once more.
         per_target = (8 / 6 if place.spec.engine.fused_loss else 1) * flops_per_target(
@@ -294,7 +294,7 @@ class Timing:
 
     def _balanced_tokens(self, phase: PhaseWork) -> int:
         """Tokens of a row that takes as long to compute as its weights to gather and reduce."""
-        again = 2 if self.place.spec.model.activation_checkpointing else 0
+        again = 2 if self.place.checkpoints_activations else 0
         repeated = again * self.place.count.multiplied
         a_token = self._at_rates(flops_per_token(self.place.count) + repeated, 0.0)
         return round(self._exchanging(1).middle / a_token.middle)

@@ -107,13 +107,13 @@ class Workload:
         return self.measures_base + sum(phase.measurements for phase in self.phases)
 
 
-def count_work(spec: ExperimentSpec) -> Workload:
-    """Count what the spec asks for, from its facts.
+def count_work(spec: ExperimentSpec, fact_set: FactSet | None = None) -> Workload:
+    """Count what the spec asks for, from its facts, which are loaded unless the caller has them.
 
     Raises DataError for facts that cannot be used, and SpecError where a phase or the evaluation
     wants more than there is.
     """
-    fact_set = load_source(spec.facts)
+    fact_set = load_source(spec.facts) if fact_set is None else fact_set
     names = [relation.name for relation in fact_set.relations]
     placeholder = Wording.placeholder(names)
     wording = Wording(placeholder.key_prompts, prefix=spec.model.text_prefix)

@@ -165,8 +165,10 @@ class ModelSpec(Part):
     lora: LoraSpec | None = None
     """Train low-rank adapters instead of the model's own parameters; exports are merged. Default:
     full fine-tuning."""
-    activation_checkpointing: Annotated[bool, OPERATIONAL] = False
-    """Compute activations again in the backward pass instead of keeping them."""
+    activation_checkpointing: Annotated[Literal["auto"] | bool, OPERATIONAL] = "auto"
+    """Compute activations again in the backward pass instead of keeping them, which takes about a
+    third more computing. auto: where by its plan a run has too little memory without; never where
+    nothing is known of the nodes (``node`` in the launch spec)."""
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype of the exported Hugging Face folders; only float32 is the masters, bit for bit."""
 

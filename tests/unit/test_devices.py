@@ -33,6 +33,13 @@ from rotescale.spec_file import dump_json, load_spec, parse_spec
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 
+H100 = {"like": "h100-8"}
+DEEP = (
+    *("model.weights.num_layers=16", "phases.0.global_batch=64"),
+    "engine.evaluation_mode=sharded",
+)
+
+
 def on_a_cluster(tmp_path: Path, model_cache: Path, **fields: Any) -> LaunchSpec:
     places = {"storage": str(tmp_path / "runs"), "model_cache": str(model_cache)}
     return gpus(2, **places | fields)
@@ -147,6 +154,38 @@ def test_a_node_that_has_lost_its_gpu_ends_no_run(tmp_path: Path, model_cache: P
 def begun(run_dir: RunDir) -> None:
     """As a set of workers leaves it that has started and was lost."""
     start_attempt(run_dir, world_size=1)
+
+
+# Activations
+
+
+@pytest.mark.parametrize(
+    ("gpu_memory_gib", "wanted", "expected"),
+    [
+        (79.1, "auto", False),
+        (2.15, "auto", True),
+        (2.15, "false", False),
+        (79.1, "true", True),
+        (None, "auto", False),
+    ],
+)
+def test_a_run_computes_activations_again_where_its_plan_says_so(
+    gpu_memory_gib: float | None, wanted: str, expected: bool, tmp_path: Path, model_cache: Path
+) -> None:
+    """Training this deep model takes 2.17 GiB, or 2.14 with activations computed again."""
+    node = None if gpu_memory_gib is None else H100 | {"gpu_memory_gib": gpu_memory_gib}
+    launch = on_a_cluster(tmp_path, model_cache, node=node)
+    spec = micro_spec(*DEEP, f"model.activation_checkpointing={wanted}")
+    resolved = Resolved.read(prepare_run(spec, launch))
+    assert resolved.model.activation_checkpointing is expected
+    assert resolved.applied_to(spec).model.activation_checkpointing is expected
+    if node is not None:
+        plan = make_plan(
+            *(spec, launch, node_of(launch)),
+            architecture=architecture_of(spec.model.weights),
+            work=count_work(spec),
+        )
+        assert plan.checkpoints_activations is expected
 
 
 # Cores

@@ -292,11 +292,41 @@ def test_what_only_costs_time_is_noted_where_it_is_not_needed() -> None:
     assert "on, and not needed: it costs about a third more computing" in note
     assert "39.3 GB at most without, and the H100 has 84.9 GB" in note
     assert noted() == []
-    long = ("phases.0.global_batch=4096", "engine.row_tokens=4096")
-    small = {"like": "h100-8", "gpu_memory_gib": 30}
-    assert not planned("qwen2.5-7b", gpus(8, small), *long).fits
-    assert planned("qwen2.5-7b", gpus(8, small), *long, again).fits
-    assert noted(*long, again, node=small) == []
+    assert noted(*LONG_ROWS, again, node=SMALL) == []
+
+
+LONG_ROWS = ("phases.0.global_batch=4096", "engine.row_tokens=4096")
+SMALL = {"like": "h100-8", "gpu_memory_gib": 30}
+"""A node on which 8 workers have no room for what Qwen2.5-7B keeps of such rows."""
+
+
+def test_activations_are_computed_again_only_where_memory_needs_it() -> None:
+    def made(*overrides: str, num_workers: int | list[int] = 8, node: Any = SMALL) -> Plan:
+        launch = gpus(num_workers, node)
+        return planned("qwen2.5-7b", launch, *LONG_ROWS, *overrides)
+
+    kept = made("model.activation_checkpointing=false")
+    again = made("model.activation_checkpointing=true")
+    assert (kept.fits, again.fits) == (False, True)
+    [way_out] = [reason for reason in kept.reasons if "What helps" in reason]
+    assert "--set model.activation_checkpointing=true fits it on as many workers" in way_out
+    chosen = made()
+    assert chosen.checkpoints_activations
+    assert chosen.device == again.device
+    assert chosen.seconds == again.seconds
+    [note] = [note for note in chosen.notes if "activation_checkpointing" in note]
+    assert f"A worker would hold {gigabytes(kept.device_peak)} at most without" in note
+    # With room nothing is computed twice; a run that may shrink decides for the least workers.
+    assert not made(node="h100-8").checkpoints_activations
+    assert not made(num_workers=64).checkpoints_activations
+    assert made(num_workers=[8, 64]).checkpoints_activations
+    # A copy of the model for each evaluation takes more than training: nothing would be gained.
+    copies = planned("qwen2.5-7b", gpus(64, {"like": "h100-8", "gpu_memory_gib": 16}), COPIES)
+    assert (copies.fits, copies.checkpoints_activations) == (False, False)
+    assert copies.device_peak == copies.device["measuring"].total
+
+
+COPIES = "engine.evaluation_mode=replicated"
 
 
 def test_parameters_that_are_kept_whole_are_told_with_their_remedy() -> None:
