@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from rotescale.ahead import made_ahead
 from rotescale.data.packing import PackedRow, fold
-from rotescale.data.read_ahead import ReadAhead
 from rotescale.data.stream import StepData
 from rotescale.engine.base import Row
 from rotescale.errors import TrainingError
@@ -81,11 +83,10 @@ class Training:
         self._begin_moment()
         begun = self._begin_phase(plan)
         engine, stop = self.team.engine, plan.total_steps
-        with ReadAhead(
-            plan.stream, rank=engine.rank, world_size=engine.world_size, stop=stop
-        ) as reading:
+        read = partial(plan.stream.step, rank=engine.rank, world_size=engine.world_size)
+        with made_ahead(map(read, range(begun, stop))) as batches:
             try:
-                self._train_steps(plan, begun, reading)
+                self._train_steps(plan, begun, batches)
             finally:
                 self.profiler.close()
         self._note_memory(plan.spec.name, "training")
@@ -93,7 +94,7 @@ class Training:
         self.persistence.save(plan, stop, kind="weights", phase_end=True)
         self.notices.rest(True)
 
-    def _train_steps(self, plan: PhasePlan, begun: int, reading: ReadAhead) -> None:
+    def _train_steps(self, plan: PhasePlan, begun: int, batches: Iterator[StepData]) -> None:
         """Collective: every rank calls this. From step ``begun`` to the end of the phase."""
         step = saved = begun
         while step < plan.total_steps:
@@ -101,7 +102,7 @@ class Training:
                 saved = self._evaluate_on_the_way(plan, step, epoch, saved=saved)
             self.watchdog.arm("first_step" if step == begun else "step")
             self.profiler.before_step(plan.spec.name, step + 1, is_first=step == begun)
-            noticed = self._train_step(plan, step, reading)
+            noticed = self._train_step(plan, step, batches)
             step += 1
             self.profiler.after_step(step)
             if step % EVERY_STEPS == 0 or step == plan.total_steps:
@@ -140,9 +141,10 @@ class Training:
         )
         return 0
 
-    def _train_step(self, plan: PhasePlan, step: int, reading: ReadAhead) -> bool:
+    def _train_step(self, plan: PhasePlan, step: int, batches: Iterator[StepData]) -> bool:
         """Collective: every rank calls this. One update, from step 0, and its record.
 
+        The next of ``batches`` is this step's.
         Returns, on all ranks alike, whether any rank has noticed a reason to save now.
         """
         self.notices.rest(False)
@@ -150,7 +152,7 @@ class Training:
         clock = engine.clock
         clock.start()
         with self.watchdog.alone(), clock.part("data"):
-            data = reading.step(step)
+            data = next(batches)
             fault_point("step", phase=plan.spec.name, step=step, **self.team.where)
         self.pace.enter()
         loss_sum = self._backward(data)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
@@ -34,24 +32,6 @@ class Pack:
     placed: tuple[Placed, ...]
     num_shared: int
     """Of the last ``Prefill``, how many tokens stand in front of every tree's own nodes."""
-
-
-@contextmanager
-def made_ahead(passes: Iterator[Prefill | Pack]) -> Iterator[Iterator[Prefill | Pack]]:
-    """The same passes, each made in a thread while the one before it is computed.
-
-    To tokenize a question's options and grow its tree takes milliseconds, in which a GPU would wait
-    for them. What making one raises is raised where it would come.
-    """
-
-    def in_order() -> Iterator[Prefill | Pack]:
-        following = executor.submit(next, passes, None)
-        while (one := following.result()) is not None:
-            following = executor.submit(next, passes, None)
-            yield one
-
-    with ThreadPoolExecutor(1, thread_name_prefix="passes") as executor:
-        yield in_order()
 
 
 def plan_passes(

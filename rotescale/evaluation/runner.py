@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from rotescale.ahead import made_ahead
 from rotescale.evaluation.dealing import deal
 from rotescale.evaluation.generation import generate
 from rotescale.evaluation.items import Item
 from rotescale.evaluation.metrics import Outcome, outcome_of
-from rotescale.evaluation.passes import Prefill, made_ahead, plan_passes
+from rotescale.evaluation.passes import Prefill, plan_passes
 from rotescale.evaluation.scoring import Forward, OptionScores, score_trees
 from rotescale.evaluation.tree import TokenTree, attention_window, build_tree, text_tree
 
@@ -138,6 +139,7 @@ def score_shares(
         share_beginnings=forward.shares_beginnings,
     )
     beginning = None
+    # To tokenize a question's options and grow its tree takes milliseconds.
     with made_ahead(planned) as passes:
         while not all_done((one := next(passes, None)) is None):
             if one is None:

@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each layer imports only earlier ones, and modules of its own package.
 LAYERS = [
     {"credentials"},
-    {"errors", "cores", "direct", "fork_server", "node_drain", "texts", "freed_memory", "stopping"},
+    {
+        *("errors", "cores", "direct", "fork_server", "node_drain", "texts", "freed_memory"),
+        *("stopping", "ahead"),
+    },
     {"object_client"},
     {"object_store"},
     {"tensors", "storage", "schedule", "faults", "step_clock"},

@@ -19,9 +19,8 @@ import pytest
 from rotescale.data.encoding import IGNORE, Encoded
 from rotescale.data.examples import Example
 from rotescale.data.order import Batches, Order, Source
-from rotescale.data.read_ahead import ReadAhead
 from rotescale.data.shards import ExampleShards, read_manifest, write_shards
-from rotescale.data.stream import StepData, Stream
+from rotescale.data.stream import Stream
 from rotescale.errors import DataError, RotescaleError
 from rotescale.spec import PhaseSpec, ReplaySpec
 
@@ -236,31 +235,3 @@ def test_a_budget_ends_with_the_first_step_that_reaches_it(tmp_path: Path, repla
         for tokens in (before + 1, reached):
             found, phase = budgeted(tmp_path, tokens=tokens, replay=replay)
             assert found.num_steps(phase) == step
-
-
-def test_the_next_step_is_read_while_one_is_at_work(folder: Path) -> None:
-    stream, _ = budgeted(folder, tokens=1, replay=False)
-    steps = stream.batches.steps_per_epoch
-    asked: list[int] = []
-
-    class Told(Stream):
-        def step(self, step: int, *, rank: int, world_size: int) -> StepData:
-            asked.append(step)
-            if step == 5:
-                raise DataError("a shard is gone")
-            return super().step(step, rank=rank, world_size=world_size)
-
-    told = Told(stream.shards, stream.order, stream.batches, stream.row_tokens)
-    with ReadAhead(told, rank=1, world_size=2, stop=steps) as reading:
-        for step in (0, 1, 2, 4):
-            found, wanted = reading.step(step), stream.step(step, rank=1, world_size=2)
-            assert found.example_ids == wanted.example_ids
-            assert [row.tokens.tolist() for row in found.rows] == [
-                row.tokens.tolist() for row in wanted.rows
-            ]
-        # What went wrong meanwhile is told to who asks for it.
-        with pytest.raises(DataError, match="a shard is gone"):
-            reading.step(5)
-        assert reading.step(6).example_ids == stream.step(6, rank=1, world_size=2).example_ids
-    assert sorted(asked) == [0, 1, 2, 3, 4, 5, 6]
-    assert steps == 7, "nothing is read past the last step"

@@ -9,14 +9,12 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from rotescale.errors import DataError
 from rotescale.evaluation.budget import CPU_NODES, pass_budget
 from rotescale.evaluation.passes import (
     LEAST_SHARED_TOKENS,
     Pack,
     Placed,
     Prefill,
-    made_ahead,
     plan_passes,
 )
 from rotescale.evaluation.tree import TokenTree, grow
@@ -94,36 +92,11 @@ def told(asked: Sequence[threading.Event]) -> Iterator[Prefill | Pack]:
     return plan_passes(questions(), token_budget=1, share_beginnings=True)
 
 
-def test_a_pass_is_made_while_the_one_before_it_is_computed() -> None:
+def test_passes_are_made_one_by_one() -> None:
     asked = [threading.Event() for _ in range(5)]
     # A pass is known to be full by the question behind it, and that one is looked ahead of.
     assert described([next(told(asked))]) == [(0,)]
     assert [event.is_set() for event in asked] == [True, True, True, False, False]
-
-    asked = [threading.Event() for _ in range(5)]
-    with made_ahead(told(asked)) as passes:
-        assert described([next(passes)]) == [(0,)]
-        # Of the pass behind it, which nobody has asked for.
-        assert asked[3].wait(60)
-        assert described([*passes]) == [(place,) for place in range(1, 5)]
-
-
-def test_what_making_a_pass_raises_comes_in_its_turn() -> None:
-    def questions() -> Iterator[Placed]:
-        yield from ((place, tree(4)) for place in range(4))
-        raise DataError("the fifth")
-
-    with made_ahead(plan_passes(questions(), token_budget=1, share_beginnings=True)) as passes:
-        assert described([next(passes), next(passes)]) == [(0,), (1,)]
-        with pytest.raises(DataError, match="the fifth"):
-            next(passes)
-
-
-def test_who_leaves_early_waits_for_the_pass_that_is_being_made_alone() -> None:
-    asked = [threading.Event() for _ in range(9)]
-    with pytest.raises(ZeroDivisionError), made_ahead(told(asked)) as passes:
-        _ = 1 / (len(described([next(passes)])) - 1)
-    assert not asked[4].is_set()
 
 
 def test_a_short_beginning_is_not_worth_a_pass() -> None:
