@@ -14,11 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rotescale.launch_spec import LaunchSpec
-from rotescale.planning.advice import duration, gigabytes
+from rotescale.planning.advice import duration, gigabytes, money
 from rotescale.planning.architecture import architecture_of
 from rotescale.planning.place import node_of
 from rotescale.planning.plan import Plan, make_plan
-from rotescale.planning.rates import Range
 from rotescale.planning.workload import count_work
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import load_spec
@@ -213,13 +212,8 @@ def _time(made: Plan) -> Table:
         table.add_row(name, duration(part), _bar(part.middle, total.middle))
     table.add_row("in all", Text(duration(total), "bold"))
     if made.cost is not None:
-        table.add_row("cost", Text(_money(made.cost), "bold"))
+        table.add_row("cost", Text(money(made.cost), "bold"))
     return table
-
-
-def _money(cost: Range) -> str:
-    digits = 0 if cost.high >= 100 else 2
-    return f"{cost.low:,.{digits}f} to {cost.high:,.{digits}f}"
 
 
 def _remedies(made: Plan) -> Table | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +16,8 @@ from rotescale.launch_spec import LaunchSpec
 from rotescale.spec_file import load_spec
 
 if TYPE_CHECKING:
+    from rotescale.facts import FactSet
+    from rotescale.spec import Facts
     from rotescale.study.runner import StudyRunner
     from rotescale.study.spec import Cell
 
@@ -37,7 +39,8 @@ def study(
     ] = None,
     parallel: Annotated[int, typer.Option(min=1, help="How many runs at once.")] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the runs and what they share.")
+        bool,
+        typer.Option("--dry-run", help="Show the runs, what they share, and how long they take."),
     ] = False,
 ) -> None:
     """Run a study, or what is left of it, and collect its results in one table."""
@@ -60,10 +63,11 @@ def study(
             f"{_now()} {name}: [{_STYLES.get(status, 'dim')}]{status}[/]"
         ),
     )
-    _check_cells(cells, runner)
-    console.print(_plan_table(runner))
+    sources = _check_cells(cells, runner)
     if dry_run:
+        _show(runner, sources)
         return
+    console.print(_plan_table(runner))
     try:
         with study_progress(runner, console=console):
             finished = runner.run()
@@ -92,8 +96,11 @@ def _check_place(launch: LaunchSpec) -> None:
         )
 
 
-def _check_cells(cells: Sequence[Cell], runner: StudyRunner) -> None:
-    """Raise an error where a run would, or where runs are about different facts."""
+def _check_cells(cells: Sequence[Cell], runner: StudyRunner) -> dict[Facts, FactSet]:
+    """Raise an error where a run would, or where runs are about different facts.
+
+    Returns the facts of all cells.
+    """
     from rotescale.evaluation.harness.tasks import check_tasks
     from rotescale.facts import load_source
     from rotescale.preparation import check_beliefs, check_enough
@@ -111,26 +118,52 @@ def _check_cells(cells: Sequence[Cell], runner: StudyRunner) -> None:
     left = [cell.spec for cell in cells if cell.spec.name not in finished]
     known = saved_facts(runner.folder.run(name) for name in finished)
     check_same_facts([*known, *((spec.name, sources[spec.facts]) for spec in left)])
+    return sources
+
+
+def _show(runner: StudyRunner, sources: Mapping[Facts, FactSet]) -> None:
+    """The runs, and by the arithmetic of plans what those that are left would take."""
+    from rotescale.planning.advice import duration, money
+    from rotescale.study.cost import study_cost
+
+    finished = {name for name, status in runner.status.items() if status == "finished"}
+    try:
+        found = study_cost(runner.plan, runner.launch, sources, finished=finished)
+    except SpecError as error:
+        console.print(_plan_table(runner))
+        console.print(f"how long it takes is not known: {error}", highlight=False)
+        return
+    times = {name: duration(run.total_seconds) for name, run in found.runs.items()}
+    console.print(_plan_table(runner, times))
+    price = "" if found.price is None else f", {money(found.price)} by the node's price"
+    console.print(
+        f"in all about {duration(found.seconds)}, one run after the other{price}", highlight=False
+    )
+    for name, run in found.runs.items():
+        if not run.fits:
+            console.print(f"[red]{name} does not fit:[/] {' '.join(run.reasons)}", highlight=False)
 
 
 def _now() -> str:
     return datetime.now().astimezone().strftime("%H:%M:%S")
 
 
-def _plan_table(runner: StudyRunner) -> Table:
+def _plan_table(runner: StudyRunner, times: Mapping[str, str] | None = None) -> Table:
     """A line per run: where it begins, what it trains, and whether that is done.
 
-    Names without the study's, which they all begin with.
+    Names without the study's, which they all begin with. ``times``: name of a run to what it takes.
     """
     plan, start = runner.plan, f"{runner.study.name}-"
     table = Table(title=f"{runner.study.name}: {len(plan.ends)} cells, {len(plan.nodes)} runs")
-    for heading in ("run", "goes on from", "trains", "status"):
+    takes = () if times is None else ("takes about",)
+    for heading in ("run", "goes on from", "trains", "status", *takes):
         table.add_column(heading, overflow="fold")
     for node in plan.nodes:
         phase = node.spec.phases[-1]
         trains = f"{phase.name}, {phase.length}"
         parent = (node.parent or "-").removeprefix(start)
-        table.add_row(node.name.removeprefix(start), parent, trains, runner.status[node.name])
+        row = [node.name.removeprefix(start), parent, trains, runner.status[node.name]]
+        table.add_row(*row, *([] if times is None else [times.get(node.name, "-")]))
     return table
 
 

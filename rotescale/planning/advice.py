@@ -60,6 +60,12 @@ def duration(seconds: Range) -> str:
     return f"{_short(seconds.low)} to {_short(seconds.high)} s"
 
 
+def money(cost: Range) -> str:
+    """``1,200 to 3,400``, in the currency of the price."""
+    digits = 0 if cost.high >= 100 else 2
+    return f"{cost.low:,.{digits}f} to {cost.high:,.{digits}f}"
+
+
 def _short(number: float) -> str:
     return f"{number:.0f}" if number >= 10 else f"{number:.1f}"
 
