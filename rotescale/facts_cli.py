@@ -17,6 +17,7 @@ from rotescale.spec_file import load_spec, parse_spec
 
 if TYPE_CHECKING:
     from rotescale.facts.examine import Examination, Tokenizer
+    from rotescale.facts.problems import Kind
 
 facts_app = typer.Typer(
     help="Facts: list the shipped ones, generate more, check and import your own.",
@@ -26,6 +27,8 @@ console = Console()
 
 MOST_SHOWN = 100
 """Lines of the table; a file with another fault in every row would fill the terminal."""
+MOST_ALIKE = 10
+"""Lines about one kind of problem in one file, so that the other kinds are seen too."""
 MOST_ROWS = 5
 """Rows that a line names, where one fault is in many."""
 
@@ -256,23 +259,27 @@ def _show(found: list[Examination]) -> None:
     if not problems:
         say(f"{num_rows} rows: no problems")
         return
-    rows_of: dict[tuple[str, str, str, str], list[int]] = {}
+    rows_of: dict[tuple[str, Kind, str, str, str], list[int]] = {}
     for problem in problems:
-        key = (problem.place.file, problem.field, problem.what, problem.remedy)
+        key = (problem.place.file, problem.kind, problem.field, problem.what, problem.remedy)
         rows = rows_of.setdefault(key, [])
         if problem.place.row is not None:
             rows.append(problem.place.row)
     table = Table("file", "rows", "field", "problem", "remedy")
-    for (file, field, what, remedy), rows in list(rows_of.items())[:MOST_SHOWN]:
+    alike: dict[tuple[str, Kind], int] = {}
+    for (file, kind, field, what, remedy), rows in rows_of.items():
+        alike[file, kind] = alike.get((file, kind), 0) + 1
+        if alike[file, kind] > MOST_ALIKE or table.row_count == MOST_SHOWN:
+            continue
         shown = ", ".join(map(str, rows[:MOST_ROWS]))
         if len(rows) > MOST_ROWS:
             shown += f" and {len(rows) - MOST_ROWS} more"
         table.add_row(*(Text(cell, overflow="fold") for cell in (file, shown, field, what, remedy)))
     console.print(table)
-    if len(rows_of) > MOST_SHOWN:
-        say(f"and {len(rows_of) - MOST_SHOWN} more lines; --json lists every problem")
-    for kind, number in _counts(found).items():
-        say(f"{number:>8} {kind}")
+    if left := len(rows_of) - table.row_count:
+        say(f"and {left} more lines of these kinds; --json lists every problem")
+    for name, number in _counts(found).items():
+        say(f"{number:>8} {name}")
     say(f"{len(problems)} problems; {num_rows} rows could be read")
 
 

@@ -279,11 +279,33 @@ def test_check_prints_a_table_and_counts(command: Callable[..., Done], tmp_path:
     assert "2 problems; 3 rows could be read" in text
 
 
-def test_check_shows_a_hundred_and_counts_all(command: Callable[..., Done], tmp_path: Path) -> None:
+def test_check_shows_some_of_each_kind_and_counts_all(
+    command: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts_cli, "console", Console(width=300))
     names = [SOUND | {"subject": f"Ann {number}"} for number in range(150)]
-    done = command("check", write_lines(tmp_path / "mother.jsonl", *names, *names))
-    assert "and 50 more lines; --json lists every problem" in done.out
+    strange = SOUND | {"subject": "[red]\t"}
+    done = command("check", write_lines(tmp_path / "mother.jsonl", *names, *names, strange))
+    assert done.out.count("is already in") == facts_cli.MOST_ALIKE
+    assert "and 140 more lines of these kinds; --json lists every problem" in done.out
     assert "150 duplicate pair" in done.out
+    # Though it stands behind them all.
+    assert "1 control character" in done.out
+    assert done.out.count("301") == 2, "in its own line, and in the number of rows"
+
+
+def test_check_fills_no_terminal(
+    command: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts_cli, "console", Console(width=300))
+    monkeypatch.setattr(facts_cli, "MOST_SHOWN", 2)
+    files = []
+    for number in range(3):
+        (folder := tmp_path / str(number)).mkdir()
+        files.append(write_lines(folder / "mother.jsonl", SOUND, SOUND))
+    done = command("check", *files)
+    assert done.out.count("is already in") == 2
+    assert "and 1 more lines of these kinds" in done.out
 
 
 def test_equal_faults_share_a_line(
