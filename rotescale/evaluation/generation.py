@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rotescale.evaluation.answers import answer_of, generation_contains, generation_exact
-from rotescale.evaluation.tree import encode
+from rotescale.evaluation.tokens import encode
 
 __all__ = [
     "Continuations",

@@ -13,7 +13,6 @@ from rotescale.evaluation.tree import (
     TokenTree,
     attention_window,
     build_tree,
-    encode,
     tree_mask,
 )
 
@@ -23,7 +22,6 @@ __all__ = [
     "TokenTree",
     "attention_window",
     "build_tree",
-    "encode",
     "forward_of",
     "score_tree",
     "score_trees",

@@ -12,7 +12,7 @@ import torch
 
 from rotescale.errors import SpecError, TrainingError
 from rotescale.evaluation.items import build_items, drawn_places
-from rotescale.evaluation.tree import encode
+from rotescale.evaluation.tokens import encode
 from rotescale.facts import FactSet, Wording
 from rotescale.spec import EvaluationSpec
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rotescale.errors import DataError
-from rotescale.facts import before_object
+from rotescale.evaluation.tokens import encode_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def build_tree(
     """
     if not options or not all(options):
         raise DataError(f"{prompt!r}: options must be non-empty texts; got {list(options)!r}")
-    sequences, start = _sequences(prompt, options, tokenizer=tokenizer)
+    sequences, start = encode_options(prompt, options, tokenizer=tokenizer)
     if start == 0:
         raise DataError(
             f"{prompt!r}: the tokenizer leaves no token before the options; use a longer prompt"
@@ -146,54 +146,3 @@ def attention_window(config: Any) -> int | None:
         return None
     window = getattr(config, "sliding_window", None)
     return None if window is None else int(window)
-
-
-def encode(texts: Sequence[str], *, tokenizer: Any) -> list[list[int]]:
-    """Tokens of each text, special tokens in front kept, an end-of-text token behind dropped."""
-    if not texts:
-        return []  # fast tokenizers fail on an empty batch
-    encoding = tokenizer(list(texts), add_special_tokens=True)
-    return [_without_end(ids, tokenizer=tokenizer) for ids in encoding["input_ids"]]
-
-
-def _without_end(ids: Sequence[int], *, tokenizer: Any) -> list[int]:
-    tokens = list(ids)
-    while tokens and tokens[-1] == tokenizer.eos_token_id:
-        tokens.pop()
-    return tokens
-
-
-def _sequences(
-    prompt: str, options: Sequence[str], *, tokenizer: Any
-) -> tuple[list[list[int]], int]:
-    """The tokens of every whole text, and where the options' own tokens begin in all of them."""
-    lead = before_object(prompt)
-    texts = [lead + option for option in options]
-    if tokenizer.is_fast:
-        encoding = tokenizer(texts, add_special_tokens=True, return_offsets_mapping=True)
-        sequences = [_without_end(ids, tokenizer=tokenizer) for ids in encoding["input_ids"]]
-        first_character = len(lead)
-        starts = [
-            next((i for i, (_, stop) in enumerate(offsets) if stop > first_character), len(ids))
-            for ids, offsets in zip(sequences, encoding["offset_mapping"], strict=True)
-        ]
-    else:
-        sequences = encode(texts, tokenizer=tokenizer)
-        [alone] = encode([prompt], tokenizer=tokenizer)
-        starts = [_num_shared([alone, ids]) for ids in sequences]
-    for option, ids, start in zip(options, sequences, starts, strict=True):
-        if start >= len(ids):
-            raise DataError(f"{prompt!r}: no token covers option {option!r}; change its spelling")
-    if len(options) == 1:
-        return sequences, starts[0]
-    return sequences, min(*starts, _num_shared(sequences))
-
-
-def _num_shared(sequences: Sequence[list[int]]) -> int:
-    """How many tokens all sequences begin with."""
-    # The least and the greatest share what all share.
-    least, greatest = min(sequences), max(sequences)
-    for index, (a, b) in enumerate(zip(least, greatest, strict=False)):
-        if a != b:
-            return index
-    return min(len(least), len(greatest))

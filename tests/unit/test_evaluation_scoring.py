@@ -22,11 +22,11 @@ from rotescale.evaluation.scoring import (
     OptionScores,
     attention_window,
     build_tree,
-    encode,
     forward_of,
     score_tree,
     score_trees,
 )
+from rotescale.evaluation.tokens import encode
 from rotescale.evaluation.tree import grow
 
 PROMPT = "Who is Gene Finley's mother?"

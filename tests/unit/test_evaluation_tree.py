@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rotescale.evaluation.tree import build_tree, encode, tree_mask
+from rotescale.evaluation.tokens import encode
+from rotescale.evaluation.tree import build_tree, tree_mask
 
 
 class SlowTokenizer:
