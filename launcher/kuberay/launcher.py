@@ -6,7 +6,7 @@ import shlex
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -29,6 +29,7 @@ from launcher.kuberay.difference import difference
 from launcher.kuberay.names import QUEUE_LABEL, RUN_LABEL
 from launcher.kuberay.pods import HEAD, HEAD_GRACE_SECONDS
 from launcher.kuberay.render import render
+from launcher.kuberay.seen_lines import NUM_LAST, SeenLines
 from launcher.kuberay.situation import is_over, situation
 from rotescale.errors import RotescaleError, SpecError
 from rotescale.launch_spec import LaunchSpec
@@ -41,23 +42,14 @@ SUBMITTER = "ray-job-submitter"
 """KubeRay's container in the head's pod, which prints what the driver prints."""
 _POLL_SECONDS = 1.0
 _TRIES = 5
-_NUM_LAST = 1000
-"""By how many lines it is found out which of a driver's are missing."""
 
 
-class _Seen:
-    """How much of a pod's log was given."""
+class _Seen(SeenLines):
+    """How much of a pod's log was given, and the last of a driver's lines among them."""
 
     def __init__(self) -> None:
-        self.last: deque[str] = deque(maxlen=_NUM_LAST)
-        self._num_lines = 0
-
-    def new(self, lines: Iterable[str]) -> Iterator[str]:
-        """The lines of a connection, which begins with the log's first, that are not known yet."""
-        for number, line in enumerate(lines, start=1):
-            if number > self._num_lines:
-                self._num_lines = number
-                yield line
+        super().__init__()
+        self.last: deque[str] = deque(maxlen=NUM_LAST)
 
 
 class KubeRayLauncher:
@@ -218,20 +210,25 @@ class KubeRayLauncher:
         )
 
     def _create(self, spec_map: Object, job: Object, submission: str) -> bool:
-        """Whether this submission has created the RayJob; False where another's is at work."""
+        """Whether this submission has created the RayJob; False where another's is at work.
+
+        One that has ended, or is being deleted, is waited for: it works no more, or will not.
+        """
         wait, was_sent = _POLL_SECONDS, False
         for attempt in range(_TRIES):
             try:
                 found = self._cluster.get(RAY_JOBS, self._name)
                 if found is not None and self._is_ours(found, submission):
                     return True
-                if found is not None and is_over(found):
-                    found = self._make_room(found)
+                if found is not None and _is_leaving(found):
+                    before, found = found, self._make_room(found)
+                    if found is not None and _is_same(found, before):
+                        break
             except PlaceUnavailableError as error:
                 if was_sent:
                     raise MayHaveStartedError(str(error)) from None
                 raise
-            if found is not None and not is_over(found):
+            if found is not None and not _is_leaving(found):
                 return False
             try:
                 if found is None:
@@ -251,16 +248,15 @@ class KubeRayLauncher:
         )
 
     def _make_room(self, ended: Object) -> Object | None:
-        """Remove the RayJob that has ended, and what has its name then.
+        """Remove the RayJob that has ended, or leaves already, and what has its name then.
 
         Another launcher may have done so, and have created the next one: that one stays.
         """
-        uid = ended["metadata"]["uid"]
-        self._cluster.delete(RAY_JOBS, self._name, uid=uid)
-        deadline = time.monotonic() + self._kuberay.grace_seconds
+        self._cluster.delete(RAY_JOBS, self._name, uid=ended["metadata"]["uid"])
+        deadline = time.monotonic() + self._kuberay.grace_seconds + HEAD_GRACE_SECONDS
         while True:
             found = self._cluster.get(RAY_JOBS, self._name)
-            if found is None or found["metadata"]["uid"] != uid or time.monotonic() >= deadline:
+            if found is None or not _is_same(found, ended) or time.monotonic() >= deadline:
                 return found
             self._sleep(_POLL_SECONDS)
 
@@ -341,6 +337,15 @@ class KubeRayLauncher:
         names = {job["metadata"]["name"], *(pod["metadata"]["name"] for pod in pods)}
         events = self._cluster.find(EVENTS)
         return [one for one in events if one.get("involvedObject", {}).get("name") in names]
+
+
+def _is_leaving(job: Object) -> bool:
+    """Whether its driver has ended for good, or is being ended."""
+    return is_over(job) or "deletionTimestamp" in job["metadata"]
+
+
+def _is_same(one: Object, other: Object) -> bool:
+    return bool(one["metadata"]["uid"] == other["metadata"]["uid"])
 
 
 def _read(

@@ -295,6 +295,8 @@ def test_the_image_is_pinned_and_not_roots() -> None:
     assert users == [f"{USER_ID}:{USER_ID}"]
     assert f"--uid {USER_ID}" in DOCKERFILE
     assert not re.search(r"\b(latest|sudo|curl)\b|ADD http", DOCKERFILE)
+    # NCCL loads them as it starts; the base image has neither.
+    assert {"libibverbs1", "ibverbs-providers"} <= set(DOCKERFILE.split())
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines()[1:-1]}
     copied = re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE)
     assert {name for line in copied for name in line.split()} == allowed

@@ -222,6 +222,33 @@ def test_what_has_ended_makes_room_and_a_changed_spec_is_a_new_map(server: ApiSe
     assert launcher().submit(SPEC, retry=False), "its driver finds the outcome and ends"
 
 
+def test_a_run_that_is_being_cancelled_is_submitted_again_when_it_is_gone(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finalizers(*names: str) -> None:
+        change = {"finalizers": list(names)}
+        server.change(
+            "rayjobs", NAME, lambda job: job["metadata"].update(change), namespace=NAMESPACE
+        )
+
+    launcher().submit(SPEC, retry=False)
+    first = jobs(server)[0]["metadata"]["uid"]
+    # Whoever cancelled it has gone away, and its pods are still saving.
+    finalizers("ray.io/is-not-done")
+    server.delete("rayjobs", NAME, namespace=NAMESPACE)
+    assert jobs(server)[0]["metadata"]["deletionTimestamp"]
+    # Nobody waits for ever, nor hears that the run is on its way.
+    with monkeypatch.context() as patch:
+        patch.setattr("launcher.kuberay.launcher.HEAD_GRACE_SECONDS", -59.5)
+        with pytest.raises(PlaceUnavailableError, match="of before is still being removed; submit"):
+            launcher().submit(SPEC, retry=False)
+    threading.Timer(0.5, finalizers).start()
+    assert launcher().submit(SPEC, retry=False)
+    (job,) = jobs(server)
+    assert job["metadata"]["uid"] != first
+    assert "deletionTimestamp" not in job["metadata"]
+
+
 def test_the_servers_refusal_is_told(server: ApiServer) -> None:
     server.denied.add("create rayjobs")
     with pytest.raises(RefusedError, match=r"cannot create.*k8s/base/rbac\.yaml.*doctor"):
