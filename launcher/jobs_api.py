@@ -79,7 +79,8 @@ class JobsApi:
         self._session.trust_env = False
         self._token = read_token(access)
         self._session.headers["Authorization"] = f"Bearer {self._token}"
-        self._session.verify = access.ca_file or True
+        self._authorities = _authorities(access)
+        self._session.verify = self._authorities or True
 
     def masked(self, text: str) -> str:
         """What a job has printed, without the token of this cluster."""
@@ -226,7 +227,7 @@ class JobsApi:
                 url,
                 timeout=_IDLE_SECONDS,
                 header={"Authorization": str(self._session.headers["Authorization"])},
-                sslopt={"ca_certs": self._access.ca_file, "cert_reqs": ssl.CERT_REQUIRED},
+                sslopt={"ca_certs": self._authorities, "cert_reqs": ssl.CERT_REQUIRED},
                 redirect_limit=0,
                 http_no_proxy=["*"],
             )
@@ -356,6 +357,23 @@ def read_token(access: RayAccess) -> str:
             f"ray.token_file: others may read it (mode {stat.S_IMODE(mode):o}); chmod 600"
         )
     return _sendable(token, access)
+
+
+def _authorities(access: RayAccess) -> str | None:
+    """The file of ``ray.ca_file``; None: the system's. Raises SpecError where it holds none."""
+    if access.ca_file is None:
+        return None
+    path = Path(access.ca_file).expanduser()
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:
+        # An SSLError is one, too.
+        reason = "no certificates in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+        raise SpecError(
+            f"ray.ca_file {access.ca_file}: cannot be used ({reason}); put the certificates there "
+            "that the dashboard's is checked against, or leave it out"
+        ) from None
+    return str(path)
 
 
 def _sendable(token: str, access: RayAccess) -> str:

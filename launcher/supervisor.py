@@ -24,7 +24,7 @@ from launcher import history
 from launcher.driver_output import DriverOutput
 from launcher.history import Ending, EndKind, Start
 from rotescale.checkpoint.attempts import newest_manifest
-from rotescale.errors import RotescaleError
+from rotescale.errors import RotescaleError, StorageError
 from rotescale.launch_spec import Restarts
 from rotescale.notices import SUPERVISED, request_save
 from rotescale.records import EventRow, read_records
@@ -35,6 +35,12 @@ CANCELLED = 130
 _USER_CODES = (2, 3)
 """How ``rotescale run`` ends where trying again changes nothing (``rotescale.errors``)."""
 _FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0
+_STORAGE_SECONDS = 3600.0
+"""How long the next start waits for storage that does not answer."""
+_AWAY = (StorageError, OSError)
+"""What storage raises that does not answer, an object store and a mounted one."""
+_UNREADABLE = (RotescaleError, OSError)
+"""The same, and what is damaged."""
 _END_SECONDS = 30.0
 
 
@@ -175,17 +181,42 @@ class Supervisor:
             return _shell_code(refused.exit_code)
         endings: list[Ending] = []
         with self._signals():
-            while start := history.begin(self._run_dir, **self._origin):
-                endings.append(self._run_once(start))
+            while begun := self._begin(patient=bool(endings)):
+                endings.append(self._run_once(*begun))
                 if not self._goes_on(endings):
                     break
                 if self._asked.is_set():
                     return CANCELLED
             else:
+                if self._asked.is_set():
+                    return CANCELLED
                 self._say("not started: a later start has the run")
         if not endings or (self._budgets is None and endings[-1].kind == "superseded"):
             return 0
         return _shell_code(endings[-1].exit_code)
+
+    def _begin(self, *, patient: bool) -> tuple[Start, int] | None:
+        """A start, and the newest attempt before it; None where the run is another's, or it was
+        asked to end.
+
+        A run that has been under way before is not given up for storage that is away for a while:
+        no driver has failed then. What is wrong at the first start is raised.
+        """
+        wait, waited = _FIRST_WAIT, 0.0
+        while True:
+            try:
+                start = history.begin(self._run_dir, **self._origin)
+                return None if start is None else (start, self._run_dir.newest_attempt() or 0)
+            except _AWAY as error:
+                if not patient or self._budgets is None or waited >= _STORAGE_SECONDS:
+                    raise
+                if not waited:
+                    self._say(f"waiting for the run's folder: {error}")
+            self._sleep(wait)
+            if self._asked.is_set():
+                return None
+            waited += wait
+            wait = min(_LONGEST_WAIT, 2 * wait)
 
     def _refused(self) -> Ending | None:
         """The user error that another process has met for the same submission; None without one."""
@@ -220,8 +251,7 @@ class Supervisor:
             for number, handler in zip(wanted, before, strict=True):
                 signal.signal(number, handler)
 
-    def _run_once(self, start: Start) -> Ending:
-        attempts_before = self._run_dir.newest_attempt() or 0
+    def _run_once(self, start: Start, attempts_before: int) -> Ending:
         log = self._run_dir.numbered_driver_log(start.number)
         driver = subprocess.Popen(
             self._command,
@@ -238,14 +268,18 @@ class Supervisor:
         ending = self._ending(
             start.number, driver.returncode, attempts_before=attempts_before, log=output
         )
-        history.end(self._run_dir, ending)
+        try:
+            history.end(self._run_dir, ending)
+        except _UNREADABLE as error:
+            self._say(f"it cannot be noted that the driver has ended ({ending.kind}): {error}")
         return ending
 
     def _end(self, driver: subprocess.Popen[bytes], attempts_before: int) -> None:
         """Have the workers save, then end the driver, and with it the workers."""
-        if (self._run_dir.newest_attempt() or 0) > attempts_before and self._grace_seconds > 0:
-            self._say("asked to end: saving first")
-            with suppress(_DriverGoneError, RotescaleError):
+        with suppress(_DriverGoneError, *_UNREADABLE):
+            has_begun = (self._run_dir.newest_attempt() or 0) > attempts_before
+            if has_begun and self._grace_seconds > 0:
+                self._say("asked to end: saving first")
                 saved = request_save(
                     self._run_dir,
                     "the run is cancelled",
@@ -272,7 +306,7 @@ class Supervisor:
             ]
             checkpoint = newest_manifest(self._run_dir, self._run_dir.newest_attempt())
             successor = history.successor(self._run_dir, number)
-        except (RotescaleError, FileNotFoundError) as error:
+        except _UNREADABLE as error:
             # Storage that does not answer says nothing about the run, but that it can go on.
             return Ending(
                 number=number,

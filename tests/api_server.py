@@ -9,13 +9,10 @@ No controllers run but the garbage collector: who deletes a pod, or starts a job
 from __future__ import annotations
 
 import base64
-import datetime
-import ipaddress
 import re
 import secrets
 import socket
 import ssl
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,9 +27,7 @@ from api_faults import FOR_EVER, Fault, Faults, Request
 from api_handler import Handler
 from api_kinds import BY_PLURAL, KINDS, NAMESPACES, Kind, definition_of, kind_of
 from api_store import Store, Write
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from certificates import Certificates
 
 __all__ = ["FOR_EVER", "ApiServer", "Fault", "api_server"]
 Object = dict[str, Any]
@@ -60,7 +55,7 @@ class ApiServer:
         self.running = threading.Event()
         self.port = 0
         self._logs: dict[tuple[str, str, str], Path] = {}
-        self._certificates = _Certificates() if tls else None
+        self._certificates = Certificates() if tls else None
         self._listener: _Listener | None = None
         for name in ("default", "kube-system"):
             self.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
@@ -277,64 +272,3 @@ class _Listener(ThreadingHTTPServer):
 
     def handle_error(self, *_: object) -> None:
         """Nothing: connections are cut by tests all the time."""
-
-
-class _Certificates:
-    """An authority made for one server, and the certificate that it gives it."""
-
-    def __init__(self) -> None:
-        key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority-of-tests")])
-        root = _certificate(name, name, key.public_key(), key, is_authority=True)
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "api-server")])
-        own = _certificate(subject, name, server_key.public_key(), key, is_authority=False)
-        self.authority = root.public_bytes(serialization.Encoding.PEM)
-        self.pair = own.public_bytes(serialization.Encoding.PEM) + server_key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-
-    def context(self) -> ssl.SSLContext:
-        found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(self.pair)
-            file.flush()
-            found.load_cert_chain(file.name)
-        return found
-
-
-def _certificate(
-    subject: x509.Name,
-    issuer: x509.Name,
-    public_key: ec.EllipticCurvePublicKey,
-    signing_key: ec.EllipticCurvePrivateKey,
-    *,
-    is_authority: bool,
-) -> x509.Certificate:
-    today = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key())
-    usage = {
-        name: name in (("key_cert_sign", "crl_sign") if is_authority else ("digital_signature",))
-        for name in (
-            *("digital_signature", "content_commitment", "key_encipherment", "crl_sign"),
-            *("data_encipherment", "key_agreement", "key_cert_sign", "encipher_only"),
-            "decipher_only",
-        )
-    }
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(today - datetime.timedelta(days=1))
-        .not_valid_after(today + datetime.timedelta(days=2))
-        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-        .add_extension(x509.KeyUsage(**usage), critical=True)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(signer, critical=False)
-        .sign(signing_key, hashes.SHA256())
-    )

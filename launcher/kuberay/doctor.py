@@ -7,10 +7,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from launcher.doctor import Check, answer_of, inside_checks
+from launcher.doctor import Check, Verdict, answer_of, inside_checks
 from launcher.kuberay.cluster import (
     CONFIG_MAPS,
     EVENTS,
+    FORBIDDEN,
     PODS,
     RAY_JOBS,
     WORKLOADS,
@@ -80,17 +81,17 @@ def kuberay_checks(
     yield Check("API server", "ok", f"Kubernetes {version.get('gitVersion', 'of unknown version')}")
     served = _served(cluster, "KubeRay", RAY_JOBS, "install KubeRay 1.7 or later with its CRDs")
     yield served
+    yield from _rights(cluster, kuberay, with_probe=with_probe)
     if served.verdict == "ok" and cluster.may("create", RAY_JOBS):
         yield _trial(cluster, launch)
     if kuberay.queue is not None:
         yield _served(cluster, "Kueue", WORKLOADS, "install Kueue 0.19, or leave out kuberay.queue")
-        yield from queue_checks(cluster, kuberay)
-    yield from _rights(cluster, kuberay, with_probe=with_probe)
-    yield from _claims(cluster, kuberay)
+        yield from _as_far_as_allowed("queue", queue_checks(cluster, kuberay))
+    yield from _as_far_as_allowed("claims", _claims(cluster, kuberay))
     yield from _named(cluster, kuberay)
     yield from _nodes(cluster, launch, kuberay)
     if with_probe:
-        yield from _probe(cluster, launch, sleep)
+        yield from _as_far_as_allowed("inside", _probe(cluster, launch, sleep), verdict="fail")
     else:
         yield Check(
             "inside",
@@ -106,6 +107,23 @@ def _served(cluster: KubernetesCluster, name: str, kind: Kind, remedy: str) -> C
     if kind.plural in names:
         return Check(name, "ok", f"{kind.plural} of {kind.group} are served")
     return Check(name, "fail", f"{kind.plural} of {kind.group} are not served", remedy)
+
+
+def _as_far_as_allowed(
+    name: str, checks: Iterator[Check], *, verdict: Verdict = "warn"
+) -> Iterator[Check]:
+    """The checks, up to one that this account may not make: a line says so, and others follow."""
+    try:
+        yield from checks
+    except RefusedError as error:
+        if error.status != FORBIDDEN:
+            raise
+        yield Check(
+            name,
+            verdict,
+            f"this account may not do what it takes to look: {error}",
+            "bind the role of k8s/base/rbac.yaml to it, or ask whoever runs the cluster",
+        )
 
 
 def _trial(cluster: KubernetesCluster, launch: LaunchSpec) -> Check:

@@ -298,6 +298,16 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         *("Secret hub", "warn", "as it should be for secrets"),
     ),
     (
+        "queues that may not be read",
+        lambda s: s.denied.add("get localqueues"),
+        *("queue", "warn", "k8s/base/rbac.yaml"),
+    ),
+    (
+        "claims that may not be read",
+        lambda s: s.denied.add("get persistentvolumeclaims"),
+        *("claims", "warn", "k8s/base/rbac.yaml"),
+    ),
+    (
         "nodes that are too small",
         lambda s: [s.delete("nodes", f"gpu-{n}", namespace="") for n in range(3)],
         *("nodes", "warn", "made on demand"),
@@ -319,10 +329,21 @@ def test_what_is_wrong_is_named_with_its_remedy(
     server: ApiServer, spoil: Break, name: str, verdict: str, remedy: str
 ) -> None:
     spoil(server)
-    check = look()[name]
+    found = look()
+    check = found[name]
     assert check.verdict == verdict
     assert remedy in check.remedy
     assert check.words
+    assert {"rights", "nodes", "inside"} <= found.keys(), "the other lines are there all the same"
+
+
+def test_a_probe_that_is_not_allowed_is_a_line_of_its_own(server: ApiServer) -> None:
+    server.denied.add("create pods")
+    found = look(with_probe=True)
+    assert "may not create pods in research" in found["rights"].words
+    assert found["inside"].verdict == "fail"
+    assert "this account may not do what it takes to look" in found["inside"].words
+    assert found["nodes"].verdict == "ok"
 
 
 TAINT = {"key": "dedicated", "value": "others", "effect": "NoSchedule"}

@@ -164,6 +164,44 @@ def test_the_budget_ends_it_with_the_drivers_code(tmp_path: Path) -> None:
     assert supervise(RunDir(tmp_path / "killed"), "kill -9 $$", None)[0] == 128 + 9
 
 
+def test_storage_that_is_away_when_a_driver_ends_does_not_end_the_run(tmp_path: Path) -> None:
+    """The folder of starts is moved away by the driver, and comes back a few waits later."""
+    run_dir = RunDir(tmp_path / "run")
+    there, away = run_dir.launches_dir, tmp_path / "away"
+    assert isinstance(there, Path)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 4:
+            there.unlink()
+            away.rename(there)
+
+    script = f"test -e {tmp_path}/second && exit 0; touch {tmp_path}/second"
+    script += f"; mv {there} {away}; touch {there}; exit 4"
+    found, said = supervise(run_dir, script, sleep=sleep)
+    assert found == 0
+    assert "it cannot be noted that the driver has ended (infrastructure)" in said
+    assert said.count("waiting for the run's folder") == 1
+    # Once for the driver, then for storage, which counts as no failure of the run's.
+    assert waits == [2, 2, 4, 8]
+    assert run_dir.launch_numbers() == [1, 2]
+    assert [ending.kind for ending in history.endings(run_dir)] == ["finished"]
+
+
+def test_storage_that_stays_away_is_given_up(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    waits: list[float] = []
+    script = f"rm -r {run_dir.launches_dir}; touch {run_dir.launches_dir}; exit 4"
+    with pytest.raises(OSError, match="launches"):
+        supervise(run_dir, script, sleep=waits.append)
+    assert 3600 <= sum(waits) < 3600 + 2 * 60
+    # At the first start whoever submitted it is told at once, and where others start it again too.
+    for budgets in (BUDGETS, None):
+        with pytest.raises(OSError, match="launches"):
+            supervise(run_dir, "exit 0", budgets)
+
+
 def test_once_leaves_it_to_others(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path / "run")
     assert supervise(run_dir, "exit 4", budgets=None) == (4, "")
