@@ -83,8 +83,18 @@ class _Driver(BaseModel):
 
     @property
     def is_alive(self) -> bool:
-        """Whether that very process is at work on this machine."""
+        """Whether that very process is at work on this machine, or what it has left behind."""
+        return self.supervises or self.is_survived
+
+    @property
+    def supervises(self) -> bool:
+        """Whether the supervisor itself is at work."""
         return self.is_here and process.is_alive(self.pid, self.identity)
+
+    @property
+    def is_survived(self) -> bool:
+        """Whether the supervisor was killed, and the driver that it started goes on."""
+        return self.is_here and process.is_survived(self.pid, self.identity)
 
 
 class LocalLauncher:
@@ -106,6 +116,8 @@ class LocalLauncher:
         if driver is None:
             return Situation(found, "", (("process", "none was started on this machine"),))
         alive = "at work" if driver.is_alive else "ended"
+        if driver.is_survived:
+            alive = "ended, but what it has started is at work; cancel ends that"
         where = alive if driver.is_here else f"on {driver.host}, which cannot be seen from here"
         printed = logs(self._run_dir, num_lines=20) if found == "stopped" else []
         reason = last_line("\n".join(printed))
@@ -255,7 +267,8 @@ def cancel(run_dir: RunDir, *, grace_seconds: float = 20.0) -> bool:
     driver = _read_driver(run_dir)
     if driver is None or not driver.is_alive:
         return False
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    asked = (signal.SIGINT,) if driver.supervises else ()
+    for number in (*asked, signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             if number == signal.SIGINT:
                 os.kill(driver.pid, number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _PROC = Path("/proc")
-_STATE, _GROUP, _START_TIME = 0, 2, 19
+_STATE, _GROUP, _SESSION, _START_TIME = 0, 2, 3, 19
 _GONE: tuple[str, ...] = ()
 _ENDED = "ZX"
 """A process that has ended stays listed until its parent asks how."""
@@ -16,8 +16,7 @@ def identity(pid: int) -> str | None:
     fields = _fields(pid)
     if fields == _GONE:
         return None
-    boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}:{fields[_START_TIME]}"
+    return f"{_boot()}:{fields[_START_TIME]}"
 
 
 def is_alive(pid: int, expected: str | None) -> bool:
@@ -34,6 +33,27 @@ def group_is_alive(group: int) -> bool:
         for fields in found
         if fields != _GONE
     )
+
+
+def is_survived(leader: int, expected: str | None) -> bool:
+    """Whether the leader of a session has ended, and others of its group are at work.
+
+    A pid is not given anew while it is the number of a group.
+    """
+    fields = _fields(leader)
+    has_ended = fields == _GONE or (fields[_STATE] in _ENDED and identity(leader) == expected)
+    if not has_ended or expected is None or expected.partition(":")[0] != _boot():
+        return False
+    found = (_fields(path.name) for path in _PROC.glob("[0-9]*"))
+    return any(
+        fields[_GROUP] == fields[_SESSION] == str(leader) and fields[_STATE] not in _ENDED
+        for fields in found
+        if fields != _GONE
+    )
+
+
+def _boot() -> str:
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 def _fields(pid: int | str) -> tuple[str, ...]:

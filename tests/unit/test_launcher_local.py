@@ -195,6 +195,32 @@ def test_cancel_kills_what_will_not_listen(submit: Submit, tmp_path: Path) -> No
     assert local.state(run_dir) == "stopped"
 
 
+@pytest.mark.parametrize("is_reaped", [False, True])
+def test_what_outlives_its_supervisor_is_at_work_and_can_be_cancelled(
+    submit: Submit, tmp_path: Path, is_reaped: bool
+) -> None:
+    """As where a machine is short of memory, and the kernel picks the supervisor."""
+    child_file = tmp_path / "child"
+    run_dir, _ = submit("sh", "-c", f"sleep 60 & echo $! > {shlex.quote(str(child_file))}; wait")
+    wait_for(lambda: child_file.exists() and child_file.read_text().endswith("\n"))
+    os.kill(pid(run_dir), signal.SIGKILL)
+    if is_reaped:
+        os.waitpid(pid(run_dir), 0)
+    child = int(child_file.read_text())
+    os.kill(child, 0)
+
+    def told() -> str:
+        ((_, words),) = LocalLauncher(LaunchSpec(), run_dir).look().layers
+        return words
+
+    wait_for(lambda: "ended, but what it has started is at work; cancel ends that" in told())
+    assert local.state(run_dir) == "pending"
+    assert not submit("true")[1], "two drivers of one run"
+    assert local.cancel(run_dir, grace_seconds=5)
+    assert local.state(run_dir) == "stopped"
+    assert not local.cancel(run_dir)
+
+
 @pytest.mark.parametrize(("grace_seconds", "saves"), [(None, True), (0.1, False)])
 def test_cancel_waits_for_a_save_as_long_as_the_place_allows(
     grace_seconds: float | None, saves: bool, submit: Submit, tmp_path: Path

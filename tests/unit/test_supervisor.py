@@ -189,6 +189,32 @@ def test_storage_that_is_away_when_a_driver_ends_does_not_end_the_run(tmp_path: 
     assert [ending.kind for ending in history.endings(run_dir)] == ["finished"]
 
 
+def test_a_reader_that_has_gone_stops_no_driver(tmp_path: Path) -> None:
+    """Of the supervisor's own output, such as a full disk's file or a pipe."""
+    run_dir = RunDir(tmp_path / "run")
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from supervising import supervise\n"
+        "from rotescale.run_dir import RunDir\n"
+        "sys.exit(supervise(RunDir(Path(sys.argv[1])), 'seq 1 50000')[0])\n"
+    )
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", script, str(run_dir.root)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            check=False,
+        )
+    # The interpreter itself says that it cannot write what is left, with 120.
+    assert ended.returncode in (0, 120), ended.stderr.decode()
+    assert [ending.kind for ending in history.endings(run_dir)] == ["finished"]
+    kept = run_dir.numbered_driver_log(1).read_text().split()
+    assert kept == [str(number) for number in range(1, 50001)]
+
+
 def test_storage_that_stays_away_is_given_up(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path / "run")
     waits: list[float] = []
