@@ -36,8 +36,7 @@ class DriverOutput:
         assert self._driver.stdout is not None
         with self._driver.stdout as lines, self._log.open("ab") as log:
             for line in lines:
-                # Neither a full disk nor a reader that has gone may end the run; what one of the two
-                # loses the other has.
+                # Neither a full disk nor a reader that has gone may end the run.
                 with suppress(OSError):
                     # Another line may follow that is not the driver's.
                     sys.stdout.buffer.write(line if line.endswith(b"\n") else line + b"\n")

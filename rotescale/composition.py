@@ -23,7 +23,7 @@ from rotescale.evaluation.stage import RunEvaluator
 from rotescale.evaluation.states import build_texts
 from rotescale.evaluation.suites import all_items
 from rotescale.facts.saved import load_saved
-from rotescale.launch_spec import LaunchSpec
+from rotescale.launch_spec import LaunchSpec, StageLimits
 from rotescale.local_copy import local_copy
 from rotescale.memory_gauge import MemoryGauge
 from rotescale.model.build import build_model
@@ -49,10 +49,17 @@ from rotescale.watchdog import Watchdog
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PROGRESS_SECONDS = 2.0
+_AFTER_WATCHDOG_SECONDS = 120.0
 
 
-def make_engine(spec: ExperimentSpec, prepared: PreparedModel) -> Engine:
-    """Collective: every rank calls this."""
+def make_engine(
+    spec: ExperimentSpec, prepared: PreparedModel, *, limits: StageLimits | None = None
+) -> Engine:
+    """Collective: every rank calls this.
+
+    A rank waits for the others for longer than any of the ``limits``: it is the watchdog that ends
+    who hangs, with its stacks, and torch would end those who wait for it first.
+    """
     assert spec.model.attention != "auto", "preparation chooses one"
     # Also imports the architecture's code, which ZeRO's context would disturb.
     config = prepared.config()
@@ -77,7 +84,13 @@ def make_engine(spec: ExperimentSpec, prepared: PreparedModel) -> Engine:
             # DeepSpeed takes seconds to import, and the reference engine does without.
             from rotescale.engine.zero3 import Zero3Engine
 
-            return Zero3Engine(build, spec=spec.engine, settings=settings)
+            longest = (limits or StageLimits()).longest
+            return Zero3Engine(
+                build,
+                spec=spec.engine,
+                settings=settings,
+                timeout_seconds=longest + _AFTER_WATCHDOG_SECONDS,
+            )
         case "eager":
             from rotescale.engine.eager import EagerEngine
 

@@ -109,7 +109,7 @@ def _fit(run_dir: RunDir, launch: LaunchSpec) -> None:
                 ),
             ),
             callbacks=[_controller_callback(RunDir(run_dir.root.absolute()), launch)],
-            worker_runtime_env={"env_vars": worker_environment(os.environ)},
+            worker_runtime_env={"env_vars": _worker_variables(launch)},
         ),
     )
     try:
@@ -155,6 +155,15 @@ def _trainer_class(run_dir: RunDir, launch: LaunchSpec) -> Any:
             return super()._initialize_and_run_controller(**arguments | {"scaling_policy": policy})
 
     return Trainer
+
+
+def _worker_variables(launch: LaunchSpec) -> dict[str, str]:
+    """Those of the driver that workers need, and where they are to compute on CPUs that they do.
+
+    Ray hides no GPU from a worker that has asked for none, and engines take one where they see it.
+    """
+    variables = worker_environment(os.environ)
+    return variables if launch.gpus_per_worker else {**variables, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _num_threads(launch: LaunchSpec) -> int:

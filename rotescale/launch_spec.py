@@ -48,6 +48,11 @@ class StageLimits(Part):
     save_seconds: PositiveFloat = 1800.0
     """A checkpoint or an export."""
 
+    @property
+    def longest(self) -> float:
+        """Of them all."""
+        return max(float(getattr(self, name)) for name in type(self).model_fields)
+
 
 class Restarts(Part):
     """How often a driver that ended before its run did is started again, by what ended it.

@@ -98,7 +98,7 @@ def run_worker(
         uploads = LogUploads(run_dir, logs, every_seconds=upload_seconds)
         check = partial(preflight, run_dir=run_dir, launch=launch, nccl_log=nccl_log)
         memory = MemoryGauge()
-        engine = make_engine(spec, prepared)
+        engine = make_engine(spec, prepared, limits=launch.limits)
         if spec.model.attention == "flash_attention_2":
             require_flash_capability(engine.device, node=Node.here().name)
         for left in reversed(range(_MAX_DAMAGED + 1)):

@@ -227,6 +227,9 @@ class CheckpointSaver:
         stream: torch.cuda.Stream | None,
     ) -> None:
         half = len(buffers) // 2
+        if stream is not None:
+            # A thread begins on GPU 0, where leaving the stream would open a context.
+            torch.cuda.set_device(stream.device)
         with torch.cuda.stream(stream):
             for number, (source, target) in enumerate(zip(request.state, buffers, strict=True)):
                 if number == half:

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -44,6 +45,7 @@ with suppress(ImportError):
     import deepspeed.runtime.zero.muon.muon_optimizer
 
 
+_TIMEOUT_SECONDS = 1800.0
 _COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_fn")
 """Of deepspeed.comm, what ZeRO-3's optimizer calls beside the gathers before a layer."""
 _GATHERS = ("all_gather_into_tensor", "allgather_fn")
@@ -129,18 +131,28 @@ class Zero3Engine:
     """
 
     def __init__(
-        self, build: Callable[[], nn.Module], *, spec: EngineSpec, settings: OptimizerSettings
+        self,
+        build: Callable[[], nn.Module],
+        *,
+        spec: EngineSpec,
+        settings: OptimizerSettings,
+        timeout_seconds: float = _TIMEOUT_SECONDS,
     ) -> None:
         """Collective: every rank calls this, with the process group's variables set.
 
         ``build`` makes the model, with any weights, and ``requires_grad`` off for what is frozen;
-        each tensor is partitioned as it is made.
+        each tensor is partitioned as it is made. ``timeout_seconds`` is how long a rank waits for
+        the others in a collective before torch ends it.
         """
         # Without this, DeepSpeed compiles a shared-memory reduction for a minute at first use.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         on_gpu = torch.cuda.is_available()
-        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+        deepspeed.init_distributed(
+            dist_backend="nccl" if on_gpu else "gloo",
+            verbose=False,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rotescale.planning.architecture import architecture_of, layer_parameters
 from rotescale.spec import EngineSpec, RandomWeights
 
 WORLD_SIZE = 2
+TIMEOUT = timedelta(seconds=1234)
 FROZEN = "model.layers.0.self_attn.q_proj.weight"
 MATRIX, VECTOR = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
 
@@ -51,6 +53,7 @@ def make_engine(offload: str) -> Any:
         build,
         spec=EngineSpec.model_validate(fields),
         settings=OptimizerSettings(0.1, (0.9, 0.999), 1e-8, 1.0),
+        timeout_seconds=TIMEOUT.total_seconds(),
     )
 
 
@@ -104,6 +107,11 @@ def live_checks(engine: Any, *, offload: str, norm: float) -> Iterator[Check]:
     def owner(view: torch.Tensor, of: Callable[[torch.Tensor], torch.Tensor]) -> bool:
         return any(same_memory(view, of(flat)) for flat in flats)
 
+    group: Any = torch.distributed.distributed_c10d._get_default_group()
+    yield (
+        "init_distributed(timeout=) is how long the process group waits, not DeepSpeed's 10 min",
+        lambda: group._get_backend(torch.device("cpu")).options._timeout == TIMEOUT,
+    )
     yield (
         "get_global_grad_norm() after step()",
         lambda: norm > 0.0,

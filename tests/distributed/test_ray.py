@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from helpers import (
@@ -136,6 +137,27 @@ def test_killed_workers_are_replaced_and_the_run_ends_as_if_undisturbed(
     # The save of step 4 may still have been in flight when the worker died.
     assert run_dir.manifest_name(resumed).step in (2, 4)
     assert_equal_runs(run_dir, undisturbed)
+
+
+def fork_servers() -> Iterator[dict[str, str]]:
+    """What the fork servers of this process's cluster, and so whoever they fork, have as variables.
+
+    They outlive workers; each names the raylet that owns it.
+    """
+    raylets = {str(one.pid) for one in psutil.Process().children() if one.name() == "raylet"}
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "rotescale.fork_server.server" in words and raylets & {*words}:
+            yield process.environ()
+
+
+def test_workers_that_are_to_compute_on_cpus_see_no_gpu(
+    cluster: None, tmp_path: Path, model_cache: Path
+) -> None:
+    """Ray hides none from who asks for none; its processes were started where nothing hides any."""
+    run_dir = prepare(micro_spec(*QUICK), tmp_path, cache=model_cache, num_workers=2)
+    driver.train(run_dir, LAUNCH)
+    assert {one.get("CUDA_VISIBLE_DEVICES") for one in fork_servers()} == {""}
 
 
 @pytest.mark.parametrize(
