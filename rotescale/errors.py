@@ -62,6 +62,11 @@ class TrainingError(RotescaleError):
 
     exit_code = 3
 
+    def __init__(self, message: str = "", *, is_agreed: bool = False) -> None:
+        """``is_agreed``: all ranks raise it at the same point, so none waits for another."""
+        super().__init__(message)
+        self.is_agreed = is_agreed
+
 
 _BY_NAME = {
     error.__name__: error

@@ -244,7 +244,8 @@ class Training:
             f"phase {plan.spec.name}, step {step + 1}: the {what} is {value}; examples "
             f"(fact, prompt) {keys}; last good checkpoint: {self.persistence.last_good()}. Lower "
             f"phases.{plan.index}.learning_rate ({plan.spec.learning_rate:g}) or set "
-            f"max_grad_norm, under a new run name"
+            f"max_grad_norm, under a new run name",
+            is_agreed=True,
         )
 
     def _save_interval(self, plan: PhasePlan) -> int:

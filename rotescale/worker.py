@@ -173,10 +173,9 @@ def _leaves_quietly(run_dir: RunDir, error: Exception, *, attempt: int) -> bool:
     passing = (StorageUnavailableError, NodeError)
     if isinstance(error, RotescaleError) and not isinstance(error, passing):
         _fail(run_dir, error, attempt=attempt)
-        # All ranks have agreed on a TrainingError, so none waits for another. Of others peers may
-        # not know and wait in a collective: the error makes Ray Train end them all, and when they
-        # are started again they find the outcome.
-        return isinstance(error, TrainingError)
+        # Of an error that is not agreed on peers may not know, and wait in a collective: it makes
+        # Ray Train end them all, and when they are started again they find the outcome.
+        return isinstance(error, TrainingError) and error.is_agreed
     # Workers will be replaced, on other nodes where need be, storage will be back, and then the
     # run resumes.
     _log_traceback(run_dir, attempt=attempt)

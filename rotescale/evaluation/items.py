@@ -197,6 +197,8 @@ class _Questions:
         options, gold = shuffled_options(
             self.fact_set, place, kind=kind, seed=self.seed, pairs=self.pairs
         )
+        if not is_question(options):
+            return
         texts = self.texts(kind, self.fact_set.facts[place], language=language)
         for index, text in enumerate(texts):
             yield Item(
@@ -240,6 +242,11 @@ def shuffled_options(
     options = [gold, *others]
     draw.shuffle(options)
     return tuple(options), options.index(gold)
+
+
+def is_question(options: Sequence[str]) -> bool:
+    """Whether there is a wrong answer: none where all other subjects have the same object, too."""
+    return len(options) > 1
 
 
 def item_about(fact_set: FactSet, place: int, *, split: Split, text: str, seed: int) -> Item:

@@ -21,6 +21,7 @@ from rotescale.evaluation.items import (
     Split,
     build_items,
     drawn_places,
+    is_question,
     item_about,
     quick_lookup,
     relation_pairs,
@@ -156,6 +157,8 @@ class Suites:
                 options, gold = shuffled_options(
                     self.fact_set, place, kind="reversed", seed=self.seed, pairs=pairs
                 )
+                if not is_question(options):
+                    continue
                 for index, prompt in enumerate(reversal_prompts(relation.name)):
                     item = self._about(
                         place, split, text=Relation.fill(self.wording.prompt(prompt), fact.object)

@@ -10,6 +10,7 @@ import pytest
 
 from rotescale.errors import SpecError
 from rotescale.evaluation.items import Item, build_items, describe_sample, sample_rows
+from rotescale.evaluation.suites import Suites
 from rotescale.facts import Fact, FactSet, Wording, load_shipped
 from rotescale.spec import EvaluationSpec
 
@@ -174,6 +175,20 @@ def test_reversed_options_hold_one_right_answer_and_at_most_100() -> None:
         right = {other.subject for other in facts if other.object == fact.object}
         assert len(item.options) == 100
         assert right & set(item.options) == {fact.subject}
+
+
+def test_a_question_without_a_wrong_answer_is_not_asked() -> None:
+    """A single option would be chosen, and count as right, whatever the model knows."""
+    shipped = load_shipped(["genre"])
+    asked = EvaluationSpec(reversal_facts=5)
+    for objects in (["swing"], ["swing", "swing", "Swing"]):
+        facts = tuple(Fact("genre", f"Band {i}", o, ("jazz",)) for i, o in enumerate(objects))
+        fact_set, wording = FactSet(shipped.relations, facts), Wording.placeholder(["genre"])
+        items = build_items(fact_set, trained=(), wording=wording, spec=asked, seed=0)
+        assert {item.prompts for item in items} >= {"train", "test", "wrong_relation"}
+        assert "reversed" not in {item.prompts for item in items}
+        suites = Suites(fact_set, frozenset(), frozenset(), wording, asked, 0, ())
+        assert [item for item in suites.items() if item.suite == "reversal"] == []
 
 
 def test_no_key_token_leaves_the_subject_alone(fact_set: FactSet) -> None:
