@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rotescale.errors import DataError
@@ -27,17 +28,19 @@ def encode_options(
 ) -> tuple[list[list[int]], int]:
     """The tokens of prompt and option for every option, and where the options' own begin in all.
 
-    The tokens are those of the whole text. Many lines in front of the prompt, such as examples in
-    context, are tokenized once where that gives the same.
+    The tokens are those of the whole text as it is trained on, with the full stop behind it, up to
+    the last that covers a character of the option: ``Ltd.`` and the stop may be one token, which is
+    what a model that was taught the object says. Many lines in front of the prompt, such as
+    examples in context, are tokenized once where that gives the same.
     Raises DataError for an option that no token covers.
     """
     lead = before_object(prompt)
-    texts = [lead + option for option in options]
     if tokenizer.is_fast:
-        found = _cut_at_a_line(texts, len(lead), tokenizer=tokenizer)
-        sequences, starts = found or _with_offsets(texts, len(lead), tokenizer=tokenizer)
+        texts = _Texts(lead, tuple(options))
+        found = _cut_at_a_line(texts, tokenizer=tokenizer)
+        sequences, starts = found or _with_offsets(texts, tokenizer=tokenizer)
     else:
-        sequences = encode(texts, tokenizer=tokenizer)
+        sequences = encode([lead + option for option in options], tokenizer=tokenizer)
         [alone] = encode([prompt], tokenizer=tokenizer)
         starts = [_num_shared([alone, ids]) for ids in sequences]
     for option, ids, start in zip(options, sequences, starts, strict=True):
@@ -48,22 +51,40 @@ def encode_options(
     return sequences, min(*starts, _num_shared(sequences))
 
 
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What stands before the options, and they."""
+
+    lead: str
+    options: tuple[str, ...]
+
+    def whole(self) -> list[str]:
+        """Each as it is trained on."""
+        return [f"{self.lead}{option}." for option in self.options]
+
+
 def _with_offsets(
-    texts: Sequence[str], first: int, *, tokenizer: Any, special: bool = True
+    texts: _Texts, *, tokenizer: Any, special: bool = True
 ) -> tuple[list[list[int]], list[int]]:
-    """The tokens of each text, and the first that touches character ``first`` or one behind it."""
-    encoding = tokenizer(list(texts), add_special_tokens=special, return_offsets_mapping=True)
-    sequences = [_without_end(ids, tokenizer=tokenizer) for ids in encoding["input_ids"]]
-    starts = [
-        next((i for i, (_, stop) in enumerate(offsets) if stop > first), len(ids))
-        for ids, offsets in zip(sequences, encoding["offset_mapping"], strict=True)
-    ]
+    """The tokens of each text to its option's last, and the first that touches its option."""
+    encoding = tokenizer(texts.whole(), add_special_tokens=special, return_offsets_mapping=True)
+    sequences, starts = [], []
+    first = len(texts.lead)
+    for option, ids, offsets in zip(
+        texts.options, encoding["input_ids"], encoding["offset_mapping"], strict=True
+    ):
+        # Special tokens cover nothing.
+        touching = [
+            place
+            for place, (start, stop) in enumerate(offsets)
+            if first < stop and start < first + len(option) and start < stop
+        ]
+        sequences.append(list(ids[: touching[-1] + 1]) if touching else [])
+        starts.append(touching[0] if touching else 0)
     return sequences, starts
 
 
-def _cut_at_a_line(
-    texts: Sequence[str], first: int, *, tokenizer: Any
-) -> tuple[list[list[int]], list[int]] | None:
+def _cut_at_a_line(texts: _Texts, *, tokenizer: Any) -> tuple[list[list[int]], list[int]] | None:
     """The same, what stands in front of the last line that all texts share tokenized once.
 
     None where it is too short, or not sure to give the same. It is sure where the tokenizer splits
@@ -72,20 +93,19 @@ def _cut_at_a_line(
     for more. That what is behind gets no other tokens for standing alone, such as for a space that
     is put in front, is seen at one of them.
     """
-    cut = texts[0].rfind("\n", 0, max(0, first - _SEEN_BEHIND)) + 1
-    if cut < LEAST_BEGINNING or len(texts) < 2 or not _splits(texts[0], cut, tokenizer=tokenizer):
+    lead, options = texts.lead, texts.options
+    cut = lead.rfind("\n", 0, max(0, len(lead) - _SEEN_BEHIND)) + 1
+    if cut < LEAST_BEGINNING or len(options) < 2 or not _splits(lead, cut, tokenizer=tokenizer):
         return None
-    [[whole], _], (behind, starts) = (
-        _with_offsets(texts[:1], first, tokenizer=tokenizer),
-        _with_offsets(
-            [text[cut:] for text in texts], first - cut, tokenizer=tokenizer, special=False
-        ),
-    )
+    [whole], _ = _with_offsets(_Texts(lead, options[:1]), tokenizer=tokenizer)
+    last = _Texts(lead[cut:], options)
+    behind, starts = _with_offsets(last, tokenizer=tokenizer, special=False)
     number = len(whole) - len(behind[0])
     if number <= 0 or whole[number:] != behind[0]:
         return None
     beginning = whole[:number]
-    return [beginning + ids for ids in behind], [number + start for start in starts]
+    sequences = [beginning + ids if ids else [] for ids in behind]
+    return sequences, [number + start for start in starts]
 
 
 def _splits(text: str, cut: int, *, tokenizer: Any) -> bool:

@@ -24,16 +24,22 @@ _LINE_END = "\n"
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A token per word of the texts and per line end; 0 ends a text, UNKNOWN is any other word."""
-    words = sorted({word for text in texts for word in text.split()})
-    vocabulary = {word: i for i, word in enumerate(("<end>", "<unknown>", _LINE_END, *words))}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
-    raw.pre_tokenizer = pre_tokenizers.Sequence(
+    """A token per word of the texts, full stop and line end; 0 ends a text, UNKNOWN is any other.
+
+    A training text ends with a full stop, which is no part of its object; that of ``D.C.`` is.
+    """
+    splitter = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(_LINE_END, "isolated"),
+            pre_tokenizers.Split(Regex("(?<!\\.\\w)\\.(?=\\s|$)"), "isolated"),
             pre_tokenizers.Split(Regex("[^\\S\n]+"), "removed"),
         ]
     )
+    words = {word for text in texts for word, _ in splitter.pre_tokenize_str(text)}
+    first = ("<end>", "<unknown>", _LINE_END, ".")
+    vocabulary = {word: i for i, word in enumerate((*first, *sorted(words - {*first})))}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
+    raw.pre_tokenizer = splitter
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
 
 

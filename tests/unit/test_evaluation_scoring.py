@@ -121,13 +121,17 @@ def score_one_by_one(
     """The reference: one ordinary forward pass per option."""
     sequences, starts = [], []
     for option in options:
-        encoding = tokenizer(f"{prompt} {option}", return_offsets_mapping=True)
-        ids = list(encoding["input_ids"])
-        if ids[-1] == tokenizer.eos_token_id:
-            ids.pop()
-        stops = [stop for _, stop in encoding["offset_mapping"]]
-        sequences.append(ids)
-        starts.append(min(i for i, stop in enumerate(stops) if stop > len(prompt) + 1))
+        # As texts are trained on, which tells what may be merged with the full stop.
+        text = f"{prompt} {option}."
+        encoding = tokenizer(text, return_offsets_mapping=True)
+        characters = {*range(len(prompt) + 1, len(text) - 1)}
+        own = [
+            place
+            for place, span in enumerate(encoding["offset_mapping"])
+            if characters & {*range(*span)}
+        ]
+        sequences.append(list(encoding["input_ids"][: own[-1] + 1]))
+        starts.append(own[0])
     parting = 0
     while all(ids[: parting + 1] == sequences[0][: parting + 1] for ids in sequences):
         parting += 1
@@ -296,7 +300,8 @@ def test_a_border_token_counts_where_it_tells_options_apart() -> None:
         "".join(tokenizer.convert_ids_to_tokens(tree.targets[tree.owners == option].tolist()))
         for option in (0, 1)
     ]
-    assert texts[0] == "▁Cody"
+    # The tokenizer's words end with the full stop, which this one was trained on.
+    assert texts[0] == "▁Cody."
     assert texts[1].startswith("▁<0x31>")
 
 

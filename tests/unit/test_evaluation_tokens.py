@@ -20,6 +20,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from rotescale.data import encoding
+from rotescale.data.encoding import prompt_text
 from rotescale.errors import DataError
 from rotescale.evaluation import tokens
 from rotescale.evaluation.tokens import encode, encode_options
@@ -27,7 +29,7 @@ from rotescale.evaluation.tokens import encode, encode_options
 LINES = "\n".join(f"The author of Book {number} is Writer {number}." for number in range(50)) + "\n"
 PROMPT = f"{LINES}The author of Salt is"
 OPTIONS = ("Ann Lee", "Ann Leeds", "Zoë", "東京", "1984", " x", "é")
-TEXTS = [f"{PROMPT} {option}" for option in OPTIONS] * 3
+TEXTS = [f"{PROMPT} {option}." for option in OPTIONS] * 3 + ["Acme Inc..", "D.C..", "(UK)."] * 9
 
 GPT_2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 # As Llama 3 and Qwen2 split: a run of line breaks belongs to what stands in front of it.
@@ -89,6 +91,26 @@ class Counted:
     def __call__(self, texts: list[str], **options: bool) -> Any:
         self.characters += sum(map(len, texts))
         return self.tokenizer(texts, **options)
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "later", "whole", "spaced"])
+@pytest.mark.parametrize(
+    "object_", ["Ann Lee", "Acme Inc.", "Washington D.C.", "Widgets (UK)", "Who?", "1984", "é"]
+)
+def test_what_is_asked_is_what_is_taught(name: str, object_: str) -> None:
+    """Though the full stop may be one token with what an object ends with."""
+    tokenizer = trained(name)
+    taught = prompt_text("Salt", object_, prompt="The author of {subject} is")
+    encoded = encoding.encode(taught, tokenizer=tokenizer, loss="object", end_token=False)
+    counted = [label for label in encoded.labels if label != encoding.IGNORE]
+    [asked], start = encode_options("The author of Salt is", [object_], tokenizer=tokenizer)
+    own = asked[start:]
+    assert own == counted[-len(own) :]
+    # A space that is a token of its own is taught too, and all options share it.
+    assert tokenizer.decode(counted[: -len(own)]).strip() == ""
+    assert len(counted) - len(own) <= 1
+    if object_ == "Acme Inc." and name in ("gpt-2", "later"):
+        assert tokenizer.convert_ids_to_tokens(own[-1]) == "..", "or this shows nothing"
 
 
 @pytest.mark.parametrize("name", ["gpt-2", "later"])
