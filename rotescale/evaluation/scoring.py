@@ -15,6 +15,7 @@ from rotescale.evaluation.tree import (
     build_tree,
     tree_mask,
 )
+from rotescale.model.folder import context_length
 
 __all__ = [
     "Forward",
@@ -78,7 +79,8 @@ def forward_of(model: Any) -> Forward:
     """The passes of a transformers causal model; collective where its parameters are sharded.
 
     Raises DataError where the model's attention takes no tree mask, and from the pass where a
-    prompt is longer than the window of a model of which only some layers have one.
+    prompt with its options is longer than the model's context, or than the window of a model of
+    which only some layers have one.
     """
     _check_attention(model.config)
     return _ModelForward(model)
@@ -94,6 +96,7 @@ class _ModelForward:
         self.shares_beginnings = window is None
         is_mixed = len(set(getattr(model.config, "layer_types", None) or ())) > 1
         self._longest = window if is_mixed else None
+        self._context = context_length(model.config)
 
     def __call__(
         self,
@@ -104,9 +107,16 @@ class _ModelForward:
         beginning: Any = None,
     ) -> torch.Tensor:
         model = self._model
-        if self._longest is not None and int(position_ids.max()) >= self._longest:
+        length = int(position_ids.max()) + 1
+        if self._context is not None and length > self._context:
             raise DataError(
-                f"a prompt of {int(position_ids.max()) + 1} tokens is longer than the model's "
+                f"a prompt with its options has {length} tokens, and the model's context has "
+                f"{self._context} (max_position_embeddings); ask with fewer examples in front "
+                "(evaluation.in_context), or shorten the prompt"
+            )
+        if self._longest is not None and length > self._longest:
+            raise DataError(
+                f"a prompt of {length} tokens is longer than the model's "
                 f"sliding window of {self._longest}, which only some layers have; shorten the "
                 "prompt"
             )

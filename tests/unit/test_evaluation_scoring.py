@@ -27,7 +27,7 @@ from rotescale.evaluation.scoring import (
     score_trees,
 )
 from rotescale.evaluation.tokens import encode
-from rotescale.evaluation.tree import grow
+from rotescale.evaluation.tree import grow, text_tree
 
 PROMPT = "Who is Gene Finley's mother?"
 OPTIONS = (
@@ -258,6 +258,14 @@ def test_attention_without_tree_masks_is_refused() -> None:
     model.config.layer_types = ["linear_attention", "full_attention"]
     with pytest.raises(DataError, match="linear_attention"):
         forward_of(model)
+
+
+def test_what_is_longer_than_the_models_context_is_refused() -> None:
+    forward = forward_of(micro_model("llama"))
+    # A text's last token is predicted, and needs no place.
+    score_tree(forward, text_tree([5] * 257), num_tokens=300)
+    with pytest.raises(DataError, match="has 257 tokens, and the model's context has 256"):
+        score_tree(forward, text_tree([5] * 258), num_tokens=300)
 
 
 def test_bf16_models_are_scored() -> None:
