@@ -4,6 +4,8 @@ from __future__ import annotations
 
 CPU_NODES = 512
 """A CPU's products are no faster beyond some 400 rows, and memory for logits grows with them."""
+OUTPUT_ROWS_AT_ONCE = 8192
+"""Rows of an output matrix in bf16 of which there is an fp32 copy at a time."""
 
 
 def pass_budget(row_tokens: int, *, on_gpu: bool, collective: bool) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from rotescale.errors import DataError, TrainingError
+from rotescale.evaluation.logits import logits_in_fp32
 from rotescale.evaluation.tree import (
     TokenTree,
     attention_window,
@@ -128,14 +129,15 @@ class _ModelForward:
                 beginning.crop(-surplus)
         # sdpa wants the mask in the dtype of the activations, whose minimum may lie higher.
         mask = attention_mask.clamp(min=torch.finfo(model.dtype).min)
-        output = model(
-            input_ids=input_ids.to(model.device),
-            position_ids=position_ids.to(model.device),
-            attention_mask=mask.to(device=model.device, dtype=model.dtype),
-            logits_to_keep=logits_to_keep.to(model.device),
-            past_key_values=beginning,
-            use_cache=beginning is not None,
-        )
+        with logits_in_fp32(model):
+            output = model(
+                input_ids=input_ids.to(model.device),
+                position_ids=position_ids.to(model.device),
+                attention_mask=mask.to(device=model.device, dtype=model.dtype),
+                logits_to_keep=logits_to_keep.to(model.device),
+                past_key_values=beginning,
+                use_cache=beginning is not None,
+            )
         logits: torch.Tensor = output.logits
         return logits
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from rotescale.evaluation.budget import pass_budget
+from rotescale.evaluation.budget import OUTPUT_ROWS_AT_ONCE, pass_budget
 from rotescale.hardware import NodeShape
 from rotescale.launch_spec import LaunchSpec
 from rotescale.planning.activations import layer_activation_bytes
@@ -374,12 +374,14 @@ class Placement:
         number = self.questions_per_pass
         wide = 4 * precision * shape.intermediate_size * round(number * asked.question_tokens)
         predicted = number * asked.option_tokens
-        logits = precision * predicted + 8 * min(predicted, _LOGITS_AT_ONCE)
+        logits = 4 * predicted + 8 * min(predicted, _LOGITS_AT_ONCE)
+        # Where weights are not fp32, of some rows of the output matrix there is a copy that is.
+        copied = 0 if precision == 4 else 4 * min(OUTPUT_ROWS_AT_ONCE, shape.vocab_size)
         return replace(
             state,
             gathered=gathered,
             activations=max(cache if asked.num_generated else 0, wide),
-            logits=logits * shape.vocab_size,
+            logits=logits * shape.vocab_size + copied * shape.hidden_size,
         )
 
     def _activations(self) -> int:

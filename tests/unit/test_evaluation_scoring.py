@@ -27,7 +27,7 @@ from rotescale.evaluation.scoring import (
     score_trees,
 )
 from rotescale.evaluation.tokens import encode
-from rotescale.evaluation.tree import grow, text_tree
+from rotescale.evaluation.tree import grow, text_tree, tree_mask
 
 PROMPT = "Who is Gene Finley's mother?"
 OPTIONS = (
@@ -276,6 +276,27 @@ def test_bf16_models_are_scored() -> None:
     torch.testing.assert_close(
         ours.log_probabilities, reference.log_probabilities, rtol=0.1, atol=0.5
     )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_of_a_bf16_model_are_fp32(tied: bool) -> None:
+    """Rounded to bfloat16 options would tie, and a tie is no answer."""
+    model = micro_model("llama", tie_word_embeddings=tied).bfloat16()
+    head = model.get_output_embeddings()
+    hidden: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+    tree = text_tree([5, 6, 7, 8])
+    kept = torch.arange(3)
+    logits = forward_of(model)(
+        tree.tokens[None], tree.depths[None], attention_mask=tree_mask([tree]), logits_to_keep=kept
+    )
+    assert logits.dtype == torch.float32
+    exact = hidden[0].double() @ head.weight.double().T
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(logits, logits.bfloat16().float())
+    # Others that use the model find it as it was.
+    assert "forward" not in vars(head)
+    assert model(input_ids=tree.tokens[None]).logits.dtype == torch.bfloat16
 
 
 def test_merges_over_the_border_belong_to_the_option() -> None:

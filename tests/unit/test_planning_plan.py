@@ -290,7 +290,7 @@ def test_what_only_costs_time_is_noted_where_it_is_not_needed() -> None:
 
     [note] = noted(again)
     assert "on, and not needed: it costs about a third more computing" in note
-    assert "39.3 GB at most without, and the H100 has 84.9 GB" in note
+    assert "40.1 GB at most without, and the H100 has 84.9 GB" in note
     assert noted() == []
     assert noted(*LONG_ROWS, again, node=SMALL) == []
 
