@@ -20,7 +20,14 @@ import requests
 import websocket
 
 from launcher.job import MayHaveStartedError, PlaceUnavailableError, last_line
-from launcher.patience import FIRST_WAIT, LONGEST_WAIT, PATIENCE_SECONDS, capped, patiently
+from launcher.patience import (
+    FIRST_WAIT,
+    LONGEST_WAIT,
+    PATIENCE_SECONDS,
+    capped,
+    patiently,
+    told_seconds,
+)
 from rotescale.credentials import HIDDEN, hidden
 from rotescale.errors import SpecError
 from rotescale.launch_spec import RayAccess
@@ -168,7 +175,7 @@ class JobsApi:
         """The answer to somebody who has no token, which is not that of an outage."""
         answer = self._send("GET", "/api/jobs/", headers={"Authorization": None})
         if answer.status_code in _RETRIED:
-            raise self._unavailable(self._words(answer))
+            raise self._unavailable(self._words(answer), answer.headers.get("Retry-After"))
         return answer
 
     def stop(self, submission_id: str) -> None:
@@ -262,7 +269,7 @@ class JobsApi:
         if answer.ok or (missing_is_fine and answer.status_code == requests.codes.not_found):
             return answer
         if answer.status_code in _RETRIED:
-            raise self._unavailable(self._words(answer))
+            raise self._unavailable(self._words(answer), answer.headers.get("Retry-After"))
         raise self._refusal(answer)
 
     def _send(self, method: str, path: str, **body: Any) -> requests.Response:
@@ -315,10 +322,11 @@ class JobsApi:
             "dashboard of a Ray cluster?"
         )
 
-    def _unavailable(self, why: str) -> PlaceUnavailableError:
+    def _unavailable(self, why: str, retry_after: str | None = None) -> PlaceUnavailableError:
         return PlaceUnavailableError(
             f"{self._access.jobs_url} does not answer ({why}); is the cluster, or the tunnel to "
-            "it, up? What it was asked to do may have been done: look with status"
+            "it, up? What it was asked to do may have been done: look with status",
+            retry_after=told_seconds(retry_after),
         )
 
     def _words(self, answer: requests.Response) -> str:

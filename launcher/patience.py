@@ -23,6 +23,12 @@ def capped(timeouts: tuple[float, float], patience_seconds: float) -> tuple[floa
     return min(timeouts[0], most), min(timeouts[1], most)
 
 
+def told_seconds(retry_after: str | None) -> float | None:
+    """What a ``Retry-After`` header says; None where there is none, or a date."""
+    is_number = retry_after is not None and retry_after.isdigit()
+    return float(retry_after) if retry_after is not None and is_number else None
+
+
 def patiently(
     ask: Callable[[], Answer], *, seconds: float, sleep: Callable[[float], None]
 ) -> Answer:

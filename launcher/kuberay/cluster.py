@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.job import PlaceUnavailableError
-from launcher.patience import PATIENCE_SECONDS, capped, patiently
+from launcher.patience import PATIENCE_SECONDS, capped, patiently, told_seconds
 from rotescale.credentials import hidden
 from rotescale.errors import SpecError
 
@@ -380,9 +380,8 @@ def _explain(
 
 
 def _unavailable(words: str, *, retry_after: str | None = None) -> PlaceUnavailableError:
-    is_number = retry_after is not None and retry_after.isdigit()
     return PlaceUnavailableError(
         f"the Kubernetes API server does not answer ({hidden(words)[:300]}); what it was asked to "
         "do may have been done: look with status",
-        retry_after=float(retry_after) if retry_after is not None and is_number else None,
+        retry_after=told_seconds(retry_after),
     )

@@ -18,6 +18,7 @@ from kuberay_helpers import CONFIGS, MICRO, experiment
 from launcher import cli
 from launcher.job import MayHaveStartedError, PlaceUnavailableError
 from launcher.jobs_api import JobsApi
+from launcher.patience import LONGEST_WAIT
 from launcher.ray_jobs import ENTRYPOINT, describe, render
 from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
@@ -95,6 +96,39 @@ def test_a_job_may_be_there_only_once_it_was_sent(
             JobsApi(access, patience_seconds=0.1).submit(render(experiment(), place()).body)
         server.shutdown()
     assert isinstance(stopped.value, MayHaveStartedError) == (not is_away)
+
+
+class Busy(BaseHTTPRequestHandler):
+    """A proxy before a dashboard that says when to come back, and then lets through."""
+
+    answers: list[tuple[int, str | None]]
+
+    def do_GET(self) -> None:
+        status, retry_after = self.answers.pop(0)
+        body = b"[]" if status == 200 else b""
+        self.send_response(status)
+        if retry_after is not None:
+            self.send_header("Retry-After", retry_after)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on the terminal."""
+
+
+def test_a_dashboard_that_says_when_to_come_back_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_CLUSTER_TOKEN", "x")
+    date = "Wed, 21 Oct 2026 07:28:00 GMT"
+    Busy.answers = [(429, "3"), (503, None), (503, date), (503, "3600"), (200, None)]
+    waits: list[float] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        access = place(ray={"jobs_url": f"http://127.0.0.1:{server.server_address[1]}"}).ray
+        assert access is not None
+        assert JobsApi(access, sleep=waits.append).jobs() == []
+        server.shutdown()
+    assert waits == [3.0, 1.0, 2.0, LONGEST_WAIT]
 
 
 def test_each_attempt_has_an_id_of_its_own() -> None:
