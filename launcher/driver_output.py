@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -12,6 +13,23 @@ from rotescale.log_uploads import LogUploads
 from rotescale.run_dir import RunDir
 
 _END_SECONDS = 30.0
+
+
+def say(words: str) -> None:
+    """Print a line of our own; who cannot be told, by a full disk or a reader that has gone, is
+    not."""
+    with suppress(OSError):
+        print(words, flush=True)
+
+
+def end_output() -> None:
+    """Have what cannot be written not change the exit code, as Python's own last attempt would."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 class DriverOutput:

@@ -27,8 +27,9 @@ from launcher.job import (
     last_line,
     stop_seconds,
 )
-from rotescale.errors import CheckpointError, StorageError
+from rotescale.errors import CheckpointError, RotescaleError, StorageError
 from rotescale.launch_spec import LaunchSpec
+from rotescale.notices import request_save
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec import ExperimentSpec
 from rotescale.spec_file import dump_json
@@ -268,6 +269,10 @@ def cancel(run_dir: RunDir, *, grace_seconds: float = 20.0) -> bool:
     if driver is None or not driver.is_alive:
         return False
     asked = (signal.SIGINT,) if driver.supervises else ()
+    if not asked and (run_dir.newest_attempt() or 0) > driver.attempts_before:
+        # Nobody else has what the supervisor started save.
+        with suppress(RotescaleError, OSError):
+            request_save(run_dir, "the run is cancelled", limit_seconds=grace_seconds)
     for number in (*asked, signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             if number == signal.SIGINT:

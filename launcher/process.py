@@ -60,7 +60,8 @@ def _fields(pid: int | str) -> tuple[str, ...]:
     """State, parent, group and so on of ``/proc/PID/stat``, from its third field on."""
     try:
         text = (_PROC / str(pid) / "stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, PermissionError, ProcessLookupError):
+        # Some machines hide what belongs to others (hidepid).
         return _GONE
     # The second field is the program's name in parentheses, and may hold any character.
     return tuple(text.rpartition(")")[2].split())

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from launcher.driver_output import end_output, say
 from launcher.status_line import telling
 from launcher.supervisor import Supervisor, forget_failure
 from rotescale.errors import SpecError
@@ -51,10 +52,11 @@ def supervise(
         launch=launch.name,
         budgets=None if once else launch.restarts,
         grace_seconds=launch.resize_save_seconds,
-        say=lambda words: print(f"supervisor: {words}", flush=True),
+        say=lambda words: say(f"supervisor: {words}"),
     )
     with telling(run_dir) if tell else nullcontext():
         code = supervisor.run()
+    end_output()
     raise typer.Exit(code)
 
 

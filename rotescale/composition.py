@@ -16,7 +16,7 @@ from rotescale.checkpoint.store import CheckpointStore
 from rotescale.data.examples import memorized_facts, trained_facts
 from rotescale.data.stream import Stream
 from rotescale.engine.base import Engine, OptimizerSettings
-from rotescale.errors import DataError, SpecError, StorageError
+from rotescale.errors import SpecError, StorageError
 from rotescale.evaluation.harness.benchmarks import Benchmarks
 from rotescale.evaluation.representations import RunRepresentations
 from rotescale.evaluation.stage import RunEvaluator
@@ -27,7 +27,6 @@ from rotescale.launch_spec import LaunchSpec, StageLimits
 from rotescale.local_copy import local_copy
 from rotescale.memory_gauge import MemoryGauge
 from rotescale.model.build import build_model
-from rotescale.model.folder import context_length
 from rotescale.model.prepare import PreparedModel
 from rotescale.model.trained import trainable_part
 from rotescale.nodes import Node, record_fault
@@ -261,22 +260,8 @@ def _plans(
             seed=spec.seed,
             row_tokens=spec.engine.row_tokens,
         )
-        _check_lengths(stream, phase.name, context_length(prepared.config()))
         plans.append(PhasePlan.of(index, phase, stream, key_rows=key_rows))
     return tuple(plans)
-
-
-def _check_lengths(stream: Stream, phase: str, context: int | None) -> None:
-    """DataError, on all ranks alike, where an example is longer than the model's context."""
-    longest = int(stream.shards.num_tokens.argmax())
-    length = int(stream.shards.num_tokens[longest])
-    if context is not None and length > context:
-        [(fact, prompt)] = stream.shards.keys([longest])
-        raise DataError(
-            f"phase {phase}: example (fact, prompt) ({fact}, {prompt}) has {length} tokens, and "
-            f"the model's context has {context} (max_position_embeddings); shorten the fact's "
-            "texts or the prompt, or replay.tokens"
-        )
 
 
 def _progress(team: Team, what: str) -> Callable[[str, int, int], None]:

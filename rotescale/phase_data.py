@@ -26,6 +26,7 @@ from rotescale.data.shards import (
 from rotescale.errors import SpecError
 from rotescale.facts import FactSet, load_source
 from rotescale.local_copy import is_uploaded, upload_folder
+from rotescale.model.context import require_context
 from rotescale.object_store import RemotePath
 from rotescale.run_dir import RunDir
 from rotescale.spec import KnownFactsSpec, PhaseSpec, ReplaySpec
@@ -124,6 +125,16 @@ def encode_phase(
     elif read_manifest(directory) is None:
         write(directory)
     return digest
+
+
+def check_lengths(run_dir: RunDir, phase: PhaseSpec, digest: str, *, context: int | None) -> None:
+    """Raise DataError where an encoded example is longer than the model's context.
+
+    Data that was encoded before this was noted is not looked at.
+    """
+    manifest = read_manifest(run_dir.data_dir(digest)) or {}
+    row, length = manifest.get("longest", (0, 0))
+    require_context(context, length, what=f"phase {phase.name}, example {row}")
 
 
 def encoding_processes(num_examples: int) -> int:

@@ -34,7 +34,7 @@ from rotescale.facts.saved import save_fact_set
 from rotescale.launch_spec import LaunchSpec
 from rotescale.local_copy import local_copy
 from rotescale.object_store import RemotePath
-from rotescale.phase_data import check_beside, count_examples, encode_phase
+from rotescale.phase_data import check_beside, check_lengths, count_examples, encode_phase
 from rotescale.run_dir import RunDir, open_run
 from rotescale.spec import (
     EvaluationMode,
@@ -181,6 +181,7 @@ def prepare_run(
     name_accelerator(launch)
     # transformers takes seconds to import, and a refused spec should not wait for it.
     from rotescale.engine.fused_loss import check_fusable
+    from rotescale.model.context import context_length
     from rotescale.model.folder import check_folder, load_config
     from rotescale.model.prepare import prepare
     from rotescale.model.sources import fetch, resolved
@@ -233,6 +234,9 @@ def prepare_run(
         )
         for phase in spec.phases
     }
+    context = context_length(prepared.config())
+    for phase in spec.phases:
+        check_lengths(run_dir, phase, data[phase.name], context=context)
     num_parameters, num_trainable = count_parameters(spec.model, prepared.config())
     trained = trained_facts(fact_set, spec.phases, seed=spec.seed)
     found = Resolved(

@@ -29,7 +29,7 @@ from launcher.kuberay.difference import difference
 from launcher.kuberay.names import QUEUE_LABEL, RUN_LABEL
 from launcher.kuberay.pods import HEAD, HEAD_GRACE_SECONDS
 from launcher.kuberay.render import render
-from launcher.kuberay.seen_lines import NUM_LAST, SeenLines
+from launcher.kuberay.seen_lines import SeenLines
 from launcher.kuberay.situation import is_over, situation
 from rotescale.errors import RotescaleError, SpecError
 from rotescale.launch_spec import LaunchSpec
@@ -42,6 +42,8 @@ SUBMITTER = "ray-job-submitter"
 """KubeRay's container in the head's pod, which prints what the driver prints."""
 _POLL_SECONDS = 1.0
 _TRIES = 5
+_NUM_LAST = 1000
+"""By how many of a driver's lines it is found out which the folder has beyond them."""
 
 
 class _Seen(SeenLines):
@@ -49,7 +51,7 @@ class _Seen(SeenLines):
 
     def __init__(self) -> None:
         super().__init__()
-        self.last: deque[str] = deque(maxlen=NUM_LAST)
+        self.last: deque[str] = deque(maxlen=_NUM_LAST)
 
 
 class KubeRayLauncher:

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-NUM_LAST = 1000
-"""By how many lines it is found out which are missing."""
+NUM_LAST = 200_000
+"""By how many lines it is found out which are missing: about as many as a log file has that the
+kubelet has not rotated yet. Of each its hash is remembered."""
 
 
 class SeenLines:
@@ -21,7 +22,7 @@ class SeenLines:
     def __init__(self) -> None:
         self._first: str | None = None
         self._num_lines = 0
-        self._given: deque[str] = deque(maxlen=NUM_LAST)
+        self._given: deque[int] = deque(maxlen=NUM_LAST)
 
     def new(self, lines: Iterable[str]) -> Iterator[str]:
         """The lines of a connection that are not known yet."""
@@ -37,7 +38,7 @@ class SeenLines:
             lines = _behind(list(self._given), self._unknown(lines))
         self._first = first
         for line in lines:
-            self._given.append(line)
+            self._given.append(hash(line))
             yield line
 
     def _unknown(self, lines: Iterable[str]) -> Iterator[str]:
@@ -48,8 +49,8 @@ class SeenLines:
                 yield line
 
 
-def _behind(given: list[str], lines: Iterable[str]) -> Iterator[str]:
-    """The lines without those in front with which ``given`` ends."""
+def _behind(given: list[int], lines: Iterable[str]) -> Iterator[str]:
+    """The lines without those in front with whose hashes ``given`` ends."""
     held: list[str] = []
     # Where in ``given`` the line that comes next would stand, if these are its end.
     places = list(range(len(given)))
@@ -57,7 +58,8 @@ def _behind(given: list[str], lines: Iterable[str]) -> Iterator[str]:
         if len(given) in places or not places:
             yield line
             continue
-        places = [place + 1 for place in places if given[place] == line]
+        known = hash(line)
+        places = [place + 1 for place in places if given[place] == known]
         held.append(line)
         if not places:
             yield from held

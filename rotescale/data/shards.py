@@ -84,9 +84,12 @@ def write_shards(
         directory.mkdir(parents=True, exist_ok=True)
         files: list[dict[str, Any]] = []
         num_rows_of = dict.fromkeys(sources, 0)
+        longest = (-1, 0)
         with (directory / INDEX).open("wb") as index, _Team(sources, num_processes) as team:
             for name, counts in team.write_all(directory, rows_per_shard=rows_per_shard):
                 index.write(counts.tobytes())
+                first, row = sum(num_rows_of.values()), int(counts[:, 0].argmax())
+                longest = max(longest, (first + row, int(counts[row, 0])), key=lambda one: one[1])
                 path = directory / _shard_name(len(files))
                 files.append({**_file_entry(path), "num_rows": len(counts)})
                 num_rows_of[name] += len(counts)
@@ -97,6 +100,7 @@ def write_shards(
             "digest": digest,
             "num_rows": sum(num_rows_of.values()),
             "sources": num_rows_of,
+            "longest": longest,
             "index": _file_entry(directory / INDEX),
             "shards": files,
         }

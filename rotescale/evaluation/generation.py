@@ -10,6 +10,7 @@ import torch
 
 from rotescale.evaluation.answers import answer_of, generation_contains, generation_exact
 from rotescale.evaluation.tokens import encode
+from rotescale.model.context import context_length, require_context
 
 __all__ = [
     "Continuations",
@@ -94,7 +95,12 @@ def continue_greedily(
     Collective: every rank calls this, with any number of prompts, even none. ``all_done`` tells
     whether all ranks are done, given whether this one is: so all make the same number of passes.
     Only the first ``num_tokens`` rows of the vocabulary are tokens.
+
+    Raises DataError where a prompt and its continuation may be longer than the model's context.
     """
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    what = f"a prompt with {max_new_tokens} new tokens (evaluation.max_new_tokens)"
+    require_context(context_length(model.config), longest, what=what)
     tokens, attention = _pad_left(prompts or [[0]])
     tokens, attention = tokens.to(model.device), attention.to(model.device)
     positions = (attention.cumsum(dim=-1) - 1).clamp(min=0)

@@ -16,7 +16,7 @@ from rotescale.evaluation.tree import (
     build_tree,
     tree_mask,
 )
-from rotescale.model.folder import context_length
+from rotescale.model.context import context_length, require_context
 
 __all__ = [
     "Forward",
@@ -109,12 +109,7 @@ class _ModelForward:
     ) -> torch.Tensor:
         model = self._model
         length = int(position_ids.max()) + 1
-        if self._context is not None and length > self._context:
-            raise DataError(
-                f"a prompt with its options has {length} tokens, and the model's context has "
-                f"{self._context} (max_position_embeddings); ask with fewer examples in front "
-                "(evaluation.in_context), or shorten the prompt"
-            )
+        require_context(self._context, length, what="a prompt with its options")
         if self._longest is not None and length > self._longest:
             raise DataError(
                 f"a prompt of {length} tokens is longer than the model's "
@@ -142,6 +137,7 @@ class _ModelForward:
         return logits
 
     def prefill(self, tokens: torch.Tensor) -> Any:
+        require_context(self._context, len(tokens), what="what prompts begin with")
         return self._model(
             input_ids=tokens[None].to(self._model.device), use_cache=True, logits_to_keep=1
         ).past_key_values

@@ -30,8 +30,9 @@ def encode_options(
 
     The tokens are those of the whole text as it is trained on, with the full stop behind it, up to
     the last that covers a character of the option: ``Ltd.`` and the stop may be one token, which is
-    what a model that was taught the object says. Many lines in front of the prompt, such as
-    examples in context, are tokenized once where that gives the same.
+    what a model that was taught the object says. A tokenizer that gives no offsets, which none is
+    trained with, sees options without the stop. Many lines in front of the prompt, such as examples
+    in context, are tokenized once where that gives the same.
     Raises DataError for an option that no token covers.
     """
     lead = before_object(prompt)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
@@ -115,12 +114,3 @@ def _check_tensor(name: str, entry: StoredTensor, *, shape: tuple[int, ...]) -> 
             f"{entry.file}: tensor {name!r} has shape {list(entry.shape)}, but config.json asks "
             f"for {list(shape)}; {_FETCH_AGAIN}"
         )
-
-
-def context_length(config: Any) -> int | None:
-    """Tokens of the longest text that a transformers config's model reads; None: it has no limit.
-
-    Beyond it a model with learned positions fails, and one with rotary ones answers badly.
-    """
-    found = getattr(config, "max_position_embeddings", None)
-    return None if found is None else int(found)

@@ -162,7 +162,9 @@ class Placement:
             return wanted
         for number in self.among or (self.num_workers,):
             keeping, again = (self._recomputing(value, number) for value in (False, True))
-            if not keeping.fits() and again.device_peak < keeping.device_peak:
+            # What a GPU's worker keeps is not in host memory.
+            short = keeping.device_excess if self.on_gpu else keeping.host_excess
+            if short > 0 and again.device_peak < keeping.device_peak:
                 return True
         return False
 

@@ -142,7 +142,9 @@ class Timing:
         questions = math.ceil(asked.num_questions / place.num_workers)
         predicted = min(asked.option_tokens, asked.question_tokens)
         number = min(place.questions_per_pass, max(1, questions))
-        one = self._forward(number * asked.question_tokens, logits=number * predicted) + gather
+        # Those of options are computed in fp32, whatever the model is in.
+        logits = number * predicted * self._fp32_factor
+        one = self._forward(number * asked.question_tokens, logits=logits) + gather
         total = one * math.ceil(questions / number) + QUESTION_SECONDS * questions
         generated = math.ceil(asked.num_generated / place.num_workers)
         batches, at_once = math.ceil(generated / GENERATED_AT_ONCE), GENERATED_AT_ONCE
@@ -197,6 +199,14 @@ class Timing:
         moved = (4 + again // 2) * place.precision_bytes * place.count.total * passes
         layers = place.architecture.num_layers * passes
         return self._at_rates(flops, moved) + LAYER_SECONDS * layers
+
+    @property
+    def _fp32_factor(self) -> float:
+        """How many times as long an operation in fp32 takes as one in the model's precision."""
+        place, node = self.place, self.place.node
+        if not place.on_gpu or place.precision_bytes == 4:
+            return 1.0
+        return node.gpu_flops_bf16 / node.gpu_flops_fp32
 
     def _forward(self, tokens: float, *, logits: float) -> Range:
         """One forward pass: 2 operations per parameter and token, 2 per logit and dimension."""

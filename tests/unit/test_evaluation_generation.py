@@ -16,6 +16,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from rotescale.errors import DataError
 from rotescale.evaluation.generation import generate
 
 TEXTS = [
@@ -96,6 +97,8 @@ def test_rows_that_are_no_token_are_never_chosen(tokenizer: PreTrainedTokenizerF
     class Loud:
         """The model with a padded vocabulary whose spare rows win."""
 
+        config = SimpleNamespace()
+
         device, generation_config = model.device, model.generation_config
 
         def __call__(self, **inputs: Any) -> Any:
@@ -111,6 +114,8 @@ def test_rows_that_are_no_token_are_never_chosen(tokenizer: PreTrainedTokenizerF
 
 class Scripted:
     """A model that continues row i with ``scripts[i]``, then with the end token; counts passes."""
+
+    config = SimpleNamespace()
 
     device = torch.device("cpu")
     generation_config = SimpleNamespace(eos_token_id=[0])
@@ -140,6 +145,15 @@ def test_stops_when_every_text_has_ended(tokenizer: PreTrainedTokenizerFast) -> 
     assert made == ["Cody Ross", "Ann"]
     line = len(ids("\n\nAnn\n", tokenizer))
     assert model.num_passes == max(len(scripts[0]) + 1, line)
+
+
+def test_an_answer_fits_into_the_models_context(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = micro_model("llama")
+    model.config.max_position_embeddings = 20
+    size = len(ids("a b", tokenizer))
+    run(model, ["a b"], tokenizer=tokenizer, max_new_tokens=20 - size)
+    with pytest.raises(DataError, match=r"21 tokens, and the model's context has 20"):
+        run(model, ["a b"], tokenizer=tokenizer, max_new_tokens=21 - size)
 
 
 def test_length_is_bounded(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -264,8 +264,11 @@ def test_what_is_longer_than_the_models_context_is_refused() -> None:
     forward = forward_of(micro_model("llama"))
     # A text's last token is predicted, and needs no place.
     score_tree(forward, text_tree([5] * 257), num_tokens=300)
-    with pytest.raises(DataError, match="has 257 tokens, and the model's context has 256"):
+    with pytest.raises(DataError, match="257 tokens, and the model's context has 256"):
         score_tree(forward, text_tree([5] * 258), num_tokens=300)
+    forward.prefill(torch.tensor([5] * 256))
+    with pytest.raises(DataError, match="what prompts begin with: 257 tokens"):
+        forward.prefill(torch.tensor([5] * 257))
 
 
 def test_bf16_models_are_scored() -> None:
