@@ -126,6 +126,8 @@ def _own_token() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+        # Else what this process starts or joins next would be asked for this cluster's token.
+        _read_authentication_anew()
 
 
 def _read_authentication_anew() -> None:

@@ -36,7 +36,8 @@ class RayCluster:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for pid in self.processes(str(self.folder)):
+        # Jobs are groups of their own, which work in the cluster's folder and would outlive it.
+        for pid in {*self.processes(str(self.folder)), *_working_below(self.folder)}:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -73,6 +74,13 @@ class RayCluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+
+def _working_below(folder: Path) -> Iterator[int]:
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):
+            if path.readlink().is_relative_to(folder):
+                yield int(path.parent.name)
 
 
 @contextmanager
