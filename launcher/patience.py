@@ -25,8 +25,7 @@ def capped(timeouts: tuple[float, float], patience_seconds: float) -> tuple[floa
 
 def told_seconds(retry_after: str | None) -> float | None:
     """What a ``Retry-After`` header says; None where there is none, or a date."""
-    is_number = retry_after is not None and retry_after.isdigit()
-    return float(retry_after) if retry_after is not None and is_number else None
+    return None if retry_after is None or not retry_after.isdigit() else float(retry_after)
 
 
 def patiently(

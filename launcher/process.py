@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -27,12 +28,7 @@ def is_alive(pid: int, expected: str | None) -> bool:
 
 def group_is_alive(group: int) -> bool:
     """Whether any process of the group is at work."""
-    found = (_fields(path.name) for path in _PROC.glob("[0-9]*"))
-    return any(
-        fields[_GROUP] == str(group) and fields[_STATE] not in _ENDED
-        for fields in found
-        if fields != _GONE
-    )
+    return any(True for _ in _members(group))
 
 
 def is_survived(leader: int, expected: str | None) -> bool:
@@ -44,12 +40,15 @@ def is_survived(leader: int, expected: str | None) -> bool:
     has_ended = fields == _GONE or (fields[_STATE] in _ENDED and identity(leader) == expected)
     if not has_ended or expected is None or expected.partition(":")[0] != _boot():
         return False
-    found = (_fields(path.name) for path in _PROC.glob("[0-9]*"))
-    return any(
-        fields[_GROUP] == fields[_SESSION] == str(leader) and fields[_STATE] not in _ENDED
-        for fields in found
-        if fields != _GONE
-    )
+    return any(fields[_SESSION] == str(leader) for fields in _members(leader))
+
+
+def _members(group: int) -> Iterator[tuple[str, ...]]:
+    """What ``_fields`` gives of each process of the group that is at work."""
+    for path in _PROC.glob("[0-9]*"):
+        fields = _fields(path.name)
+        if fields != _GONE and fields[_GROUP] == str(group) and fields[_STATE] not in _ENDED:
+            yield fields
 
 
 def _boot() -> str:
