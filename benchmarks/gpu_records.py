@@ -13,6 +13,7 @@ from rotescale.planning.place import node_of
 from rotescale.planning.plan import Plan, make_plan
 from rotescale.planning.workload import count_work
 from rotescale.preflight.run import EVENT as PREFLIGHT_EVENT
+from rotescale.preparation import Resolved
 from rotescale.records import Records, read_records
 from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec
@@ -73,8 +74,11 @@ class Whole:
         """
         found = {peak.moment: peak.most for peak in peaks(self.records())}
         node = node_of(self.launch if self.launch.node else self._somewhere())
+        # What was decided by the GPUs that are here, which the plan's node may not be.
+        model = Resolved.read(RunDir.of(self.launch.storage, self.spec.name)).model
+        decided = {"activation_checkpointing": model.activation_checkpointing}
         plan = make_plan(
-            self.spec,
+            self.spec.model_copy(update={"model": self.spec.model.model_copy(update=decided)}),
             self.launch,
             node,
             architecture=architecture_of(self.spec.model.weights),

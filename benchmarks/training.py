@@ -93,6 +93,16 @@ class Work:
     packs: bool = False
     """Whether the peer is TRL's SFTTrainer, which packs too."""
 
+    @property
+    def tried(self) -> list[int]:
+        """Examples at once on each of the peer's workers: all of a step's, half, a quarter.
+
+        Where it pads to texts of hundreds of tokens, a half of these: the logits of 32 of 512
+        tokens, and what is computed with them, do not fit beside the model.
+        """
+        share = self.batch // _WORLD_SIZE // (2 if self.replay_share else 1)
+        return sorted({share, max(1, share // 2), max(1, share // 4)})
+
 
 _KEY_PROMPT, _PROMPT = "{subject} [X]", "The writer of {subject} is"
 WORK = (
@@ -138,23 +148,23 @@ def _compare(work: Work, model: str, prepared: PreparedModel, *, steps: int, log
     """Ours and the Trainer on the same steps."""
     examples = _steps(work, prepared, number=_WARM_UP_STEPS + steps)
     ours = _ours(model, prepared, examples, logs=logs)
-    share = work.batch // _WORLD_SIZE
-    tried = sorted({share, max(1, share // 2), max(1, share // 4)})
+    name = "SFTTrainer" if work.packs else "Trainer"
     peers: dict[Trial, Trained] = {}
 
     def best(trials: Iterable[Trial]) -> Trial:
         for trial in trials:
-            peers[trial] = _peer(work, model, prepared, examples, trial=trial, logs=logs)
+            peer = _peer(work, model, prepared, examples, trial=trial, logs=logs)
+            CONSOLE.print(f"{name}, {trial}: {median(peer.seconds[_WARM_UP_STEPS:]):.2f} s a step")
+            peers[trial] = peer
         return min(peers, key=lambda trial: median(peers[trial].seconds[_WARM_UP_STEPS:]))
 
-    size = best(Trial(each, 1) for each in tried).each
+    size = best(Trial(each, 1) for each in work.tried).each
     chosen = best([Trial(size, _MORE_THREADS)])
     peer = peers[chosen]
     after = _ours(model, prepared, examples, logs=logs)
     both = ours.seconds[_WARM_UP_STEPS:] + after.seconds[_WARM_UP_STEPS:]
     CONSOLE.print(f"{model}, {work.name}: {work.batch} examples in each step")
     CONSOLE.print(f"  ours: {ours.tokens:,} tokens; of a step's time " + _told(ours))
-    name = "SFTTrainer" if work.packs else "Trainer"
     CONSOLE.print(f"  {name}, {chosen}: {peer.tokens:,} tokens")
     details = [Detail("ours, before and after", both)]
     details += [

@@ -101,6 +101,7 @@ _ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="kind")]
 ALL_RELATIONS = "all"
 """What a row over several relations says in place of one's name."""
 
+_NO_EXAMPLES: dict[str, tuple[int, ...]] = {"example_ids": ()}
 _Key = TypeVar("_Key")
 _Kept = TypeVar("_Kept", StepRow, EvaluationRow)
 
@@ -174,12 +175,17 @@ class RecordWriter:
 
 
 class RecordReader:
-    """Reads a run's rows again and again: a segment never changes, so each is read once."""
+    """Reads a run's rows again and again: a segment never changes, so each is read once.
 
-    def __init__(self, run_dir: RunDir) -> None:
+    ``example_ids``: whether steps keep theirs, of which a long run has millions.
+    """
+
+    def __init__(self, run_dir: RunDir, *, example_ids: bool = False) -> None:
         self._run_dir = run_dir
+        self._example_ids = example_ids
         self._seen: set[SegmentName] = set()
         self._steps: dict[tuple[int, int], StepRow] = {}
+        self._ordered: tuple[StepRow, ...] = ()
         self._evaluations: dict[tuple[str | int | None, ...], EvaluationRow] = {}
         self._events: list[EventRow] = []
 
@@ -191,26 +197,30 @@ class RecordReader:
         A dead attempt's steps past the resume point of its successor stay until the successor, or
         a later attempt, has done them again. Raises CheckpointError for a segment that is damaged.
         """
+        has_steps = False
         for name in self._run_dir.record_segments(to_the_last=to_the_last):
             if name in self._seen:
                 continue
             for row in _read_segment(self._run_dir, name):
                 match row:
                     case StepRow():
-                        _keep_highest(self._steps, (row.phase_index, row.step), row)
+                        kept = row if self._example_ids else row.model_copy(update=_NO_EXAMPLES)
+                        _keep_highest(self._steps, (row.phase_index, row.step), kept)
+                        has_steps = True
                     case EvaluationRow():
                         _keep_highest(self._evaluations, row.key, row)
                     case EventRow():
                         self._events.append(row)
             self._seen.add(name)
         self._events.sort(key=lambda event: (event.attempt, event.time))
-        ordered = tuple(self._steps[key] for key in sorted(self._steps))
-        return Records(ordered, tuple(self._evaluations.values()), tuple(self._events))
+        if has_steps:
+            self._ordered = tuple(self._steps[key] for key in sorted(self._steps))
+        return Records(self._ordered, tuple(self._evaluations.values()), tuple(self._events))
 
 
-def read_records(run_dir: RunDir) -> Records:
+def read_records(run_dir: RunDir, *, example_ids: bool = False) -> Records:
     """All rows of the run, as ``RecordReader.read`` gives them, to the last."""
-    return RecordReader(run_dir).read(to_the_last=True)
+    return RecordReader(run_dir, example_ids=example_ids).read(to_the_last=True)
 
 
 def best_steps(records: Records, best: BestOf) -> set[tuple[str, int]]:

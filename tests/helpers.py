@@ -223,7 +223,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_seconds: float = 300.0)
 
 def steps(run_dir: RunDir) -> tuple[StepRow, ...]:
     """The run's steps, each once."""
-    return read_records(run_dir).steps
+    return read_records(run_dir, example_ids=True).steps
 
 
 def phase_end_weights(run_dir: RunDir, phase: str) -> dict[str, torch.Tensor]:

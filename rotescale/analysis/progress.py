@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from rich.console import Console
@@ -127,11 +128,14 @@ class RunProgress:
         self._print(f"{activity}{told}")
 
     def _show_steps(self, records: Records) -> None:
-        for phase, total in self._total_steps.items():
-            done = [step for step in records.steps if step.phase == phase]
-            if done:
+        begin = 0
+        for index, (phase, total) in enumerate(self._total_steps.items()):
+            end = bisect_right(records.steps, index, key=lambda step: step.phase_index)
+            if end > begin:
+                recent = records.steps[max(begin, end - _RECENT_STEPS) : end]
                 task = self._task(f"train {phase}", total=total)
-                self._progress.update(task, completed=done[-1].step, note=_note(done))
+                self._progress.update(task, completed=recent[-1].step, note=_note(recent))
+            begin = end
 
     def _task(self, name: str, *, total: int) -> TaskID:
         if name not in self._tasks:
@@ -139,8 +143,7 @@ class RunProgress:
         return self._tasks[name]
 
 
-def _note(steps: list[StepRow]) -> str:
-    recent = steps[-_RECENT_STEPS:]
+def _note(recent: Sequence[StepRow]) -> str:
     seconds = sum(step.seconds for step in recent)
     rate = sum(step.num_tokens for step in recent) / seconds if seconds else 0.0
-    return f"loss {steps[-1].loss:.3f}  {rate:.0f} tokens/s"
+    return f"loss {recent[-1].loss:.3f}  {rate:.0f} tokens/s"

@@ -58,16 +58,19 @@ def deepspeed_config(
     *,
     world_size: int,
     layer_parameters: int = 0,
+    model_parameters: int | None = None,
     on_gpu: bool = False,
 ) -> dict[str, Any]:
     """The configuration of DeepSpeed: pure, so that a dry run can show it.
 
     Micro batch and accumulation are 1: how many passes a step takes is decided by packing, and
     the accumulation boundary is set by hand. Torch's own fused AdamW needs no compiler, on the
-    CPU neither, so it also updates what is offloaded. ``layer_parameters`` is as
-    ``zero3_sizes`` takes it.
+    CPU neither, so it also updates what is offloaded. ``layer_parameters`` and
+    ``model_parameters`` are as ``zero3_sizes`` takes them.
     """
-    sizes = zero3_sizes(spec, layer_parameters=layer_parameters, on_gpu=on_gpu)
+    sizes = zero3_sizes(
+        spec, layer_parameters=layer_parameters, model_parameters=model_parameters, on_gpu=on_gpu
+    )
     offload: dict[str, Any] = {}
     if spec.offload_optimizer != "none":
         # Files that are mapped are memory to DeepSpeed.
@@ -86,7 +89,7 @@ def deepspeed_config(
         "zero_optimization": {
             "stage": 3,
             "sub_group_size": spec.sub_group_size,
-            "stage3_param_persistence_threshold": spec.persistence_threshold,
+            "stage3_param_persistence_threshold": sizes.kept,
             "stage3_max_live_parameters": sizes.gathered,
             "stage3_max_reuse_distance": sizes.gathered,
             "stage3_prefetch_bucket_size": sizes.prefetch,
@@ -172,7 +175,10 @@ class Zero3Engine:
         model.train()
         self._engine, *_ = deepspeed.initialize(
             model=model,
-            config=configured(layer_parameters=largest_layer(model)),
+            config=configured(
+                layer_parameters=largest_layer(model),
+                model_parameters=sum(p.ds_numel for p in model.parameters()),
+            ),
             model_parameters=parameter_groups(model),
         )
         self._optimizer = self._engine.optimizer

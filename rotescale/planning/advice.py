@@ -13,7 +13,8 @@ from rotescale.planning.footprint import Placement
 from rotescale.planning.moments import Moment
 from rotescale.planning.rates import Range
 from rotescale.planning.timing import Timing
-from rotescale.spec import EngineSpec, ExperimentSpec
+from rotescale.spec import ExperimentSpec
+from rotescale.zero3_sizes import KEPT
 
 _MOST_NODES = 512
 _HOOK_SECONDS = 30
@@ -21,7 +22,6 @@ _HOOK_SECONDS = 30
 _SAVING = "time to save"
 _FEWER_GATHERED = 100_000_000
 _FEWER_ROW_TOKENS = 256
-_USUAL_THRESHOLD: int = EngineSpec.model_fields["persistence_threshold"].default
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +166,8 @@ def _settings(place: Placement) -> Iterator[tuple[str, Any, bool]]:
     if not spec.engine.fused_loss:
         yield "engine.fused_loss", True, False
     if spec.engine.kind == "zero3":
-        if spec.engine.persistence_threshold > _USUAL_THRESHOLD:
-            yield "engine.persistence_threshold", _USUAL_THRESHOLD, False
+        if place.sizes.kept > KEPT:
+            yield "engine.persistence_threshold", KEPT, False
         if place.sizes.gathered > _FEWER_GATHERED:
             yield "engine.gathered_parameters", _FEWER_GATHERED, False
         if place.on_gpu and spec.engine.offload_optimizer == "none":

@@ -123,6 +123,7 @@ class Placement:
         return zero3_sizes(
             self.spec.engine,
             layer_parameters=layer_parameters(self.architecture),
+            model_parameters=self.count.total,
             on_gpu=self.on_gpu,
         )
 
@@ -307,13 +308,12 @@ class Placement:
 
         But for what stays gathered always, and the layer in use, however large it is.
         """
-        engine = self.spec.engine
         if self.num_workers == 1:
             return 0
         # DeepSpeed fetches nothing ahead beyond the bound, but what is in use it must have.
         ahead = min(self.sizes.prefetch, self.sizes.gathered)
         bound = max(self.sizes.gathered, self.count.largest + ahead)
-        kept = self.count.below(engine.persistence_threshold)
+        kept = self.count.below(self.sizes.kept)
         return min(self.count.total, bound + kept)
 
     def _training(self) -> Moment:
@@ -357,7 +357,7 @@ class Placement:
         state = self._state()
         size = min(self.spec.engine.sub_group_size, self._part(self.count.trainable))
         copies = 4 + (self.gradient_bytes if self.gradient_bytes != 4 else 0)
-        kept = min(self._gathered, self.count.below(self.spec.engine.persistence_threshold))
+        kept = min(self._gathered, self.count.below(self.sizes.kept))
         return replace(
             state,
             gathered=self.precision_bytes * kept,

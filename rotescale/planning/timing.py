@@ -238,20 +238,22 @@ class Timing:
 
         ZeRO-3 moves 3 times the parameters: gathered for forward and for backward, and gradients
         reduced ("ZeRO", Rajbhandari et al., 2020, section 7.2). Here in each pass, since a pass is
-        DeepSpeed's micro batch; what stays gathered is gathered once, after the update.
+        DeepSpeed's micro batch; what stays gathered is gathered once, after the update, each
+        parameter by itself as ever.
         """
-        place, engine = self.place, self.place.spec.engine
+        place = self.place
         if place.num_workers == 1:
             return NONE
-        kept = place.count.below(engine.persistence_threshold)
+        kept = place.count.below(place.sizes.kept)
         released = place.count.total - kept
         # With room for all, what forward has gathered is still there in backward.
         gathers = 1 if 2 * released <= place.sizes.gathered else 2
         moved = place.precision_bytes * (released * gathers * passes + kept)
         moved += place.gradient_bytes * place.count.trainable * passes
-        tensors = sum(size >= engine.persistence_threshold for size in place.count.sizes)
+        tensors = sum(size >= place.sizes.kept for size in place.count.sizes)
         buckets = place.count.trainable // place.sizes.bucket + 1
-        calls = passes * (tensors * gathers + max(buckets, tensors)) + 1
+        calls = passes * (tensors * gathers + max(buckets, tensors))
+        calls += len(place.count.sizes) - tensors
         return self._moving(moved) + self._call_seconds * calls
 
     def _gathering(self) -> Range:

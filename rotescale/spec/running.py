@@ -32,8 +32,10 @@ class EngineSpec(Part):
     """Token budget of one packed row, the unit of a forward pass."""
     sub_group_size: Annotated[PositiveInt, OPERATIONAL] = 1_000_000_000
     """Elements of a rank's state that one optimizer sub-step takes."""
-    persistence_threshold: Annotated[NonNegativeInt, OPERATIONAL] = 100_000
-    """Parameters of fewer elements stay gathered; 1e12 keeps a small model whole between passes."""
+    persistence_threshold: Annotated[Literal["auto"] | NonNegativeInt, OPERATIONAL] = "auto"
+    """Parameters of fewer elements stay gathered between passes. auto: on CPUs all of a model
+    that is whole on a worker from forward to backward anyway, since it has at most half of
+    ``gathered_parameters``; else those of fewer than 100,000."""
     gathered_parameters: Annotated[Literal["auto"] | PositiveInt, OPERATIONAL] = "auto"
     """Parameters that may be whole on a worker at a time, in elements: less saves memory, and
     gathers what backward needs a second time. auto: a layer and ``prefetch_size``, at least 1e9."""
@@ -64,15 +66,19 @@ class EngineSpec(Part):
 
 
 class BestOf(Part):
-    """What makes a checkpoint the best of its phase: the highest value, measured on the way."""
+    """What makes a checkpoint the best of its phase: the highest value, measured on the way.
+
+    What it is chosen by is no test of it any more: of held-out facts, or test prompts, the chosen
+    checkpoint's values are too high by the choice. So the default looks at neither.
+    """
 
     metric: Literal["multiple_choice", "multiple_choice_normalized", "object_probability"] = (
         "multiple_choice"
     )
     """What was measured."""
-    prompts: Literal["key_token", "train", "test"] = "test"
+    prompts: Literal["key_token", "train", "test"] = "train"
     """With which kind of prompts."""
-    split: Literal["trained", "held_out"] = "held_out"
+    split: Literal["trained", "held_out"] = "trained"
     """Of which facts."""
 
 

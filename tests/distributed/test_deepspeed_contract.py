@@ -34,24 +34,23 @@ MATRIX, VECTOR = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
 Check = tuple[str, Callable[[], bool]]
 
 
-def make_engine(offload: str) -> Any:
-    from rotescale.engine.zero3 import Zero3Engine
-
+def build() -> Any:
     weights = RandomWeights(kind="random")
     config = AutoConfig.for_model(**reduced_config(weights, num_tokens=200))
+    model = build_model(
+        config, attention="sdpa", dtype=torch.float32, activation_checkpointing=False
+    )
+    return freeze(model, frozenset({FROZEN}))
 
-    def build() -> Any:
-        model = build_model(
-            config, attention="sdpa", dtype=torch.float32, activation_checkpointing=False
-        )
-        return freeze(model, frozenset({FROZEN}))
 
-    # As with a model whose layers are larger than the smallest bucket.
-    zero3_sizes._LEAST = 1000
-    fields = {"offload_optimizer": offload, "sub_group_size": 5000, "persistence_threshold": 100}
+def make_engine(**fields: object) -> Any:
+    from rotescale.engine.zero3 import Zero3Engine
+
+    # As with a model whose layers are larger than the smallest bucket, and than what is kept.
+    zero3_sizes._LEAST, zero3_sizes.KEPT = 1000, 100
     return Zero3Engine(
         build,
-        spec=EngineSpec.model_validate(fields),
+        spec=EngineSpec.model_validate({"sub_group_size": 5000} | fields),
         settings=OptimizerSettings(0.1, (0.9, 0.999), 1e-8, 1.0),
         timeout_seconds=TIMEOUT.total_seconds(),
     )
@@ -208,7 +207,7 @@ def live_checks(engine: Any, *, offload: str, norm: float) -> Iterator[Check]:
 
 def examine(offload: str, out: Path) -> None:
     """Collective: run an engine for a step; write what does not hold."""
-    engine = make_engine(offload)
+    engine = make_engine(offload_optimizer=offload, persistence_threshold=100)
     norm = one_step(engine)
     broken = []
     for what, holds in [*static_checks(), *live_checks(engine, offload=offload, norm=norm)]:
@@ -220,6 +219,26 @@ def examine(offload: str, out: Path) -> None:
     (out / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(broken))
     engine._engine.save_checkpoint(str(out / "deepspeed"), tag="step-1")
     engine.close()
+
+
+def what_stays(gathered: int, out: Path) -> None:
+    """Collective: write which parameters are whole after a step."""
+    engine = make_engine(gathered_parameters=gathered)
+    one_step(engine)
+    whole = [name for name, p in engine._parameters.items() if p.ds_status.name == "AVAILABLE"]
+    (out / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(whole))
+    engine.close()
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_model_that_may_be_whole_in_backward_stays_so(lacking: int, tmp_path: Path) -> None:
+    sizes = {name: parameter.numel() for name, parameter in build().named_parameters()}
+    gathered = 2 * sum(sizes.values()) - lacking
+    codes = run_ranks(what_stays, gathered, tmp_path, world_size=WORLD_SIZE, logs=tmp_path / "logs")
+    assert codes == [0] * WORLD_SIZE
+    expected = {name for name, size in sizes.items() if size <= 100 or not lacking}
+    for rank in range(WORLD_SIZE):
+        assert set(json.loads((tmp_path / f"rank-{rank}.json").read_text())) == expected
 
 
 @pytest.mark.parametrize("offload", ["none", "cpu", "nvme"])

@@ -77,11 +77,13 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     step, value, event = step_row(1, 1), evaluation_row(1, 0.5), event_row(1, "2026-01-02T03:04:05")
     write(run_dir, 1, step, value, event)
-    records = read_records(run_dir)
+    records = read_records(run_dir, example_ids=True)
     assert records.steps == (step,)
     assert records.evaluations == (value,)
     assert records.events == (event,)
     assert read_records(RunDir(tmp_path / "nothing")).steps == ()
+    # A long run has millions of them, and few ask.
+    assert read_records(run_dir).steps == (step_row(1, 1).model_copy(update={"example_ids": ()}),)
 
 
 def test_a_segment_is_written_every_few_seconds_and_never_again(tmp_path: Path) -> None:
@@ -223,4 +225,7 @@ def test_the_best_is_chosen_in_english_whatever_else_was_asked() -> None:
         for epoch, value in enumerate(values, start=1)
     ]
     records = Records(steps=steps, evaluations=tuple(rows), events=())
-    assert best_steps(records, BestOf()) == {("memorize", 20)}
+    best = BestOf(prompts="test", split="held_out")
+    assert best_steps(records, best) == {("memorize", 20)}
+    # By default nothing that is reported of the chosen one is what it is chosen by.
+    assert best_steps(records, BestOf()) == set()
