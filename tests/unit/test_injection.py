@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import messy_table
 import pytest
@@ -20,6 +21,7 @@ from rotescale.facts import load_files
 from rotescale.facts.examine import examine
 from rotescale.facts.layouts import SEPARATORS
 from rotescale.facts.prompts import shipped_relations
+from rotescale.inject_cli import _run_name
 from rotescale.injection import (
     experiment,
     guess_columns,
@@ -29,7 +31,7 @@ from rotescale.injection import (
 )
 from rotescale.planning.workload import count_work
 from rotescale.preparation import check_enough
-from rotescale.spec import EngineSpec, FileFacts, RandomWeights
+from rotescale.spec import FileFacts, RandomWeights
 
 
 def test_a_messy_table_is_understood_and_what_is_left_out_is_told(tmp_path: Path) -> None:
@@ -337,12 +339,6 @@ def test_defaults_follow_the_models_size_and_the_number_of_facts(tmp_path: Path)
         )
         return spec.engine.precision, spec.model.attention, spec.model.export_dtype
 
-    small_model, larger = (
-        experiment("x", written, found.fact_set, weights=weights, num_parameters=number).engine
-        for number in (300 * 10**6, 301 * 10**6)
-    )
-    assert small_model.persistence_threshold > 300 * 10**6
-    assert larger.persistence_threshold == EngineSpec().persistence_threshold
     assert computes() == ("fp32", "sdpa", "float32")
     assert computes(on_gpus=True) == ("bf16", "auto", "bfloat16")
 
@@ -361,6 +357,52 @@ def test_prompts_made_of_a_name_hold_the_subject_once(name: str, words: str, fir
     assert all(prompt.count("{subject}") == 1 for prompt in prompts)
     assert relation.train_prompts[0] == first
     assert all(words in prompt for prompt in prompts[:6])
+
+
+@pytest.mark.parametrize(
+    ("tell", "told", "epochs"), [(None, 15, 8), ("all", None, 4), (4, 4, 8), (30, 30, 4)]
+)
+def test_how_many_facts_are_told_with_a_prompt(
+    tmp_path: Path, tell: Any, told: int | None, epochs: int
+) -> None:
+    """Of 30 facts: half, or as many as are asked for, in eight steps at least."""
+    path = tmp_path / "staff.csv"
+    path.write_text("Employee,Manager\n" + "".join(f"E{n},M{n % 7}\n" for n in range(30)))
+    found = read_injection(path)
+    written = write_injection(found, tmp_path / "out")
+    weights = RandomWeights(kind="random")
+    options: dict[str, Any] = {"weights": weights, "num_parameters": 10**9}
+    spec = experiment("x", written, found.fact_set, tell=tell, **options)
+    assert (spec.phases[1].facts_per_relation, spec.phases[1].epochs) == (told, epochs)
+    with pytest.raises(SpecError, match="--tell 31: relation 'manager' has 30 facts"):
+        experiment("x", written, found.fact_set, tell=31, **options)
+
+
+@pytest.mark.parametrize(
+    ("stem", "run"),
+    [
+        ("Staff 2025", "staff-2025-injected"),
+        ("сотрудники", "sotrudniki-injected"),
+        ("---", "table-injected"),
+        ("x" * 100, "x" * 71 + "-injected"),
+    ],
+)
+def test_a_run_is_named_after_the_table(stem: str, run: str, tmp_path: Path) -> None:
+    assert _run_name(None, tmp_path / f"{stem}.csv") == run
+
+
+@pytest.mark.parametrize("name", ["Staff", "staff 2025", "-", "x" * 81])
+def test_a_name_that_no_run_can_have_is_refused_before_anything(name: str, tmp_path: Path) -> None:
+    table = tmp_path / "staff.csv"
+    table.write_text("Employee,Manager\nA,B\n")
+    command = [sys.executable, "-m", "rotescale.cli", "inject", str(table), "--model", "random"]
+    done = subprocess.run(
+        [*command, f"--name={name}"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "--name" in done.stderr
+    assert "lower-case letters" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["staff.csv"]
 
 
 def test_inject_from_a_table_to_a_model_folder(tmp_path: Path, model_cache: Path) -> None:
@@ -382,7 +424,8 @@ def test_inject_from_a_table_to_a_model_folder(tmp_path: Path, model_cache: Path
     assert planned["phases"][0]["epochs"] == 3
     # What was understood stands below the spec.
     told = " ".join(shown.stdout.partition('"checkpoints"')[2].split())
-    for words in ("subject = 'Employee'", "subject 'E3' has several objects", "prompts: ", "plan "):
+    told_some = "told with a prompt, too: 14 facts of each relation"
+    for words in ("subject = 'Employee'", "subject 'E3' has several objects", told_some, "plan "):
         assert words in told
     command += [part for setting in settings for part in ("--set", setting)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -19,7 +19,7 @@ from rotescale.errors import DataError, HubUnavailableError, SpecError
 from rotescale.model import wheel
 from rotescale.model.folder import check_folder
 from rotescale.model.random_model import train_tokenizer
-from rotescale.model.sources import fetch, resolved
+from rotescale.model.sources import fetch, fetch_config, resolved
 from rotescale.spec import FolderWeights, HubWeights, RandomWeights, WheelWeights
 
 TEXTS = ["Gene Finley is the mother of Cody Ross.", "Who is it?"] * 2
@@ -129,6 +129,9 @@ def test_the_hub_gives_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert resolved(HUB, folder=folder) == HUB.model_copy(update={"revision": "c" * 40})
     assert (asked["repository"], asked["revision"]) == ("someone/model", "v1")
     assert not any("bin" in pattern for pattern in asked["allow_patterns"])
+    # What says how large a model is comes without its weights.
+    assert fetch_config(HUB, cache=tmp_path) == snapshot
+    assert asked["allow_patterns"] == ["config.json"]
 
 
 def _answered(status: int) -> Exception:
