@@ -15,6 +15,7 @@ import socket
 import sys
 import uuid
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ MARK = "rotescale-probe: "
 """What the line begins with, among whatever else is printed."""
 VARIABLE = "ROTESCALE_PROBE"
 PACKAGES = ("rotescale", "ray", "torch", "deepspeed", "transformers")
+DEVICES = Path("/dev")
 _IN_A_POD = "KUBERNETES_SERVICE_HOST"
 _CLUSTER_NAME = "kubernetes.default.svc"
 """A name that each cluster's DNS knows."""
@@ -44,7 +46,7 @@ def probe(launch: LaunchSpec) -> dict[str, Any]:
         "storage": _problem(storage_path(launch.storage)),
         "model_cache": _problem(Path(launch.model_cache).expanduser()),
         "shared_memory": _free(Path("/dev/shm")),
-        "gpus": count_gpus(Path("/dev"), os.environ.get("CUDA_VISIBLE_DEVICES")),
+        "gpus": len(visible_gpus(DEVICES, os.environ.get("CUDA_VISIBLE_DEVICES"))),
     }
 
 
@@ -82,14 +84,18 @@ def _unresolved(name: str) -> str:
     return ""
 
 
-def count_gpus(devices: Path, visible: str | None) -> int:
-    """How many GPUs have a device file, as far as ``CUDA_VISIBLE_DEVICES`` leaves them."""
-    there = sum(path.name.removeprefix("nvidia").isdecimal() for path in devices.glob("nvidia*"))
+def visible_gpus(devices: Path, visible: str | None) -> list[str]:
+    """The GPUs that have a device file, as far as ``CUDA_VISIBLE_DEVICES`` leaves them.
+
+    By the names that this variable takes: numbers, or what it says itself.
+    """
+    names = (path.name.removeprefix("nvidia") for path in devices.glob("nvidia*"))
+    there = sorted((name for name in names if name.isdecimal()), key=int)
     if visible is None:
         return there
     # The first that does not exist, such as -1, ends the list.
     chosen = [one.strip() for one in visible.split(",") if one.strip()]
-    return min(there, next((n for n, one in enumerate(chosen) if one == "-1"), len(chosen)))
+    return [*takewhile(lambda one: one != "-1", chosen)][: len(there)]
 
 
 def _free(folder: Path) -> int | None:

@@ -72,8 +72,8 @@ def study_rows(study: StudySpec, plan: Plan, folder: StudyDir) -> list[dict[str,
         base = [row for row in bases[cell.spec.prefix_digest(0)] if row.key not in own]
         found: dict[tuple[str | int | None, ...], EvaluationRow] = {}
         for row in (*base, *(row for one in lineage for row in evaluations[one])):
-            # What a run measures again where it begins is what its parent has measured there.
-            found.setdefault(row.key, row)
+            # What a run measures again where it begins is told as it asks it at its end.
+            found[row.key] = row
         for row in found.values():
             rows.append(
                 {

@@ -50,12 +50,13 @@ def make_plan(study: str, cells: Sequence[Cell]) -> Plan:
     """The graph: all phases but a cell's last belong to a run that every equal cell branches from.
 
     Two cells share a phase only where everything that changes its weights is the same, the
-    schedule included. The untrained model is measured once per model, facts and seed; where
-    conflicts are asked about, by every run that has no parent.
+    schedule included. The untrained model, and the end of a shared phase, are measured once for all
+    cells that ask the same of them; a cell that asks something else measures them itself. Where
+    conflicts are asked about, every run that has no parent measures the untrained model.
     """
     nodes: dict[str, Node] = {}
     shared: dict[str, str] = {}
-    measured: set[str] = set()
+    measured: set[tuple[str, str]] = set()
     for cell in cells:
         parent = None
         for count in range(1, len(cell.spec.phases)):
@@ -97,23 +98,38 @@ def _facts_to_pair(evaluation: EvaluationSpec) -> int | None:
     return None if told is None or held_out is None else 2 * (told + held_out)
 
 
-def _measuring(spec: ExperimentSpec, measured: set[str], *, parent: str | None) -> ExperimentSpec:
-    """The run measured at its own end only, and before it if nobody has measured that.
+def _questions(evaluation: EvaluationSpec) -> str:
+    """What is asked, wherever it is asked."""
+    return evaluation.model_dump_json(exclude={"base", "phases"})
+
+
+def _measuring(
+    spec: ExperimentSpec, measured: set[tuple[str, str]], *, parent: str | None
+) -> ExperimentSpec:
+    """The run measured at its own end only, and before it if nobody has asked the same there.
+
+    ``measured``: what was trained, by its digest, and the questions; what this run measures is
+    added.
 
     Conflicts are about what the untrained model believes, which a branch gets from its parent: runs
     without one measure it, each for itself, as they may go on at the same time. A run whose last
     phase tells facts under another relation measures where it begins too: what the model says to
     that relation's prompts before, which its parent knows nothing of.
     """
-    untrained = spec.prefix_digest(0)
+    questions, count = _questions(spec.evaluation), len(spec.phases)
+    untrained = (spec.prefix_digest(0), questions)
+    begins = (spec.prefix_digest(count - 1), questions)
     alone = parent is None and spec.evaluation.conflict_facts > 0
-    repurposes = parent is not None and spec.phases[-1].stand_in is not None
-    own_phases = spec.phases[-2:] if repurposes else spec.phases[-1:]
+    repurposes = spec.phases[-1].stand_in is not None
+    starts_too = parent is not None and (repurposes or begins not in measured)
+    own_phases = spec.phases[-2:] if starts_too else spec.phases[-1:]
     changes: dict[str, Any] = {
         "base": spec.evaluation.base and (alone or untrained not in measured),
         "phases": tuple(phase.name for phase in own_phases),
     }
-    measured.add(untrained)
+    measured.update([begins] if starts_too else [], [(spec.prefix_digest(count), questions)])
+    if changes["base"]:
+        measured.add(untrained)
     if all(phase.text == "key_token" for phase in spec.phases):
         changes["held_out_facts"] = _facts_to_pair(spec.evaluation)
     evaluation = spec.evaluation.model_copy(update=changes)

@@ -5,6 +5,7 @@ A finished run is left alone and a cut one goes on, so that the same command con
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from rotescale.cores import cpu_cores
+from rotescale.errors import SpecError
 from rotescale.launch_spec import LaunchSpec
+from rotescale.probe import DEVICES, visible_gpus
 from rotescale.run_dir import Outcome, RunDir
 from rotescale.spec_file import dump_json
 from rotescale.stopping import end, stoppable
@@ -80,6 +83,8 @@ class StudyRunner:
         self.folder = StudyDir(self.launch.storage, self.study.name)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._shares_cores = self.parallel > 1 and self.launch.cpus_per_worker == "auto"
+        self._gpus: list[tuple[str, ...]] = []
+        self._gpus_of: dict[str, tuple[str, ...]] = {}
         for node in self.plan.nodes:
             self.status[node.name] = "finished" if self._is_finished(node.name) else "waiting"
 
@@ -89,7 +94,10 @@ class StudyRunner:
         When this is stopped (``stoppable``), the runs that are going save and end too, and
         KeyboardInterrupt is raised. After a second signal they end without saving, a third one
         kills them.
+
+        Raises SpecError where this machine has too few GPUs for as many runs at once.
         """
+        self._share_gpus()
         if self._shares_cores:
             # Each run would take all cores of this machine, and there are several at once.
             shared = self.launch.sharing(cpu_cores() // self.parallel)
@@ -101,6 +109,29 @@ class StudyRunner:
             finally:
                 self._stop()
         return all(status == "finished" for status in self.status.values())
+
+    def _share_gpus(self) -> None:
+        """Give each of the runs that go on at once GPUs of its own; each starts its own Ray."""
+        needed = self.launch.num_workers[1] * self.launch.gpus_per_worker
+        if self.launch.place != "local" or not needed or self.parallel == 1:
+            return
+        there = visible_gpus(DEVICES, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if len(there) < self.parallel * needed:
+            raise SpecError(
+                f"--parallel {self.parallel}: each run takes {needed} GPUs (num_workers "
+                f"{self.launch.num_workers[1]}), and this machine has {len(there)}; at most "
+                f"{len(there) // needed} runs can go on at once"
+            )
+        self._gpus = [
+            tuple(there[number * needed : (number + 1) * needed]) for number in range(self.parallel)
+        ]
+
+    def _environment(self, name: str) -> dict[str, str] | None:
+        """Of the run's process: with the GPUs that are its own for the time being."""
+        if not self._gpus:
+            return None
+        self._gpus_of[name] = self._gpus.pop()
+        return os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus_of[name])}
 
     def _run_all(self) -> None:
         while True:
@@ -142,6 +173,7 @@ class StudyRunner:
                 self.command(node),
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env=self._environment(node.name),
                 # A group of its own: from a terminal, Ctrl-C would reach it twice.
                 process_group=0,
             )
@@ -163,6 +195,8 @@ class StudyRunner:
             if code is None:
                 continue
             del self._running[name]
+            if name in self._gpus_of:
+                self._gpus.append(self._gpus_of.pop(name))
             finished = code == 0 and self._is_finished(name)
             self._set(name, "finished" if finished else "failed")
             if finished:

@@ -36,7 +36,7 @@ from launcher.kuberay.pods import probe_pod
 from rotescale.errors import SpecError
 from rotescale.kuberay_spec import RAY_VERSION
 from rotescale.launch_spec import LaunchSpec
-from rotescale.probe import MARK, PACKAGES, count_gpus, probe
+from rotescale.probe import MARK, PACKAGES, probe, visible_gpus
 from rotescale.spec_file import parse_spec
 
 Object = dict[str, Any]
@@ -597,8 +597,9 @@ def test_what_a_probe_found_is_judged(change: Object, name: str, verdict: str) -
 def test_gpus_are_counted_by_their_device_files(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm", "null"):
         (tmp_path / name).write_text("")
-    visible = {None: 3, "": 0, "-1": 0, "0": 1, "1,0": 2, "0,-1,1": 1, "0,1,2,3": 3}
-    assert {one: count_gpus(tmp_path, one) for one in visible} == visible
+    assert visible_gpus(tmp_path, None) == ["0", "1", "10"]
+    visible = {"": 0, "-1": 0, "0": 1, "1,0": 2, "0,-1,1": 1, "0,1,2,3": 3}
+    assert {one: len(visible_gpus(tmp_path, one)) for one in visible} == visible
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,21 @@ def test_a_run_that_repurposes_measures_where_it_begins_too(tmp_path: Path) -> N
     assert plan.node(own).spec.evaluation.phases == ("generalize", "repurpose")
     measured = [plan.node(name).spec.evaluation.phases for name in shared]
     assert measured == [("memorize",), ("generalize",)]
+
+
+def test_a_cell_that_asks_something_else_asks_it_where_it_begins_too(tmp_path: Path) -> None:
+    """What the grid asks is asked once of what cells share; other questions by who has them."""
+    asking: dict[str, Any] = {"name": "asking", "overrides": {"evaluation.in_context": [2]}}
+    asking["overrides"]["phases.memorize.epochs"] = 1
+    study, cells = load(tmp_path, exclude=[], baselines=[asking])
+    plan = make_plan(study.name, cells)
+    [own] = [node for node in plan.nodes if plan.ends.get(node.name) and "asking" in node.name]
+    assert own.parent is not None
+    assert own.spec.evaluation.base
+    assert own.spec.evaluation.phases == ("memorize", "generalize")
+    others = [node.spec.evaluation for node in plan.nodes if node is not own]
+    assert sum(one.base for one in others) == 2
+    assert all(len(one.phases or ()) == 1 for one in others)
 
 
 def test_conflicts_are_about_what_each_root_finds_the_untrained_model_to_believe(
@@ -397,6 +413,34 @@ def test_runs_at_once_share_the_cores(
         used = load_spec(LaunchSpec, Path(command[command.index("--on") + 1]))
         assert used.cpus_per_worker == told
         assert used.storage == launch.storage
+
+
+def test_runs_at_once_have_gpus_of_their_own(
+    tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs are made up: what each process is told of them is not."""
+    study, plan, launch, launch_file = quick(tmp_path, model_cache)
+    place = launch.model_copy(update={"gpus_per_worker": 1, "num_workers": (2, 2)})
+    for number in range(5):
+        (tmp_path / f"nvidia{number}").touch()
+    monkeypatch.setattr("rotescale.study.runner.DEVICES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    told = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    monkeypatch.setattr(StudyRunner, "command", lambda *_: [sys.executable, "-c", told])
+
+    alone = Plan(tuple(replace(node, parent=None) for node in plan.nodes), plan.ends)
+
+    def runner(parallel: int) -> StudyRunner:
+        return StudyRunner(study, alone, place, launch_file, parallel, lambda *_: None)
+
+    with pytest.raises(SpecError, match=r"each run takes 2 GPUs .* has 5; at most 2 runs"):
+        runner(3).run()
+    two = runner(2)
+    assert not two.run()
+    printed = [two.folder.log(node.name).read_text().splitlines()[0] for node in plan.nodes[:2]]
+    assert sorted(printed) == ["0,1", "2,3"]
+    # What they had was free again for the others.
+    assert sorted(two._gpus) == [("0", "1"), ("2", "3")]
 
 
 def test_a_terminal_shows_how_many_runs_are_done_and_what_goes_on(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from rotescale.evaluation.metrics import Outcome
 from rotescale.evaluation.outcome_file import read_outcomes
 from rotescale.facts import FactSet, combine
 from rotescale.facts.saved import load_saved
+from rotescale.facts.types import LazyFacts
 from rotescale.records import ALL_RELATIONS, EvaluationRow, Records, read_records
 from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec, PhaseSpec
@@ -257,8 +257,11 @@ def _of_study(study: StudyDir) -> Material:
 
 
 def _num_options(runs: Iterable[RunDir]) -> int | None:
-    facts = {run.facts_json.read_bytes() for run in runs}
-    found = {len(fact["distractors"]) + 1 for text in facts for fact in json.loads(text)["facts"]}
+    texts = {run.facts_json.read_bytes(): run for run in runs}
+    sets = [load_saved(run.facts_json).facts for run in texts.values()]
+    # Facts that are not held are made with as many each.
+    asked = [facts[:1] if isinstance(facts, LazyFacts) else facts for facts in sets]
+    found = {len(fact.distractors) + 1 for facts in asked for fact in facts}
     return found.pop() if len(found) == 1 else None
 
 
@@ -294,9 +297,9 @@ def _cell(
     costs: dict[tuple[str, int], Cost] = {}
     for stage, run in places.items():
         for measuring in _measuring(places, stage, end=spec.phases[-1].name):
-            suites = {row.suite for row in rows if row.stage == stage}
+            known = {(row.suite, row.epoch) for row in rows if row.stage == stage}
             of_stage = [row for row in records[measuring].evaluations if row.stage == stage]
-            rows += [row for row in of_stage if row.suite not in suites]
+            rows += [row for row in of_stage if (row.suite, row.epoch) not in known]
         for step in records[run].steps:
             if step.phase == stage:
                 cost = Cost(step.num_tokens, step.target_tokens, step.seconds)
@@ -359,11 +362,12 @@ def _name(labels: Mapping[str, str], varied: Iterable[str]) -> str:
 
 
 def _measuring(places: Mapping[str, RunDir], stage: str, *, end: str) -> tuple[RunDir, ...]:
-    """The runs that may have measured a stage: the one that trained it, and that of the last phase.
+    """The runs that may have measured a stage: that of the last phase, and the one that trained it.
 
-    Where the last phase tells another relation, its run asks about that where it begins.
+    Where the last phase tells another relation, or is asked something else, its run asks that where
+    it begins, too, as it does at its end.
     """
-    found = (places.get(stage), places.get(end))
+    found = (places.get(end), places.get(stage))
     return tuple(dict.fromkeys(run for run in found if run is not None))
 
 

@@ -147,15 +147,23 @@ def stages_table(
                     if not any(found):
                         continue
                     start = [*placed(material, group, relation), split.replace("_", "-")]
-                    rows.append([*start, HEADINGS[kind], *_counted(found), *map(number, found)])
+                    counts = [counted(found), _seeds(found)]
+                    rows.append([*start, HEADINGS[kind], *counts, *map(number, found)])
     headings = [*place_headings(material), "facts", "asked with", "n", "seeds"]
     return table(caption, [*headings, *map(stage_name, stages)], rows)
 
 
-def _counted(found: Sequence[Estimate | None]) -> list[Content]:
-    """Questions at one stage, and seeds: of the last that was measured."""
-    last = [one for one in found if one is not None][-1]
-    return [last.count, len(last.seeds)]
+def counted(found: Sequence[Estimate | None]) -> Content:
+    """Questions at a stage; one number for each, such as ``80, 80, 30``, where they differ."""
+    counts = [one.count for one in found if one is not None]
+    if len(set(counts)) == 1:
+        return counts[0]
+    return ", ".join("-" if one is None else str(one.count) for one in found)
+
+
+def _seeds(found: Sequence[Estimate | None]) -> int:
+    """Seeds of the last stage that was measured."""
+    return len([one for one in found if one is not None][-1].seeds)
 
 
 def changes_table(material: Material, kinds: Sequence[str]) -> Html | None:

@@ -15,6 +15,7 @@ from rotescale.analysis.report.repurposing import SUITE as REPURPOSED
 from rotescale.analysis.report.repurposing import kept_table, sweep_pictures, sweeps, sweeps_scope
 from rotescale.analysis.report.sections import (
     Maker,
+    counted,
     curves,
     ends,
     measured,
@@ -125,8 +126,7 @@ def _section(material: Material, name: str, suites: Sequence[str]) -> Section:
             found = [estimate(group, stage, what) for stage in stages]
             if any(found):
                 start = [*placed(material, group), *_about(what)]
-                count = [one.count for one in found if one is not None][-1]
-                rows.append([*start, count, *map(number, found)])
+                rows.append([*start, counted(found), *map(number, found)])
     headings = place_headings(material, relation=False)
     headings += _HEADINGS.get(name, ["suite", "about", "facts", "asked with"])
     values = _VALUES.get(name, "multiple choice")
