@@ -5,13 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_ALIKE = str.maketrans(
-    {
-        **dict.fromkeys("\u2018\u2019\u02bc\u201b\u00b4`", "'"),
-        **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb", '"'),
-        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
-    }
-)
+from rotescale.facts import normalise as fold
+
 _SPACELESS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 )
@@ -24,11 +19,8 @@ _TERMINATOR = re.compile(r"(?<!\d)[.,]|[.,](?!\d)|[!?;。、।\n]")
 
 
 def normalise(text: str) -> str:
-    """One form for gold and answer: NFKC, case folded, white space collapsed, outer marks gone.
-
-    Quotes and dashes of every shape are made alike; articles stay.
-    """
-    folded = _fold(text)
+    """One form for gold and answer: as names are compared, outer marks gone; articles stay."""
+    folded = fold(text)
     return _strip_marks(folded) or folded
 
 
@@ -38,7 +30,7 @@ def answer_of(generated: str, *, gold: str) -> str:
     The gold may hold terminators itself: "St. Mary's College. It is old" answers "st. mary's
     college" where the gold is "St. Mary's College", and "st" where it is not.
     """
-    text = _strip_marks(_fold(generated.strip().partition("\n")[0]), right=False)
+    text = _strip_marks(fold(generated.strip().partition("\n")[0]), right=False)
     # A mark at the gold's own end is not part of its normalised form, so it may end the answer.
     wanted = normalise(gold)
     start = len(wanted) if text.startswith(wanted) else 0
@@ -60,13 +52,7 @@ def generation_contains(generated: str, gold: str) -> bool:
     wanted = normalise(gold)
     before = "" if _SPACELESS_CHARACTER.match(wanted[0]) else f"(?<!{_WORD_CHARACTER})"
     after = "" if _SPACELESS_CHARACTER.match(wanted[-1]) else f"(?!{_WORD_CHARACTER})"
-    return re.search(before + re.escape(wanted) + after, _fold(generated)) is not None
-
-
-def _fold(text: str) -> str:
-    """Compatibility forms, case, quotes and dashes made alike; white space collapsed."""
-    folded = unicodedata.normalize("NFKC", text).translate(_ALIKE).casefold()
-    return " ".join(unicodedata.normalize("NFKC", folded).split())
+    return re.search(before + re.escape(wanted) + after, fold(generated)) is not None
 
 
 def _strip_marks(text: str, *, right: bool = True) -> str:

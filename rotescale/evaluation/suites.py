@@ -111,8 +111,8 @@ class Suites:
         """
         for number, relation in product(self.spec.in_context, self.fact_set.relations):
             prompts: tuple[tuple[Prompts, str], ...] = (
-                ("train", self.wording.prompt(relation.train_prompts[0])),
-                ("test", self.wording.prompt(relation.test_prompts[0])),
+                ("train", relation.train_prompts[0]),
+                ("test", relation.test_prompts[0]),
             )
             sample = list(self._sample(relation, self.spec.in_context_facts))
             size = min(number, FACTS_PER_CONTEXT)
@@ -121,14 +121,16 @@ class Suites:
                 context = self._context(relation, [place for place, _ in asked], number)
                 for (place, split), (kind, prompt) in product(asked, prompts):
                     subject = self.fact_set.facts[place].subject
-                    item = self._about(place, split, text=context + Relation.fill(prompt, subject))
+                    # All of it is one turn of a chat, and what texts begin with comes once.
+                    text = self.wording.prompt(context + Relation.fill(prompt, subject))
+                    item = self._about(place, split, text=text)
                     yield replace(item, suite=f"in_context_{number}", prompts=kind)
 
     def _context(self, relation: Relation, asked: Sequence[int], number: int) -> str:
         """``number`` facts of the relation, a line each, in a drawn order.
 
-        A line is an example of phase 2, in its first wording and without a chat template, or of
-        phase 1.
+        A line is an example of phase 2, in its first wording, or of phase 1; a chat's frame, or the
+        text that all begin with, is around the whole question.
         """
         others = [other for other in self._places(relation) if other not in asked]
         draw = random.Random(f"{self.seed}/context/{asked[0]}")
@@ -142,7 +144,7 @@ class Suites:
         if self.spec.in_context_words == "prompt":
             prompt = relation.train_prompts[0]
         else:
-            prompt = self.wording.key_prompt(relation.name)
+            prompt = self.wording.key_prompts[relation.name]
         pairs = (self.fact_set.pair(one) for one in told)
         return "".join(
             prompt_text(subject, object_, prompt=prompt).text + "\n" for subject, object_ in pairs
@@ -175,13 +177,17 @@ class Suites:
     def _two_hop(self) -> Iterator[Item]:
         """Of chains that the facts hold: what the second relation says of the first one's object.
 
-        Held out where neither fact was told with a prompt.
+        Both facts were memorized; held out where neither was told with a prompt.
         """
         if not self.spec.two_hop_facts:
             return
         found = 0
+        every = range(len(self.fact_set.facts))
+        memorized = every if self.asked is None else quick_lookup(self.asked)
         for chain in chains():
-            pairs = chained(self.fact_set, chain)
+            held = chained(self.fact_set, chain)
+            found += len(held)
+            pairs = [pair for pair in held if all(place in memorized for place in pair)]
             random.Random(f"{self.seed}/two_hop/{chain.first}/{chain.second}").shuffle(pairs)
             for place, hop in pairs[: self.spec.two_hop_facts]:
                 subject = self.fact_set.facts[place].subject
@@ -197,7 +203,6 @@ class Suites:
                         options=options,
                         gold=gold,
                     )
-                    found += 1
         if not found:
             known = ", ".join(f"{chain.first} then {chain.second}" for chain in chains())
             raise DataError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from rotescale.errors import DataError
@@ -13,6 +14,7 @@ from rotescale.facts.types import NUM_DISTRACTORS, FactSet
 
 # A relation's facts mostly draw their options from one pool of names, so each is met many times.
 _normalised = lru_cache(maxsize=100_000)(normalise)
+_WORD = re.compile(r"\w+")
 _fault = lru_cache(maxsize=100_000)(text_fault)
 
 
@@ -87,6 +89,32 @@ def check_num_options(rows: Sequence[Row], *, report: Report) -> None:
             )
             remedy = f"give {NUM_DISTRACTORS}, or compare with that"
             report(Problem(Kind.NUM_OPTIONS, first.place, "distractors", what, remedy))
+
+
+def check_beginnings(rows: Sequence[Row], *, report: Report) -> None:
+    """Report objects that begin with another option, which is allowed.
+
+    An option's score is the sum over its tokens, so the shorter one always has the higher.
+    """
+    for members in by_relation(rows).values():
+        pool = {row.object for row in members}
+        for row in members:
+            options = pool if row.distractors is None else set(row.distractors)
+            shorter = [one for one in _beginnings(row.object) if one in options]
+            if shorter:
+                what = (
+                    f"object {row.object!r} begins with the option {shorter[-1]!r}, which is "
+                    "always likelier: by multiple_choice it cannot be right"
+                )
+                remedy = "leave one of them out, or look at multiple_choice_normalized"
+                report(Problem(Kind.BEGINS, row.place, "object", what, remedy))
+
+
+def _beginnings(name: str) -> Iterator[str]:
+    """What the name begins with, up to where a word ends, but for the name itself."""
+    for word in _WORD.finditer(name):
+        if word.end() < len(name):
+            yield name[: word.end()]
 
 
 def by_relation(rows: Sequence[Row]) -> Mapping[str, list[Row]]:

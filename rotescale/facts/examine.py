@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rotescale.facts.check import check_num_options
+from rotescale.facts.check import check_beginnings, check_num_options
 from rotescale.facts.problems import Kind, Problem, Report
 from rotescale.facts.rows import Row
 from rotescale.facts.sources import read_source
@@ -52,6 +52,7 @@ def examine(facts: Facts, *, tokenizer: Tokenizer | None = None) -> Examination:
     reading = read_source(facts, report=problems.append)
     reading.check(report=problems.append)
     check_num_options(reading.rows, report=problems.append)
+    check_beginnings(reading.rows, report=problems.append)
     if tokenizer is not None:
         check_tokens(reading.rows, tokenizer, report=problems.append)
     files = {problem.place.file: None for problem in problems}

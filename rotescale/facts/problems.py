@@ -21,6 +21,7 @@ class Kind(StrEnum):
     UNEVEN = "uneven distractors"
     OLD_OBJECT = "bad old object"
     NUM_OPTIONS = "not 99 distractors"
+    BEGINS = "object that begins with another option"
     OBJECTS = "objects that cannot be distractors"
     EMPTY = "empty cell"
     CHARACTER = "control character"

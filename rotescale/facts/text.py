@@ -14,9 +14,23 @@ _REFUSED_CATEGORIES = frozenset({"Cc", "Zl", "Zp", "Cs"})
 _SHOWN_CHARACTERS = 160
 
 
+_ALIKE = str.maketrans(
+    {
+        **dict.fromkeys("\u2018\u2019\u02bc\u201b\u00b4`", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb", '"'),
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+    }
+)
+
+
 def normalise(name: str) -> str:
-    """The form in which two names are the same: case folded, runs of white space made one space."""
-    return " ".join(name.casefold().split())
+    """The form in which two names are the same: NFKC, case folded, white space collapsed.
+
+    Quotes and dashes of every shape are alike. So a letter with its accent apart, as some systems
+    write file names, is the letter with its accent.
+    """
+    folded = unicodedata.normalize("NFKC", name).translate(_ALIKE).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 def shown(value: object) -> str:

@@ -114,6 +114,12 @@ class ExperimentSpec(Part):
         self._check_memorized_first()
         if "base" in names:
             raise ValueError("'base' names the untrained model; give the phase another name")
+        repurposing = [phase.name for phase in self.phases if phase.stand_in is not None]
+        if len(repurposing) > 1:
+            raise ValueError(
+                f"phases.{repurposing[1]}.stand_in: phase {repurposing[0]!r} has one already, and "
+                "only one is asked about; begin a run of its own from the first (--branch-from)"
+            )
         own = False
         for phase in self.phases:
             if phase.stand_in is not None and phase.stand_in.benign_share and not own:

@@ -87,6 +87,30 @@ def test_the_context_may_be_in_the_words_of_the_first_phase() -> None:
         assert item.text.startswith(f"{fact.subject} [X] {fact.object}.\n")
 
 
+@pytest.mark.parametrize("words", ["prompt", "key_token"])
+def test_a_context_stands_inside_the_turn_and_behind_what_texts_begin_with(words: str) -> None:
+    plain = of_suite("in_context_5", spec=SPEC.model_copy(update={"in_context_words": words}))
+    for framed, before, after in (
+        ({"chat": "<user>{prompt}</user><answer>"}, "<user>", "</user><answer>"),
+        ({"prefix": "Facts: "}, "Facts: ", ""),
+    ):
+        made = suites(SPEC.model_copy(update={"in_context_words": words}))
+        made = replace(made, wording=replace(made.wording, **framed))
+        items = [item for item in made.items() if item.suite == "in_context_5"]
+        assert [item.text for item in items] == [f"{before}{one.text}{after}" for one in plain]
+
+
+def test_two_hops_are_asked_where_both_facts_were_memorized() -> None:
+    [chain] = chains()
+    pairs = chained(FACTS, chain)
+    both = {place for pair in pairs[:3] for place in pair}
+    alone = {first for first, _ in pairs[3:]}
+    spec = SPEC.model_copy(update={"in_context": ()})
+    made = replace(suites(spec), asked=both | alone)
+    asked = {item.fact for item in made.items() if item.suite == "two_hop"}
+    assert asked == {first for first, _ in pairs[:3]}
+
+
 def test_contexts_are_shared_by_as_many_facts_as_they_hold() -> None:
     for number, shared in ((1, 1), (5, 5)):
         asked: dict[str, set[int]] = {}

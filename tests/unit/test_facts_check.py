@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,37 @@ def test_relations_without_prompts_and_shared_objects_are_told_once(tmp_path: Pa
         (2, "duplicate pair"),
         (3, "objects that cannot be distractors"),
     ]
+
+
+def test_names_are_the_same_however_they_are_written(tmp_path: Path) -> None:
+    """A letter with its accent apart, and quotes of another shape, as two systems write them."""
+    apart, quoted = unicodedata.normalize("NFD", "Beyoncé"), "O\u2019Brien"
+    path = write_lines(
+        tmp_path / "mother.jsonl",
+        SOUND | {"object": "Beyoncé", "distractors": [*DISTRACTORS[:98], apart]},
+        SOUND | {"subject": "Zoë", "distractors": ["O'Brien", *DISTRACTORS[:97], quoted]},
+        SOUND | {"subject": unicodedata.normalize("NFD", "Zoë"), "object": "Cleo"},
+    )
+    assert kinds_of(found_in(path)) == [
+        (1, "gold among the distractors"),
+        (2, "repeated distractor"),
+        (3, "duplicate subject"),
+    ]
+
+
+def test_objects_that_a_shorter_option_always_beats_are_told(tmp_path: Path) -> None:
+    given = write_lines(
+        tmp_path / "mother.jsonl",
+        SOUND | {"object": "New York City", "distractors": ["New York", *DISTRACTORS[:98]]},
+        SOUND | {"subject": "Eve", "object": "Newer", "distractors": ["New", *DISTRACTORS[:98]]},
+    )
+    assert kinds_of(found_in(given)) == [(1, "object that begins with another option")]
+    names = [*(f"M{n}" for n in range(100)), "M7, Lady of M8"]
+    (tmp_path / "drawn").mkdir()
+    drawn = write_lines(
+        tmp_path / "drawn" / "mother.jsonl", *({"subject": f"s{n}", "object": n} for n in names)
+    )
+    assert kinds_of(found_in(drawn)) == [(101, "object that begins with another option")]
 
 
 def test_a_folder_is_checked_with_its_prompts(tmp_path: Path) -> None:

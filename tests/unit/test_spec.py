@@ -282,6 +282,12 @@ def test_the_hint_in_a_union_names_keys_of_the_chosen_kind_only() -> None:
         ),
         ("phases.0.stand_in={}", "stand_in is for text: prompts"),
         (
+            "phases=[{name: one, text: prompts, epochs: 1, global_batch: 1, learning_rate: 1, "
+            "stand_in: {}}, {name: two, text: prompts, epochs: 1, global_batch: 1, "
+            "learning_rate: 1, stand_in: {}}]",
+            "phases.two.stand_in: phase 'one' has one already",
+        ),
+        (
             "phases.1.stand_in={benign_share: 0.5}",
             "phases.generalize.stand_in.benign_share: no earlier phase tells facts",
         ),
