@@ -7,16 +7,16 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from rotescale.checkpoint_cli import checkpoint_app
 from rotescale.easyedit_cli import easyedit_app
-from rotescale.errors import SpecError, StorageError, exit_with_error
+from rotescale.errors import DataError, SpecError, StorageError, exit_with_error
 from rotescale.facts import FactSet
-from rotescale.facts_cli import facts_app, say
+from rotescale.facts_cli import ColumnNames, facts_app, facts_named, say
 from rotescale.inject_cli import inject
 from rotescale.launch_spec import LaunchSpec, ProfileSpec
 from rotescale.records import EvaluationRow
@@ -41,6 +41,9 @@ app.command()(representations)
 app.command()(study)
 app.command()(inject)
 app.command()(report)
+if TYPE_CHECKING:
+    from rotescale.evaluation.metrics import Outcome as Answered
+
 console = Console()
 
 Overrides = Annotated[
@@ -211,6 +214,7 @@ def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
     from rotescale.analysis.results import (
         core_relations,
         differences_table,
+        read_outcomes,
         results_table,
         write_results,
     )
@@ -226,7 +230,8 @@ def _show(spec: ExperimentSpec, run_dir: RunDir) -> None:
         console.print(results_table(rows, relation=relations[-1], metric="generation_exact"))
     stages = ["base"] if spec.evaluation.base else []
     stages += [phase.name for phase in spec.phases if spec.is_evaluated(phase.name)]
-    console.print(differences_table(run_dir, stages, seed=spec.seed))
+    outcomes = {stage: read_outcomes(run_dir, stage) for stage in stages}
+    console.print(differences_table(outcomes, seed=spec.seed))
     accuracy_figure(
         rows, run_dir.results_png, relation=relations[-1], title=f"{spec.name}: held-out facts"
     )
@@ -265,12 +270,22 @@ def evaluate(
         str, typer.Argument(metavar="MODEL_FOLDER", help="A Hugging Face model folder, or its URL.")
     ],
     facts: Annotated[
-        list[Path] | None, typer.Option(help="CSV or JSONL files of facts; may be given again.")
+        list[Path] | None,
+        typer.Option(help="A table, a folder or a spec that names facts; may be given again."),
     ] = None,
+    columns: ColumnNames = None,
     relations: Annotated[
         list[str] | None, typer.Option("--relation", help="Shipped or chosen relations.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="YAML with the relations' prompts.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="A field of a spec's evaluation, such as text_pieces=20 or in_context=[50].",
+        ),
+    ] = None,
     languages: Annotated[
         list[str] | None, typer.Option("--language", help="Ask in this language too, such as de.")
     ] = None,
@@ -293,6 +308,14 @@ def evaluate(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the rows there as JSON.")
     ] = None,
+    outcomes_path: Annotated[
+        Path | None,
+        typer.Option("--outcomes", help="Write there what each question came to, a line each."),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="What another model answered (--outcomes): show the change, by fact."),
+    ] = None,
 ) -> None:
     """Measure any model folder on facts, without training.
 
@@ -301,39 +324,44 @@ def evaluate(
     _require_training_packages()
     from rich.progress import Progress
 
-    from rotescale.analysis.results import write_rows
+    from rotescale.analysis.results import differences_table, write_rows
     from rotescale.evaluation.folder import (
+        STAGE,
         choose_questions,
+        earlier_outcomes,
         evaluate_folder,
         exported_folder,
         folder_items,
         with_languages,
+        with_overrides,
         with_tasks,
     )
     from rotescale.evaluation.harness.tasks import check_tasks
     from rotescale.evaluation.items import describe_sample
+    from rotescale.evaluation.outcome_file import write_outcomes
 
     place = RunDir.at(model).root
     asked = choose_questions(
         place,
-        facts=tuple(facts or ()),
+        facts=facts_named(list(facts or ()), columns=columns, prompts=prompts),
         relations=tuple(relations or ()),
-        prompts=prompts,
         key_token=key_token,
         seed=seed,
         full=full,
     )
+    asked = with_overrides(asked, overrides or ())
     asked = with_tasks(with_languages(asked, languages or ()), tasks or ())
     if tasks:
         # Those of a run were checked before it began.
         check_tasks(asked.spec, allow_code=allow_task_code)
     model_folder = exported_folder(place)
     items = folder_items(model_folder, asked)
+    before = None if against is None else earlier_outcomes(against, items)
     console.print(describe_sample(items))
     total = len(items) + sum(item.generate for item in items)
     with Progress(console=console) as bar:
         task = bar.add_task("asking", total=total)
-        rows = evaluate_folder(
+        rows, outcomes = evaluate_folder(
             model_folder,
             items,
             spec=asked.spec,
@@ -343,6 +371,11 @@ def evaluate(
             progress=lambda done: bar.update(task, completed=done),
         )
     _print_tables(rows)
+    if before is not None and against is not None:
+        console.print(differences_table({against.stem: before, STAGE: outcomes}, seed=asked.seed))
+    if outcomes_path is not None:
+        write_outcomes(outcomes_path, {"model": str(place), "stage": STAGE}, outcomes)
+        console.print(f"outcomes: {outcomes_path}")
     if json_path is not None:
         write_rows(rows, json_path)
         console.print(f"results: {json_path}")
@@ -352,8 +385,11 @@ def evaluate(
 def compare(
     run_folders: Annotated[list[str], typer.Argument(help="Folders or URLs of evaluated runs.")],
 ) -> None:
-    """Put runs side by side, such as those of several seeds. They must be about the same facts."""
-    from rotescale.analysis.results import comparison_table, core_relations
+    """Put runs side by side, such as those of several seeds. They must be about the same facts.
+
+    Of runs that differ in their seed alone, what the last phase changed has an interval over both.
+    """
+    from rotescale.analysis.results import comparison_table, core_relations, seeds_table
     from rotescale.records import read_records
 
     runs = {}
@@ -376,8 +412,40 @@ def compare(
     # What all names begin with says nothing.
     start = os.path.commonprefix(list(runs)) if len(runs) > 1 else ""  # noqa: RUF071 (of names)
     short = {name.removeprefix(start) or name: rows for name, rows in runs.items()}
+    seeds = _last_two_by_seed([RunDir.at(folder) for folder in run_folders])
     for relation in relations:
         console.print(comparison_table(short, relation=relation))
+        table = None if seeds is None else seeds_table(*seeds, relation=relation)
+        if table is not None:
+            console.print(table)
+
+
+def _last_two_by_seed(
+    run_dirs: Sequence[RunDir],
+) -> tuple[dict[int, list[Answered]], dict[int, list[Answered]]] | None:
+    """What questions came to before and after the last phase, by seed.
+
+    None where runs differ in more than their seed, or not all of it was measured and is there.
+    """
+    from rotescale.analysis.results import read_outcomes
+
+    specs = [load_spec(ExperimentSpec, run_dir.spec_json) for run_dir in run_dirs]
+    alike = {spec.model_copy(update={"name": "", "seed": 0}).digest() for spec in specs}
+    if len(alike) > 1 or len({spec.seed for spec in specs}) < len(specs):
+        return None
+    stages = ["base", *(phase.name for phase in specs[0].phases)]
+    measured = [s for s in stages if s == "base" or specs[0].is_evaluated(s)]
+    try:
+        before, after = (
+            {
+                spec.seed: read_outcomes(run_dir, stage)
+                for spec, run_dir in zip(specs, run_dirs, strict=True)
+            }
+            for stage in measured[-2:]
+        )
+    except (DataError, ValueError):
+        return None
+    return before, after
 
 
 def _require_training_packages() -> None:

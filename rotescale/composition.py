@@ -127,7 +127,10 @@ def make_training(
         persistence=Persistence(spec, team, checkpoints, saver, versions()),
         plans=_plans(spec, resolved, run_dir, prepared),
         evaluators=_evaluators(
-            spec, resolved, run_dir, prepared, team=team, allow_code=launch.allow_task_code
+            *(spec, resolved, run_dir, prepared),
+            team=team,
+            watchdog=watchdog,
+            allow_code=launch.allow_task_code,
         ),
         watchdog=watchdog,
         notices=Notices(
@@ -197,6 +200,7 @@ def _evaluators(
     prepared: PreparedModel,
     *,
     team: Team,
+    watchdog: Watchdog,
     allow_code: bool,
 ) -> tuple[StageEvaluator, ...]:
     """Questions, and hidden states where the spec wants them, of the same facts."""
@@ -223,26 +227,33 @@ def _evaluators(
         items=all_items(fact_set, phases=spec.phases, tokenizer=tokenizer, **sample),
         num_tokens=prepared.num_tokens,
         row_tokens=spec.engine.row_tokens,
-        progress=_progress(team, "questions"),
-        benchmarks=_benchmarks(spec, resolved, team=team, allow_code=allow_code),
+        progress=_progress(team, watchdog, "questions"),
+        benchmarks=_benchmarks(spec, resolved, team=team, watchdog=watchdog, allow_code=allow_code),
         **shared,
     )
     if spec.evaluation.representation_facts == 0:
         return (questions,)
     texts = build_texts(fact_set, **sample)
-    states = RunRepresentations(texts=texts, progress=_progress(team, "hidden states"), **shared)
+    states = RunRepresentations(
+        texts=texts, progress=_progress(team, watchdog, "hidden states"), **shared
+    )
     return questions, states
 
 
 def _benchmarks(
-    spec: ExperimentSpec, resolved: Resolved, *, team: Team, allow_code: bool
+    spec: ExperimentSpec,
+    resolved: Resolved,
+    *,
+    team: Team,
+    watchdog: Watchdog,
+    allow_code: bool,
 ) -> Benchmarks | None:
     """What the spec names of the harness; loaded now, as an error should not wait for phase 1."""
     if not spec.evaluation.harness_tasks:
         return None
     folder = resolved.harness_folder
     asked = spec.evaluation.model_copy(update={"harness_folder": folder})
-    progress = _progress(team, "benchmark requests")
+    progress = _progress(team, watchdog, "benchmark requests")
     return Benchmarks.load(asked, rank=team.rank, allow_code=allow_code, progress=progress)
 
 
@@ -264,12 +275,16 @@ def _plans(
     return tuple(plans)
 
 
-def _progress(team: Team, what: str) -> Callable[[str, int, int], None]:
-    """Records how far an evaluation is, on rank 0, every few seconds and at its end."""
+def _progress(team: Team, watchdog: Watchdog, what: str) -> Callable[[str, int, int], None]:
+    """Records how far an evaluation is, on rank 0, every few seconds and at its end.
+
+    What comes further does not hang, however long all of it takes.
+    """
     last = 0.0
 
     def progress(stage: str, done: int, total: int) -> None:
         nonlocal last
+        watchdog.arm("evaluation")
         now = time.monotonic()
         if now - last < _PROGRESS_SECONDS and done < total:
             return

@@ -16,6 +16,7 @@ from rotescale.spec import Columns, ExperimentSpec, Facts, FileFacts, TrexFacts
 from rotescale.spec_file import load_spec, parse_spec
 
 if TYPE_CHECKING:
+    from rotescale.facts import FactSet
     from rotescale.facts.examine import Examination, Tokenizer
     from rotescale.facts.problems import Kind
 
@@ -183,6 +184,17 @@ def sources_of(paths: list[Path], *, columns: str | None, prompts: Path | None) 
         option = "--prompts" if named is None else "--columns"
         raise SpecError(f"{option}: no file is given that it is about; leave it out")
     return sources
+
+
+def facts_named(
+    paths: list[Path], *, columns: str | None = None, prompts: Path | None = None
+) -> FactSet | None:
+    """The facts of what ``sources_of`` takes, in one set; None where nothing is named."""
+    from rotescale.facts import combine, load_source
+
+    if not paths:
+        return None
+    return combine(map(load_source, sources_of(paths, columns=columns, prompts=prompts)))
 
 
 def parse_columns(text: str) -> Columns:

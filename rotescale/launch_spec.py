@@ -44,7 +44,7 @@ class StageLimits(Part):
     step_seconds: PositiveFloat = 600.0
     """Any later step."""
     evaluation_seconds: PositiveFloat = 7200.0
-    """One evaluation of one stage."""
+    """An evaluation that comes no further: from one pass of questions to the next."""
     save_seconds: PositiveFloat = 1800.0
     """A checkpoint or an export."""
 

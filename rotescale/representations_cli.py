@@ -11,12 +11,14 @@ import typer
 from rich.console import Console
 
 from rotescale.errors import SpecError
+from rotescale.facts_cli import facts_named
 from rotescale.run_dir import RunDir
 from rotescale.storage import StoragePath
 
 if TYPE_CHECKING:
     from rotescale.analysis.representations import Points
     from rotescale.evaluation.folder import Questions
+    from rotescale.facts import FactSet
     from rotescale.records import EvaluationRow
 
 console = Console()
@@ -71,9 +73,8 @@ def representations(
     if not RunDir(root).spec_json.exists():
         asked = _choose(
             root,
-            facts=tuple(facts or ()),
+            facts=facts_named(list(facts or ()), prompts=prompts),
             relations=tuple(relations or ()),
-            prompts=prompts,
             key_token=key_token,
             seed=seed or 0,
         )
@@ -118,9 +119,8 @@ def _of_run(run_dir: RunDir, *, layer: int | None) -> _Found:
 def _choose(
     root: StoragePath,
     *,
-    facts: tuple[Path, ...],
+    facts: FactSet | None,
     relations: tuple[str, ...],
-    prompts: Path | None,
     key_token: str | None,
     seed: int,
 ) -> Questions:
@@ -130,7 +130,6 @@ def _choose(
         root,
         facts=facts,
         relations=relations,
-        prompts=prompts,
         key_token=key_token,
         seed=seed,
         full=False,

@@ -14,8 +14,14 @@ from rotescale.evaluation import outcome_file
 from rotescale.evaluation.conflict import BELIEVED, CONFLICT
 from rotescale.evaluation.harness.results import HARNESS
 from rotescale.evaluation.items import CORE, PROMPT_KINDS, SPLITS, TRANSLATED_KINDS
-from rotescale.evaluation.metrics import TEXT_LOSS, Outcome, paired_difference
-from rotescale.records import EvaluationRow, read_records
+from rotescale.evaluation.metrics import (
+    TEXT_LOSS,
+    Outcome,
+    mean_over_seeds,
+    paired_difference,
+    paired_difference_over_seeds,
+)
+from rotescale.records import ALL_RELATIONS, EvaluationRow, read_records
 from rotescale.run_dir import RunDir
 from rotescale.spec import BASE_LANGUAGE
 from rotescale.storage import StoragePath, write_atomic
@@ -210,6 +216,52 @@ def comparison_table(runs: Mapping[str, Sequence[EvaluationRow]], *, relation: s
     return table
 
 
+def seeds_table(
+    before: Mapping[int, Sequence[Outcome]],
+    after: Mapping[int, Sequence[Outcome]],
+    *,
+    relation: str,
+) -> Table | None:
+    """Over runs that differ in their seed: held-out facts after the last phase, and the change.
+
+    ``before`` and ``after`` are what the questions of the last two stages came to, by seed. Seeds
+    and facts are both a sample, and the change is paired by both. None for fewer than two seeds.
+    """
+    if len(after) < 2:
+        return None
+    table = open_table(f"{relation}, held-out facts: after the last phase, over {len(after)} seeds")
+    table.add_column("asked with", no_wrap=True)
+    for name in ("n", "multiple choice", "change"):
+        table.add_column(name, justify="right")
+    for kind, language, heading in _lines(languages_of(o for one in after.values() for o in one)):
+        a, b = (
+            {seed: _group(found, relation, kind, language) for seed, found in of_stage.items()}
+            for of_stage in (before, after)
+        )
+        if not all(a.values()) or not all(b.values()):
+            continue
+        n = sum(map(len, b.values()))
+        mean = mean_over_seeds(b, metric="multiple_choice", seed=0)
+        change = paired_difference_over_seeds(a, b, metric="multiple_choice", seed=0)
+        cells = [
+            "{:.2f} [{:.2f} {:.2f}]".format(*mean),
+            "{:+.2f} [{:+.2f} {:+.2f}]".format(*change),
+        ]
+        table.add_row(heading, str(n), *cells)
+    return table
+
+
+def _group(outcomes: Sequence[Outcome], relation: str, kind: str, language: str) -> list[Outcome]:
+    """Those of the core about held-out facts of the relation, or of all."""
+    return [
+        one
+        for one in outcomes
+        if (one.suite, one.split) == (CORE, "held_out")
+        and (one.prompts, one.language) == (kind, language)
+        and relation in (one.relation, ALL_RELATIONS)
+    ]
+
+
 def _lines(languages: Sequence[str]) -> list[tuple[str, str, str]]:
     """(kind of prompts, language, heading) in order; each further language below English."""
     return [
@@ -242,12 +294,14 @@ def read_outcomes(run_dir: RunDir, stage: str) -> list[Outcome]:
         raise DataError(f"{path}: stage {stage!r} was not evaluated; run it to its end") from None
 
 
-def differences_table(run_dir: RunDir, stages: Sequence[str], *, seed: int) -> Table:
-    """Multiple choice on held-out facts, each stage against the one before, paired by fact."""
+def differences_table(outcomes: Mapping[str, Sequence[Outcome]], *, seed: int) -> Table:
+    """Multiple choice on held-out facts, each stage against the one before, paired by fact.
+
+    ``outcomes`` by stage, in order.
+    """
     table = open_table("held-out facts: change of multiple choice, paired over facts")
     table.add_column("asked with", no_wrap=True)
-    outcomes = {stage: read_outcomes(run_dir, stage) for stage in stages}
-    pairs = list(pairwise(stages))
+    pairs = list(pairwise(outcomes))
     for before, after in pairs:
         table.add_column(f"{before} to {after}", justify="right")
     every_language = languages_of(o for of_stage in outcomes.values() for o in of_stage)
@@ -262,14 +316,18 @@ def differences_table(run_dir: RunDir, stages: Sequence[str], *, seed: int) -> T
 
 
 def _difference(
-    before: list[Outcome], after: list[Outcome], *, group: tuple[str, str, str], seed: int
+    before: Sequence[Outcome],
+    after: Sequence[Outcome],
+    *,
+    group: tuple[str, str, str],
+    seed: int,
 ) -> str:
     """The change in a group (split, kind of prompts, language)."""
     a, b = (
         [o for o in outcomes if o.suite == CORE and (o.split, o.prompts, o.language) == group]
         for outcomes in (before, after)
     )
-    if not a:
+    if not a or not b:
         return "-"
     value, low, high = paired_difference(a, b, metric="multiple_choice", seed=seed)
     return f"{value:+.2f} [{low:+.2f} {high:+.2f}]"

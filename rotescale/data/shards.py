@@ -208,6 +208,8 @@ def _begin(sources: dict[str, Encodable]) -> None:
     Ctrl-C reaches the whole group of processes; the first of them ends the others.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # There is a process to a core already.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _shared.update(sources)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

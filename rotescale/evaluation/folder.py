@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -17,13 +17,13 @@ from rotescale.evaluation.conflict import beliefs, with_believed
 from rotescale.evaluation.harness.benchmarks import Benchmarks
 from rotescale.evaluation.harness.requests import Asker
 from rotescale.evaluation.harness.results import rows_of
-from rotescale.evaluation.items import Item
-from rotescale.evaluation.metrics import summarise
+from rotescale.evaluation.items import CORE, Item
+from rotescale.evaluation.metrics import Outcome, summarise
 from rotescale.evaluation.outcome_file import read_outcomes
 from rotescale.evaluation.runner import Share, evaluate
 from rotescale.evaluation.scoring import forward_of
 from rotescale.evaluation.suites import all_items
-from rotescale.facts import FactSet, Wording, load_files, load_shipped
+from rotescale.facts import FactSet, Wording, load_shipped
 from rotescale.facts.saved import load_saved
 from rotescale.local_copy import local_model
 from rotescale.model.folder import check_folder, load_tokenizer
@@ -39,7 +39,7 @@ from rotescale.spec import (
     PhaseSpec,
     full_sample,
 )
-from rotescale.spec_file import load_spec, parse_spec
+from rotescale.spec_file import load_spec, overridden_spec, parse_spec
 from rotescale.storage import StoragePath
 
 STAGE = "model"
@@ -89,14 +89,13 @@ class Questions:
 def choose_questions(
     folder: StoragePath,
     *,
-    facts: tuple[Path, ...],
+    facts: FactSet | None,
     relations: tuple[str, ...],
-    prompts: Path | None,
     key_token: str | None,
     seed: int,
     full: bool,
 ) -> Questions:
-    """The named files' facts, or the named shipped relations', or those of the folder's own run.
+    """The given facts, or the named shipped relations', or those of the folder's own run.
 
     A folder inside a run keeps the run's split into trained and held-out facts in all three cases;
     elsewhere every fact counts as held out. Raises SpecError where nothing says which facts.
@@ -107,9 +106,8 @@ def choose_questions(
     asked: Collection[int] | None = None
     phases: tuple[PhaseSpec, ...] = ()
     believed: Mapping[int, bool] | None = None
-    if facts:
-        fact_set = load_files(list(facts), relations=prompts)
-        fact_set = fact_set.only(list(relations)) if relations else fact_set
+    if facts is not None:
+        fact_set = facts.only(list(relations)) if relations else facts
     elif relations:
         fact_set = load_shipped(list(relations))
     elif of_run:
@@ -142,6 +140,12 @@ def with_languages(questions: Questions, languages: Sequence[str]) -> Questions:
 def with_tasks(questions: Questions, tasks: Sequence[str]) -> Questions:
     """The same questions and tasks of the lm-evaluation-harness; SpecError for bad names."""
     return _with_more(questions, "harness_tasks", tasks, where="--task")
+
+
+def with_overrides(questions: Questions, overrides: Sequence[str]) -> Questions:
+    """The same questions with fields of the evaluation set; SpecError for what it does not have."""
+    raw = questions.spec.model_dump()
+    return replace(questions, spec=overridden_spec(EvaluationSpec, raw, overrides, where="--set"))
 
 
 def _with_more(questions: Questions, field: str, more: Sequence[str], *, where: str) -> Questions:
@@ -206,6 +210,47 @@ def folder_items(folder: Path, questions: Questions) -> tuple[Item, ...]:
     )
 
 
+class Measured(NamedTuple):
+    """What a model folder answered."""
+
+    rows: tuple[EvaluationRow, ...]
+    outcomes: tuple[Outcome, ...]
+    """Of each question, a document of a benchmark included."""
+
+
+def earlier_outcomes(path: Path, items: Sequence[Item]) -> list[Outcome]:
+    """What another model answered to the same questions, from the file that was kept of it.
+
+    Raises DataError where there is no such file, or it is about other questions.
+    """
+    try:
+        found = read_outcomes(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{path}: no outcomes ({error}); give a file that `rotescale evaluate --outcomes` "
+            "wrote, or a run's evaluations/STAGE.jsonl"
+        ) from error
+    asked = {_key(item): item.options[item.gold] for item in items if item.suite == CORE}
+    told = {outcome.key: outcome.gold for outcome in found if outcome.suite == CORE}
+    # With the key token only models are asked that know it, so that kind may be missing.
+    both = {key[3] for key in asked} & {key[3] for key in told}
+    sides = [{key: gold for key, gold in one.items() if key[3] in both} for one in (asked, told)]
+    if not both or sides[0] != sides[1]:
+        raise DataError(
+            f"{path}: is about other questions; ask both models with the same facts, seed and "
+            "evaluation"
+        )
+    return [outcome for outcome in found if outcome.key in asked]
+
+
+def _key(item: Item) -> tuple[int, str, str, str, int, str, str]:
+    """As ``Outcome.key``."""
+    return (
+        *(item.fact, item.relation, item.split),
+        *(item.prompts, item.prompt_index, item.language, item.suite),
+    )
+
+
 def evaluate_folder(
     folder: Path,
     items: tuple[Item, ...],
@@ -215,8 +260,8 @@ def evaluate_folder(
     believed: Mapping[int, bool] | None = None,
     allow_code: bool = False,
     progress: Callable[[int], None],
-) -> tuple[EvaluationRow, ...]:
-    """The rows of all items, asked of the model in ``folder`` in this process.
+) -> Measured:
+    """Rows and outcomes of all items, asked of the model in ``folder`` in this process.
 
     ``believed`` says which facts an untrained model held, where that is known. ``allow_code`` lets
     tasks of ``spec.harness_folder`` be loaded. Raises DataError where the folder is no whole model,
@@ -262,4 +307,5 @@ def evaluate_folder(
         "bootstrap_samples": spec.bootstrap_samples,
     }
     rows = [*summarise(outcomes, **how), *(rows_of(found, **how) if found else ())]
-    return tuple(EvaluationRow(attempt=0, **asdict(row)) for row in rows)
+    kept = (*outcomes, *(found.outcomes() if found else ()))
+    return Measured(tuple(EvaluationRow(attempt=0, **asdict(row)) for row in rows), kept)

@@ -79,7 +79,7 @@ def test_sharded_values_are_those_of_the_exported_model(run_dir: RunDir) -> None
     assert isinstance(folder, Path)
     with pytest.raises(SpecError, match="allow-task-code"):
         evaluate_folder(folder, (), spec=spec, seed=0, progress=lambda done: None)
-    alone = evaluate_folder(
+    alone, _ = evaluate_folder(
         folder, (), spec=spec, seed=0, allow_code=True, progress=lambda done: None
     )
     sharded = rows(run_dir, "generalize", None)

@@ -16,7 +16,9 @@ from rotescale.analysis.results import (
     differences_table,
     languages_of,
     languages_table,
+    read_outcomes,
     results_table,
+    seeds_table,
     suites_table,
 )
 from rotescale.evaluation.metrics import Outcome
@@ -117,11 +119,31 @@ def test_changes_are_told_for_each_language(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     for stage, english, german in (("base", 0.0, 1.0), ("memorize", 1.0, 0.0)):
         write_outcomes(run_dir, stage, [outcome("en", english), outcome("de", german)])
-    lines = lines_of(differences_table(run_dir, STAGES, seed=0))
+    outcomes = {stage: read_outcomes(run_dir, stage) for stage in STAGES}
+    lines = lines_of(differences_table(outcomes, seed=0))
     # One fact says almost nothing, so the interval is nearly all there is.
     changes = [line[:-2] for line in lines]
     assert ["test", "prompts", "+1.00"] in changes
     assert ["test", "prompts,", "de", "-1.00"] in changes
+
+
+def test_runs_of_several_seeds_have_an_interval_over_seeds_and_facts() -> None:
+    def answers(value: float) -> list[Outcome]:
+        values = {"multiple_choice": value}
+        return [
+            Outcome(fact, relation, "held_out", "test", 0, "en", "Ann", "Ann", values)
+            for fact, relation in enumerate(["mother"] * 20 + ["genre"] * 20)
+        ]
+
+    before, after = ({seed: answers(v) for seed in (3, 4, 5)} for v in (0.0, 1.0))
+    for relation, count in (("mother", "60"), ("all", "120")):
+        table = seeds_table(before, after, relation=relation)
+        assert table is not None
+        [line] = [line for line in lines_of(table) if line[:1] == ["test"]]
+        told = " ".join(line)
+        assert told.startswith(f"test prompts {count} 1.00 [")
+        assert "+1.00 [+" in told
+    assert seeds_table({3: before[3]}, {3: after[3]}, relation="all") is None
 
 
 def write_outcomes(run_dir: RunDir, stage: str, outcomes: Sequence[Outcome]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from helpers import MICRO, QUICK, steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rotescale.cli import app
-from rotescale.errors import SpecError
+from rotescale.errors import DataError, SpecError
+from rotescale.evaluation import outcome_file
 from rotescale.records import read_records
 from rotescale.run_dir import RunDir
 from rotescale.storage import entries
@@ -219,11 +221,50 @@ def test_evaluate_takes_facts_and_prompts_of_ones_own(run_dir: RunDir, tmp_path:
     assert {row["split"] for row in rows} == {"held_out"}
 
 
+def test_evaluate_asks_what_is_set_and_shows_the_change_from_another_model(
+    run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two models of a run on the facts of a table: the change is paired, question by question."""
+    table, kept, out = tmp_path / "staff.csv", tmp_path / "before.jsonl", tmp_path / "rows.json"
+    table.write_text("Person,Mother\n" + "".join(f"Child {n}x,Parent {n}y\n" for n in range(100)))
+    command = ["evaluate", "--facts", table, "--columns", "subject=Person,object=Mother"]
+    table = table.rename(tmp_path / "mother.csv")
+    command[2] = table
+    sample = ["--set", "held_out_facts=5", "--set", "control_facts=0", "--set", "text_pieces=1"]
+    before, after = (run_dir.model_folder(phase) for phase in ("memorize", "generalize"))
+    rotescale(*command, *sample, before, "--outcomes", kept)
+    outcomes = outcome_file.read_outcomes(kept)
+    assert len({one.fact for one in outcomes if one.prompts == "train"}) == 5
+    capsys.readouterr()
+    rotescale(*command, *sample, after, "--against", kept, "--json", out)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "held-out facts: change of multiple choice, paired over facts" in shown
+    assert "before to model" in shown
+    assert "capability" in {row["suite"] for row in json.loads(out.read_text())}
+    for others in (["--set", "held_out_facts=6"], ["--seed", "1"]):
+        with pytest.raises(DataError, match=r"before\.jsonl: is about other questions"):
+            rotescale(*command, *sample, *others, after, "--against", kept)
+    with pytest.raises(DataError, match=r"rows\.json: no outcomes"):
+        rotescale(*command, *sample, after, "--against", out)
+    with pytest.raises(SpecError, match="--set: held_out: unknown key; did you mean"):
+        rotescale(*command, "--set", "held_out=5", after)
+
+
 def test_compare_puts_runs_side_by_side_and_refuses_other_folders(
     run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rotescale("compare", run_dir.root, run_dir.root)
     assert "mean of 1" in capsys.readouterr().out
+    # The same answers under another seed: what is told of seeds is told where nothing else differs.
+    seeded, elsewhere = (shutil.copytree(str(run_dir.root), tmp_path / name) for name in "ab")
+    for folder, changes in ((seeded, {"seed": 5}), (elsewhere, {"seed": 5, "name": "x"})):
+        spec = json.loads((folder / "spec.json").read_text()) | changes
+        spec["phases"][0]["epochs"] += folder is elsewhere
+        (folder / "spec.json").write_text(json.dumps(spec))
+    rotescale("compare", run_dir.root, seeded)
+    assert "after the last phase, over 2 seeds" in " ".join(capsys.readouterr().out.split())
+    rotescale("compare", run_dir.root, elsewhere)
+    assert "over 2 seeds" not in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SpecError, match="not the folder of a run"):
         rotescale("compare", tmp_path)
     other = tmp_path / "other"

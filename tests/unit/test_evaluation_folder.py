@@ -18,9 +18,8 @@ from rotescale.evaluation.folder import (
 def questions_of(folder: Path) -> Questions:
     return choose_questions(
         folder,
-        facts=(),
+        facts=None,
         relations=("genre",),
-        prompts=None,
         key_token="[X:{relation}]",
         seed=0,
         full=False,
@@ -50,9 +49,8 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"nowhere: no such folder; give one that holds"):
         choose_questions(
             tmp_path / "nowhere",
-            facts=(),
+            facts=None,
             relations=(),
-            prompts=None,
             key_token=None,
             seed=0,
             full=False,

@@ -51,3 +51,30 @@ def test_a_stage_within_its_limit_is_left_alone(tmp_path: Path) -> None:
         watchdog.arm("step")
     watchdog.close()
     assert (tmp_path / "rank.log").read_text() == ""
+
+
+EVALUATES = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from rotescale.composition import _progress
+from rotescale.launch_spec import StageLimits
+from rotescale.watchdog import Watchdog
+
+watchdog = Watchdog(Path(sys.argv[1]), StageLimits(evaluation_seconds=1))
+team = SimpleNamespace(event=lambda *_, **details: None)
+progress = _progress(team, watchdog, "questions")
+watchdog.arm("evaluation")
+for done in range(50):
+    time.sleep(0.1)
+    if sys.argv[2] == "comes further":
+        progress("base", done, 50)
+"""
+
+
+@pytest.mark.parametrize(("what", "code"), [("comes further", 0), ("hangs", EXIT_CODE)])
+def test_an_evaluation_that_comes_further_may_take_as_long_as_it_does(
+    tmp_path: Path, what: str, code: int
+) -> None:
+    command = [sys.executable, "-c", EVALUATES, str(tmp_path / "rank.log"), what]
+    assert subprocess.run(command, timeout=120, check=False).returncode == code
