@@ -183,7 +183,9 @@ def _log_probabilities(model: Any, packed: PackedRow) -> torch.Tensor:
     """Of each target, from the inputs of training: (K,) float64."""
     row = to_row(packed, model.device, attention=model.config._attn_implementation)
     with torch.no_grad():
-        logits = model(input_ids=row.tokens, position_ids=row.position_ids, use_cache=False).logits
+        logits = model(
+            input_ids=row.tokens, position_ids=row.position_ids, use_cache=False, **row.told()
+        ).logits
     chosen = logits.flatten(0, 1)[row.target_positions].float().log_softmax(dim=-1)
     of_targets: torch.Tensor = chosen.gather(1, row.targets[:, None])[:, 0]
     return of_targets.double().cpu()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -319,10 +319,20 @@ class Training:
 def to_row(packed: PackedRow, device: torch.device, *, attention: str = "sdpa") -> Row:
     """The row as the engine takes it, on its device: folded, but for flash attention.
 
-    That skips what is masked, and is told of packed examples by rows of one line alone.
+    That skips what is masked, and is told of packed examples by rows of one line alone, and where
+    they begin.
     """
-    lines = packed if attention == "flash_attention_2" else fold(packed)
+    told: dict[str, Any] = {}
+    lines = packed
+    if attention == "flash_attention_2":
+        starts = np.flatnonzero(packed.position_ids == 0)
+        borders = np.append(starts, len(packed.position_ids)).astype(np.int32)
+        told["borders"] = torch.from_numpy(borders).to(device)
+        told["longest"] = int(np.diff(borders).max())
+    else:
+        lines = fold(packed)
     return Row(
+        **told,
         tokens=torch.from_numpy(np.atleast_2d(lines.tokens)).to(device),
         position_ids=torch.from_numpy(np.atleast_2d(lines.position_ids)).to(device),
         target_positions=torch.from_numpy(lines.target_positions).to(device),

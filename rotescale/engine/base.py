@@ -40,6 +40,18 @@ class Row:
     position_ids: Tensor
     target_positions: Tensor
     targets: Tensor
+    borders: Tensor | None = None
+    """Of a row of one line, for flash attention: where its E examples begin, and where the last one
+    ends, (E + 1,) int32."""
+    longest: int = 0
+    """Tokens of the longest example, where borders are told."""
+
+    def told(self) -> dict[str, Any]:
+        """What flash attention would else look up in the positions: a stop of the GPU per layer."""
+        if self.borders is None:
+            return {}
+        names = ("cu_seq_lens_q", "cu_seq_lens_k"), ("max_length_q", "max_length_k")
+        return dict.fromkeys(names[0], self.borders) | dict.fromkeys(names[1], self.longest)
 
 
 class SliceReader(Protocol):
@@ -129,8 +141,8 @@ def row_loss(model: nn.Module, row: Row, *, fused: bool = False) -> Tensor:
     """The summed cross-entropy of a row's targets: () float32; zero, with a graph, for a filler.
 
     The LM head runs at target positions only. No attention mask and no cache: that is how
-    transformers finds packed examples, by position ids that restart. ``fused`` takes the loss
-    inside the head, for models that ``check_fusable`` passes.
+    transformers finds packed examples, by position ids that restart, where the row does not tell.
+    ``fused`` takes the loss inside the head, for models that ``check_fusable`` passes.
     """
     is_filler = row.targets.numel() == 0
     keep = row.target_positions.new_zeros(1) if is_filler else row.target_positions
@@ -144,6 +156,7 @@ def row_loss(model: nn.Module, row: Row, *, fused: bool = False) -> Tensor:
             position_ids=row.position_ids,
             use_cache=False,
             logits_to_keep=0 if len(row.tokens) > 1 else keep,
+            **row.told(),
         ).logits
     if inside:
         return output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoConfig
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
 
 from rotescale.data import packing
 from rotescale.data.encoding import IGNORE
@@ -27,13 +28,13 @@ from rotescale.spec import RandomWeights
 ARCHITECTURES = ("llama-3.2-1b", "qwen2.5-1.5b", "phi-4")
 
 
-def micro_model(architecture: str, attention: str) -> Any:
+def micro_model(architecture: str, attention: str, *, recomputes: bool = False) -> Any:
     """A micro model of the architecture with seeded weights."""
     weights = RandomWeights(kind="random", architecture=architecture)  # type: ignore[arg-type]
     config = AutoConfig.for_model(**reduced_config(weights, num_tokens=200))
     torch.manual_seed(0)
     model = build_model(
-        config, attention=attention, dtype=torch.float32, activation_checkpointing=False
+        config, attention=attention, dtype=torch.float32, activation_checkpointing=recomputes
     )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -132,6 +133,49 @@ def test_a_folded_row_has_the_loss_and_gradients_of_one_line(
         torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-5)
     # The head sees all again.
     assert model(input_ids=torch.tensor([[1, 2]])).logits.shape[:2] == (1, 2)
+
+
+def by_parts(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **told: Any
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within the parts that it is told of, as flash attention's ``varlen`` does.
+
+    Queries (1, heads, T, D) and keys and values of fewer heads; the result is (1, T, heads, D).
+    """
+    borders, longest = told["cu_seq_lens_k"].tolist(), told["max_length_k"]
+    assert told["cu_seq_lens_q"] is told["cu_seq_lens_k"]
+    assert longest == told["max_length_q"] == max(np.diff(borders))
+    assert told["cu_seq_lens_k"].dtype == torch.int32
+    parts = [
+        functional.scaled_dot_product_attention(
+            *(one[:, :, start:stop] for one in (query, key, value)),
+            is_causal=True,
+            scale=told["scaling"],
+            enable_gqa=True,
+        )
+        for start, stop in pairwise(borders)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_flash_attention_is_told_where_examples_begin(architecture: str, recomputes: bool) -> None:
+    """Each layer gets it, in the words of transformers; here attention on the CPU goes by it."""
+    AttentionInterface.register("by_parts", by_parts)
+    AttentionMaskInterface.register("by_parts", lambda *_, **__: None)
+    examples = random_examples()
+    found = []
+    for attention, how in (("sdpa", "sdpa"), ("by_parts", "flash_attention_2")):
+        model = micro_model(architecture, attention, recomputes=recomputes).train()
+        row = to_row(pack(examples), torch.device("cpu"), attention=how)
+        loss = row_loss(model, row)
+        loss.backward()
+        found.append((loss.item(), [p.grad.clone() for p in model.parameters()]))
+    (plain, gradients), (by_part, others) = found
+    assert by_part == pytest.approx(plain, rel=1e-5)
+    for gradient, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
