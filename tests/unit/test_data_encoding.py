@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from tokenizers import (
     Tokenizer,
@@ -14,7 +16,15 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from rotescale.data.encoding import IGNORE, Encoded, FactText, Loss, encode, prompt_text
+from rotescale.data.encoding import (
+    IGNORE,
+    Encoded,
+    FactText,
+    Loss,
+    encode,
+    encode_all,
+    prompt_text,
+)
 from rotescale.errors import DataError
 
 TEXTS = [
@@ -92,6 +102,18 @@ def test_spans_cover_their_entities_and_nothing_more_than_a_merge_forces(
         # The tokens beside the span hold none of its characters.
         assert span[0] == 0 or offsets[span[0] - 1][1] <= start
         assert span[1] == len(offsets) or offsets[span[1]][0] >= stop or offsets[span[1]][1] == 0
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokens_are_those_of_transformers(name: str) -> None:
+    """Whatever tokenizer.json says of truncation and padding, which are for other uses."""
+    tokenizer = copy.deepcopy(TOKENIZERS[name])
+    expected = tokenizer([fact.text for fact in FACTS])["input_ids"]
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=99)
+    found = encode_all(FACTS, tokenizer=tokenizer, loss="all", end_token=False)
+    end = [tokenizer.eos_token_id] if name == "BOS and EOS" else []
+    assert [[*one.tokens, *end] for one in found] == expected
 
 
 def object_space(encoded: Encoded, tokenizer: PreTrainedTokenizerFast) -> set[int]:
