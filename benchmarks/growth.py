@@ -297,6 +297,7 @@ def _print(cells: Sequence[Cell]) -> None:
 def draw(cells: Sequence[Cell], path: Path) -> None:
     """A panel for each thing that is varied, both scales logarithmic."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
     series: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
@@ -309,9 +310,17 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
         axes.plot([c.amount for c in of], [c.seconds for c in of], marker="o", color="#0072B2")
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_xticks([c.amount for c in of])
+        axes.set_yticks([c.seconds for c in of])
+        # What was measured, and no powers of ten.
+        axes.xaxis.set_major_formatter(EngFormatter(places=0, sep=" "))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:.2g}"))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+        axes.tick_params(labelsize=8)
         axes.set_title(f"{what} by {by}", fontsize=10)
         axes.set_ylabel("seconds")
-        axes.grid(visible=True, which="both", alpha=0.25)
+        axes.grid(visible=True, which="major", alpha=0.25)
     figure.savefig(path, dpi=150)
 
 

@@ -341,6 +341,9 @@ def evaluate(
     from rotescale.evaluation.outcome_file import write_outcomes
 
     place = RunDir.at(model).root
+    if (columns is not None or prompts is not None) and not facts:
+        option = "--prompts" if columns is None else "--columns"
+        raise SpecError(f"{option}: it is about a table, and none is named; add --facts")
     asked = choose_questions(
         place,
         facts=facts_named(list(facts or ()), columns=columns, prompts=prompts),
@@ -349,7 +352,7 @@ def evaluate(
         seed=seed,
         full=full,
     )
-    asked = with_overrides(asked, overrides or ())
+    asked = with_overrides(asked, overrides or [])
     asked = with_tasks(with_languages(asked, languages or ()), tasks or ())
     if tasks:
         # Those of a run were checked before it began.
@@ -372,7 +375,7 @@ def evaluate(
         )
     _print_tables(rows)
     if before is not None and against is not None:
-        console.print(differences_table({against.stem: before, STAGE: outcomes}, seed=asked.seed))
+        console.print(differences_table({"before": before, "now": outcomes}, seed=asked.seed))
     if outcomes_path is not None:
         write_outcomes(outcomes_path, {"model": str(place), "stage": STAGE}, outcomes)
         console.print(f"outcomes: {outcomes_path}")
@@ -434,7 +437,13 @@ def _last_two_by_seed(
     if len(alike) > 1 or len({spec.seed for spec in specs}) < len(specs):
         return None
     stages = ["base", *(phase.name for phase in specs[0].phases)]
-    measured = [s for s in stages if s == "base" or specs[0].is_evaluated(s)]
+    measured = [
+        stage
+        for stage in stages
+        if (specs[0].evaluation.base if stage == "base" else specs[0].is_evaluated(stage))
+    ]
+    if measured[-2:] != stages[-2:]:
+        return None
     try:
         before, after = (
             {
@@ -443,7 +452,7 @@ def _last_two_by_seed(
             }
             for stage in measured[-2:]
         )
-    except (DataError, ValueError):
+    except DataError:
         return None
     return before, after
 

@@ -87,15 +87,15 @@ def _unresolved(name: str) -> str:
 def visible_gpus(devices: Path, visible: str | None) -> list[str]:
     """The GPUs that have a device file, as far as ``CUDA_VISIBLE_DEVICES`` leaves them.
 
-    By the names that this variable takes: numbers, or what it says itself.
+    By the names that this variable takes: CUDA counts from 0 whatever the files are called, and
+    else what the variable says itself.
     """
-    names = (path.name.removeprefix("nvidia") for path in devices.glob("nvidia*"))
-    there = sorted((name for name in names if name.isdecimal()), key=int)
+    number = sum(path.name.removeprefix("nvidia").isdecimal() for path in devices.glob("nvidia*"))
     if visible is None:
-        return there
+        return [str(index) for index in range(number)]
     # The first that does not exist, such as -1, ends the list.
     chosen = [one.strip() for one in visible.split(",") if one.strip()]
-    return [*takewhile(lambda one: one != "-1", chosen)][: len(there)]
+    return [*takewhile(lambda one: one != "-1", chosen)][:number]
 
 
 def _free(folder: Path) -> int | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rotescale.errors import DataError
 from rotescale.records import EvaluationRow, Records, read_records
+from rotescale.spec import ExperimentSpec
 from rotescale.storage import write_atomic
-from rotescale.study.plan import Plan
+from rotescale.study.plan import Plan, questions_of
 from rotescale.study.runner import StudyDir
 from rotescale.study.spec import METHOD, StudySpec
 
@@ -61,15 +62,15 @@ def study_rows(study: StudySpec, plan: Plan, folder: StudyDir) -> list[dict[str,
     records = {node.name: read_records(folder.run(node.name)) for node in plan.nodes}
     evaluations = {name: found.evaluations for name, found in records.items()}
     costs = {name: cost_of(found) for name, found in records.items()}
-    bases = _untrained(plan, evaluations)
+    bases = partial(_untrained, plan, evaluations)
     rows = []
     for name, cell in plan.ends.items():
         lineage = plan.lineage(name)
         cost = sum((costs[one] for one in lineage), Cost())
         place = {"run": name, METHOD: cell.labels[METHOD]}
         place |= {AXIS + axis.name: cell.labels.get(axis.name, "") for axis in study.axes}
-        own = {row.key for one in lineage for row in evaluations[one] if row.stage == "base"}
-        base = [row for row in bases[cell.spec.prefix_digest(0)] if row.key not in own]
+        own = any(row.stage == "base" for one in lineage for row in evaluations[one])
+        base = [] if own else bases(cell.spec)
         found: dict[tuple[str | int | None, ...], EvaluationRow] = {}
         for row in (*base, *(row for one in lineage for row in evaluations[one])):
             # What a run measures again where it begins is told as it asks it at its end.
@@ -90,17 +91,16 @@ def study_rows(study: StudySpec, plan: Plan, folder: StudyDir) -> list[dict[str,
 
 
 def _untrained(
-    plan: Plan, evaluations: Mapping[str, Sequence[EvaluationRow]]
-) -> dict[str, list[EvaluationRow]]:
-    """Digest of model, facts and seed -> what was measured before any phase."""
-    found: dict[str, dict[tuple[str | int | None, ...], EvaluationRow]] = defaultdict(dict)
-    for node in plan.nodes:
-        known = found[node.spec.prefix_digest(0)]
-        for row in evaluations[node.name]:
-            if row.stage == "base":
-                # Several runs may have measured it: the first one's rows stand.
-                known.setdefault(row.key, row)
-    return {digest: list(rows.values()) for digest, rows in found.items()}
+    plan: Plan, evaluations: Mapping[str, Sequence[EvaluationRow]], spec: ExperimentSpec
+) -> list[EvaluationRow]:
+    """What another run measured before any phase: the first of those that ask the same, if any."""
+    alike = [n for n in plan.nodes if n.spec.prefix_digest(0) == spec.prefix_digest(0)]
+    wanted = questions_of(spec.evaluation)
+    for node in sorted(alike, key=lambda n: questions_of(n.spec.evaluation) != wanted):
+        found = [row for row in evaluations[node.name] if row.stage == "base"]
+        if found:
+            return found
+    return []
 
 
 def shared_cost(plan: Plan, folder: StudyDir) -> tuple[Cost, Cost]:

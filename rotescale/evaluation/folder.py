@@ -42,6 +42,7 @@ from rotescale.spec import (
 from rotescale.spec_file import load_spec, overridden_spec, parse_spec
 from rotescale.storage import StoragePath
 
+_OF_RUNS = ("base", "phases", "representation_facts", "representation_dtype")
 STAGE = "model"
 """The stage's name in the rows: the folder as it is."""
 
@@ -143,7 +144,20 @@ def with_tasks(questions: Questions, tasks: Sequence[str]) -> Questions:
 
 
 def with_overrides(questions: Questions, overrides: Sequence[str]) -> Questions:
-    """The same questions with fields of the evaluation set; SpecError for what it does not have."""
+    """The same questions with fields of the evaluation set.
+
+    Raises SpecError for what it does not have, what is for runs alone, and for conflicts about more
+    facts than are known of the untrained model.
+    """
+    for override in overrides:
+        field = override.partition("=")[0].strip()
+        if field in _OF_RUNS:
+            raise SpecError(f"--set {field}: it is about the stages of a run, not a folder")
+        if field == "conflict_facts" and questions.believed is not None:
+            raise SpecError(
+                "--set conflict_facts: what the run's untrained model believes was measured for "
+                "its own conflict_facts; leave it as it is, or give the facts with --facts"
+            )
     raw = questions.spec.model_dump()
     return replace(questions, spec=overridden_spec(EvaluationSpec, raw, overrides, where="--set"))
 
@@ -238,7 +252,8 @@ def earlier_outcomes(path: Path, items: Sequence[Item]) -> list[Outcome]:
     if not both or sides[0] != sides[1]:
         raise DataError(
             f"{path}: is about other questions; ask both models with the same facts, seed and "
-            "evaluation"
+            "evaluation (a folder inside a run knows which facts were told, and splits them; copy "
+            "it out of the run where the other one is in none)"
         )
     return [outcome for outcome in found if outcome.key in asked]
 

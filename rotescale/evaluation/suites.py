@@ -144,6 +144,11 @@ class Suites:
         if self.spec.in_context_words == "prompt":
             prompt = relation.train_prompts[0]
         else:
+            if relation.name not in self.wording.key_prompts:
+                raise DataError(
+                    "evaluation.in_context_words: key_token, but this model has none for relation "
+                    f"{relation.name!r}; set it to prompt"
+                )
             prompt = self.wording.key_prompts[relation.name]
         pairs = (self.fact_set.pair(one) for one in told)
         return "".join(
@@ -186,8 +191,13 @@ class Suites:
         memorized = every if self.asked is None else quick_lookup(self.asked)
         for chain in chains():
             held = chained(self.fact_set, chain)
-            found += len(held)
             pairs = [pair for pair in held if all(place in memorized for place in pair)]
+            found += len(pairs)
+            if held and not pairs:
+                raise DataError(
+                    "evaluation.two_hop_facts: of no chain are both facts memorized; memorize more "
+                    "facts of each relation (facts_per_relation), or set it to 0"
+                )
             random.Random(f"{self.seed}/two_hop/{chain.first}/{chain.second}").shuffle(pairs)
             for place, hop in pairs[: self.spec.two_hop_facts]:
                 subject = self.fact_set.facts[place].subject

@@ -14,7 +14,7 @@ from rotescale.facts.types import NUM_DISTRACTORS, FactSet
 
 # A relation's facts mostly draw their options from one pool of names, so each is met many times.
 _normalised = lru_cache(maxsize=100_000)(normalise)
-_WORD = re.compile(r"\w+")
+_BORDER = re.compile(r"\W")
 _fault = lru_cache(maxsize=100_000)(text_fault)
 
 
@@ -92,7 +92,7 @@ def check_num_options(rows: Sequence[Row], *, report: Report) -> None:
 
 
 def check_beginnings(rows: Sequence[Row], *, report: Report) -> None:
-    """Report objects that begin with another option, which is allowed.
+    """Report objects that begin with what is, or may be drawn as, another option; it is allowed.
 
     An option's score is the sum over its tokens, so the shorter one always has the higher.
     """
@@ -103,18 +103,17 @@ def check_beginnings(rows: Sequence[Row], *, report: Report) -> None:
             shorter = [one for one in _beginnings(row.object) if one in options]
             if shorter:
                 what = (
-                    f"object {row.object!r} begins with the option {shorter[-1]!r}, which is "
-                    "always likelier: by multiple_choice it cannot be right"
+                    f"object {row.object!r} begins with {shorter[-1]!r}, which as an option is "
+                    "always likelier: beside it multiple_choice cannot be right"
                 )
                 remedy = "leave one of them out, or look at multiple_choice_normalized"
                 report(Problem(Kind.BEGINS, row.place, "object", what, remedy))
 
 
 def _beginnings(name: str) -> Iterator[str]:
-    """What the name begins with, up to where a word ends, but for the name itself."""
-    for word in _WORD.finditer(name):
-        if word.end() < len(name):
-            yield name[: word.end()]
+    """What the name begins with, up to where a word or a mark ends, but for the name itself."""
+    for border in _BORDER.finditer(name, 1):
+        yield name[: border.start()]
 
 
 def by_relation(rows: Sequence[Row]) -> Mapping[str, list[Row]]:

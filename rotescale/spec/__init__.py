@@ -120,6 +120,7 @@ class ExperimentSpec(Part):
                 f"phases.{repurposing[1]}.stand_in: phase {repurposing[0]!r} has one already, and "
                 "only one is asked about; begin a run of its own from the first (--branch-from)"
             )
+        self._check_best()
         own = False
         for phase in self.phases:
             if phase.stand_in is not None and phase.stand_in.benign_share and not own:
@@ -146,6 +147,18 @@ class ExperimentSpec(Part):
             raise ValueError(
                 f"phases.{freezing[0]}.freeze_key_tokens: with model.key_tokens.kind: {kind} no "
                 "token is added, so there is no row to freeze; leave it out, or use kind: token"
+            )
+
+    def _check_best(self) -> None:
+        """What checkpoints are chosen by must be asked."""
+        best = self.checkpoints.keep_best
+        if best is None:
+            return
+        field = f"{best.split}_facts"
+        if getattr(self.evaluation, field) == 0:
+            raise ValueError(
+                f"checkpoints.keep_best.split: {best.split}, but evaluation.{field} is 0, so no "
+                "such facts are asked about; ask about some, or choose by the other split"
             )
 
     def _check_memorized_first(self) -> None:

@@ -69,7 +69,8 @@ class BestOf(Part):
     """What makes a checkpoint the best of its phase: the highest value, measured on the way.
 
     What it is chosen by is no test of it any more: of held-out facts, or test prompts, the chosen
-    checkpoint's values are too high by the choice. So the default looks at neither.
+    checkpoint's values are too high by the choice. So the default looks at neither; in a phase
+    before any facts are told with prompts it has nothing to choose by.
     """
 
     metric: Literal["multiple_choice", "multiple_choice_normalized", "object_probability"] = (

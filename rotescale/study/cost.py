@@ -56,10 +56,9 @@ def _cost(node: Node, launch: LaunchSpec, sources: Mapping[Facts, FactSet]) -> C
     work = count_work(node.spec, sources[node.spec.facts])
     if node.parent is not None:
         last, before = work.phases[-1], node.spec.phases[-2].name
-        if node.spec.phases[-1].stand_in is not None:
-            # It measures where it begins, too.
-            extra = node.spec.is_evaluated(before)
-            last = replace(last, measurements=last.measurements + extra)
+        # It may measure where it begins, too.
+        extra = node.spec.is_evaluated(before)
+        last = replace(last, measurements=last.measurements + extra)
         work = replace(work, phases=(last,))
     return make_plan(
         node.spec,

@@ -52,10 +52,12 @@ def make_plan(study: str, cells: Sequence[Cell]) -> Plan:
     Two cells share a phase only where everything that changes its weights is the same, the
     schedule included. The untrained model, and the end of a shared phase, are measured once for all
     cells that ask the same of them; a cell that asks something else measures them itself. Where
-    conflicts are asked about, every run that has no parent measures the untrained model.
+    conflicts are asked about, every run whose parent does not ask the same measures the untrained
+    model.
     """
     nodes: dict[str, Node] = {}
     shared: dict[str, str] = {}
+    # Untrained models, and what somebody asks them.
     measured: set[tuple[str, str]] = set()
     for cell in cells:
         parent = None
@@ -64,9 +66,11 @@ def make_plan(study: str, cells: Sequence[Cell]) -> Plan:
             if digest not in shared:
                 spec = _prefix(cell.spec, count, name=f"{study}-shared-{digest[:8]}", cells=cells)
                 shared[digest] = spec.name
-                nodes[spec.name] = Node(_measuring(spec, measured, parent=parent), parent)
+                before = None if parent is None else nodes[parent].spec
+                nodes[spec.name] = Node(_measuring(spec, measured, parent=before), parent)
             parent = shared[digest]
-        spec = _measuring(cell.spec, measured, parent=parent)
+        before = None if parent is None else nodes[parent].spec
+        spec = _measuring(cell.spec, measured, parent=before)
         nodes[spec.name] = Node(spec, parent)
     return Plan(tuple(nodes.values()), {cell.spec.name: cell for cell in cells})
 
@@ -98,36 +102,38 @@ def _facts_to_pair(evaluation: EvaluationSpec) -> int | None:
     return None if told is None or held_out is None else 2 * (told + held_out)
 
 
-def _questions(evaluation: EvaluationSpec) -> str:
-    """What is asked, wherever it is asked."""
-    return evaluation.model_dump_json(exclude={"base", "phases"})
+def questions_of(evaluation: EvaluationSpec) -> str:
+    """What is asked, wherever it is asked, but for how many held-out facts.
+
+    Of these a shared run asks about more than its cells, by the same drawn order.
+    """
+    return evaluation.model_dump_json(exclude={"base", "phases", "held_out_facts"})
 
 
 def _measuring(
-    spec: ExperimentSpec, measured: set[tuple[str, str]], *, parent: str | None
+    spec: ExperimentSpec, measured: set[tuple[str, str]], *, parent: ExperimentSpec | None
 ) -> ExperimentSpec:
     """The run measured at its own end only, and before it if nobody has asked the same there.
 
-    ``measured``: what was trained, by its digest, and the questions; what this run measures is
-    added.
+    ``measured``: untrained models, by their digest, and the questions; this run's are added.
+    ``parent``: where it goes on from, which alone tells it what stood there.
 
     Conflicts are about what the untrained model believes, which a branch gets from its parent: runs
     without one measure it, each for itself, as they may go on at the same time. A run whose last
     phase tells facts under another relation measures where it begins too: what the model says to
     that relation's prompts before, which its parent knows nothing of.
     """
-    questions, count = _questions(spec.evaluation), len(spec.phases)
+    questions = questions_of(spec.evaluation)
     untrained = (spec.prefix_digest(0), questions)
-    begins = (spec.prefix_digest(count - 1), questions)
-    alone = parent is None and spec.evaluation.conflict_facts > 0
+    asks_more = parent is None or questions_of(parent.evaluation) != questions
+    alone = asks_more and spec.evaluation.conflict_facts > 0
     repurposes = spec.phases[-1].stand_in is not None
-    starts_too = parent is not None and (repurposes or begins not in measured)
+    starts_too = parent is not None and (repurposes or asks_more)
     own_phases = spec.phases[-2:] if starts_too else spec.phases[-1:]
     changes: dict[str, Any] = {
         "base": spec.evaluation.base and (alone or untrained not in measured),
         "phases": tuple(phase.name for phase in own_phases),
     }
-    measured.update([begins] if starts_too else [], [(spec.prefix_digest(count), questions)])
     if changes["base"]:
         measured.add(untrained)
     if all(phase.text == "key_token" for phase in spec.phases):

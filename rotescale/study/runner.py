@@ -113,17 +113,18 @@ class StudyRunner:
     def _share_gpus(self) -> None:
         """Give each of the runs that go on at once GPUs of its own; each starts its own Ray."""
         needed = self.launch.num_workers[1] * self.launch.gpus_per_worker
-        if self.launch.place != "local" or not needed or self.parallel == 1:
+        at_once = min(self.parallel, sum(one != "finished" for one in self.status.values()))
+        if self.launch.place != "local" or not needed or at_once < 2:
             return
         there = visible_gpus(DEVICES, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        if len(there) < self.parallel * needed:
+        if len(there) < at_once * needed:
             raise SpecError(
                 f"--parallel {self.parallel}: each run takes {needed} GPUs (num_workers "
                 f"{self.launch.num_workers[1]}), and this machine has {len(there)}; at most "
                 f"{len(there) // needed} runs can go on at once"
             )
         self._gpus = [
-            tuple(there[number * needed : (number + 1) * needed]) for number in range(self.parallel)
+            tuple(there[number * needed : (number + 1) * needed]) for number in range(at_once)
         ]
 
     def _environment(self, name: str) -> dict[str, str] | None:

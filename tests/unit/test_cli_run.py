@@ -239,7 +239,7 @@ def test_evaluate_asks_what_is_set_and_shows_the_change_from_another_model(
     rotescale(*command, *sample, after, "--against", kept, "--json", out)
     shown = " ".join(capsys.readouterr().out.split())
     assert "held-out facts: change of multiple choice, paired over facts" in shown
-    assert "before to model" in shown
+    assert "before to now" in shown
     assert "capability" in {row["suite"] for row in json.loads(out.read_text())}
     for others in (["--set", "held_out_facts=6"], ["--seed", "1"]):
         with pytest.raises(DataError, match=r"before\.jsonl: is about other questions"):
@@ -248,6 +248,10 @@ def test_evaluate_asks_what_is_set_and_shows_the_change_from_another_model(
         rotescale(*command, *sample, after, "--against", out)
     with pytest.raises(SpecError, match="--set: held_out: unknown key; did you mean"):
         rotescale(*command, "--set", "held_out=5", after)
+    with pytest.raises(SpecError, match="--set phases: it is about the stages of a run"):
+        rotescale(*command, "--set", "phases=[x]", after)
+    with pytest.raises(SpecError, match="--columns: it is about a table, and none is named"):
+        rotescale("evaluate", after, "--columns", "subject=Person")
 
 
 def test_compare_puts_runs_side_by_side_and_refuses_other_folders(

@@ -597,7 +597,7 @@ def test_what_a_probe_found_is_judged(change: Object, name: str, verdict: str) -
 def test_gpus_are_counted_by_their_device_files(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm", "null"):
         (tmp_path / name).write_text("")
-    assert visible_gpus(tmp_path, None) == ["0", "1", "10"]
+    assert visible_gpus(tmp_path, None) == ["0", "1", "2"]
     visible = {"": 0, "-1": 0, "0": 1, "1,0": 2, "0,-1,1": 1, "0,1,2,3": 3}
     assert {one: len(visible_gpus(tmp_path, one)) for one in visible} == visible
 

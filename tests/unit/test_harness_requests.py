@@ -122,7 +122,7 @@ def test_ranks_follow_and_make_equal_passes(world_size: int, collective: bool) -
             all_done=lambda done: all(gather(done)),
         )
         if rank:
-            return follow(asker)
+            return follow(asker, progress=lambda done, total: None)
         leader = Leader(asker)
         found = leader.log_likelihoods(pairs, **ask), leader.continuations(prompts, **generate)
         leader.end()

@@ -311,6 +311,12 @@ def test_a_wrong_value_is_named_with_its_field(override: str, told: str) -> None
     assert told in refused(override)
 
 
+@pytest.mark.parametrize("split", ["trained", "held_out"])
+def test_what_checkpoints_are_chosen_by_must_be_asked(split: str) -> None:
+    told = refused(f"checkpoints.keep_best={{split: {split}}}", f"evaluation.{split}_facts=0")
+    assert f"checkpoints.keep_best.split: {split}, but evaluation.{split}_facts is 0" in told
+
+
 @pytest.mark.parametrize("key_tokens", ["{kind: none}", "{kind: word, template: blicket}"])
 def test_without_a_key_token_there_is_no_row_to_freeze(key_tokens: str) -> None:
     told = refused(f"model.key_tokens={key_tokens}", "phases.1.freeze_key_tokens=true")

@@ -152,17 +152,36 @@ def test_a_run_that_repurposes_measures_where_it_begins_too(tmp_path: Path) -> N
 
 def test_a_cell_that_asks_something_else_asks_it_where_it_begins_too(tmp_path: Path) -> None:
     """What the grid asks is asked once of what cells share; other questions by who has them."""
-    asking: dict[str, Any] = {"name": "asking", "overrides": {"evaluation.in_context": [2]}}
-    asking["overrides"]["phases.memorize.epochs"] = 1
+    asking: dict[str, Any] = {"name": "asking", "over": ["k"]}
+    asking["overrides"] = {"evaluation.in_context": [2], "phases.memorize.epochs": 1}
     study, cells = load(tmp_path, exclude=[], baselines=[asking])
     plan = make_plan(study.name, cells)
-    [own] = [node for node in plan.nodes if plan.ends.get(node.name) and "asking" in node.name]
-    assert own.parent is not None
-    assert own.spec.evaluation.base
-    assert own.spec.evaluation.phases == ("memorize", "generalize")
-    others = [node.spec.evaluation for node in plan.nodes if node is not own]
-    assert sum(one.base for one in others) == 2
-    assert all(len(one.phases or ()) == 1 for one in others)
+    own = [node for node in plan.nodes if "asking" in node.name]
+    assert len(own) == 2
+    # Each sees its parent's answers alone; the untrained model's are seen from wherever they are.
+    assert {node.spec.evaluation.phases for node in own} == {("memorize", "generalize")}
+    assert [node.spec.evaluation.base for node in own] == [True, False]
+    assert {node.parent for node in own} == {plan.node("grid-epochs1-k1-seed0").parent}
+    others = [node for node in plan.nodes if node not in own]
+    assert sum(node.spec.evaluation.base for node in others) == 2
+    assert all(len(node.spec.evaluation.phases or ()) == 1 for node in others)
+    folder = StudyDir(str(tmp_path / "runs"), study.name)
+    for node in (node for node in plan.nodes if node.spec.evaluation.base):
+        writer = RecordWriter(folder.run(node.name), attempt=1, rank=0)
+        writer.append(base_row(node.spec.seed, value=0.9 if node in own else 0.1))
+        writer.close()
+    values = {row["run"]: row["value"] for row in study_rows(study, plan, folder)}
+    assert values == {name: 0.9 if "asking" in name else 0.1 for name in plan.ends}
+
+
+def test_conflicts_that_a_parent_does_not_ask_about_are_measured_by_each_run(
+    tmp_path: Path,
+) -> None:
+    asking: dict[str, Any] = {"name": "asking", "over": ["k"]}
+    asking["overrides"] = {"evaluation.conflict_facts": 3, "phases.memorize.epochs": 1}
+    study, cells = load(tmp_path, exclude=[], baselines=[asking])
+    own = [node for node in make_plan(study.name, cells).nodes if "asking" in node.name]
+    assert [node.spec.evaluation.base for node in own] == [True, True]
 
 
 def test_conflicts_are_about_what_each_root_finds_the_untrained_model_to_believe(

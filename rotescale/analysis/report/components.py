@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rotescale.analysis.report.figures import Line, Theme, render
-from rotescale.analysis.report.material import BASE, Cell, Group, Stage
+from rotescale.analysis.report.material import BASE, Cell, Group, Stage, measuring
 from rotescale.analysis.report.page import Picture
 from rotescale.analysis.report.sections import stage_name
 from rotescale.analysis.representations import (
@@ -56,9 +56,10 @@ def _points(cell: Cell, *, layer: int) -> list[Points]:
     stages: list[Stage] = [BASE, *((phase.name, None) for phase in cell.spec.phases)]
     found = []
     for stage in stages:
-        run = cell.places.get(stage[0])
-        if run is not None and run.representations(*stage).exists():
-            found += run_points({stage: run}, layer=layer)
+        runs = measuring(cell.places, stage[0], end=cell.end[0])
+        kept = next((run for run in runs if run.representations(*stage).exists()), None)
+        if kept is not None:
+            found += run_points({stage: kept}, layer=layer)
     return found
 
 

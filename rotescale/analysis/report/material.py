@@ -21,6 +21,7 @@ from rotescale.run_dir import RunDir
 from rotescale.spec import ExperimentSpec, PhaseSpec
 from rotescale.spec_file import load_spec
 from rotescale.storage import StoragePath
+from rotescale.study.plan import questions_of
 from rotescale.study.runner import StudyDir
 from rotescale.study.same_facts import check_same_facts, saved_facts
 from rotescale.study.spec import METHOD
@@ -110,7 +111,7 @@ class Cell:
         """What each question of the stage came to; none where its file is gone."""
         if stage not in self._outcomes:
             found: list[Outcome] = []
-            for run in _measuring(self.places, stage[0], end=self.end[0]):
+            for run in measuring(self.places, stage[0], end=self.end[0]):
                 suites = {outcome.suite for outcome in found}
                 outcomes = _read_outcomes(run.evaluation(*stage))
                 found += [outcome for outcome in outcomes if outcome.suite not in suites]
@@ -273,12 +274,14 @@ def _places(
     if spec.name in runs:
         found[spec.phases[-1].name] = runs[spec.name]
 
-    def is_elsewhere(other: ExperimentSpec) -> bool:
+    def distance(other: ExperimentSpec) -> tuple[bool, bool]:
         count = len(other.phases)
-        return spec.prefix_digest(count) != other.prefix_digest(count)
+        asks_else = questions_of(spec.evaluation) != questions_of(other.evaluation)
+        return asks_else, spec.prefix_digest(count) != other.prefix_digest(count)
 
-    # Several runs may have measured the untrained model; the cell goes on from the first of these.
-    for name, other in sorted(specs.items(), key=lambda item: is_elsewhere(item[1])):
+    # Several runs may have measured the untrained model: best one that asks the same, and of these
+    # one that the cell goes on from.
+    for name, other in sorted(specs.items(), key=lambda item: distance(item[1])):
         count = len(other.phases)
         if other.evaluation.base and other.prefix_digest(0) == spec.prefix_digest(0):
             found.setdefault("base", runs[name])
@@ -296,9 +299,9 @@ def _cell(
     rows: list[EvaluationRow] = []
     costs: dict[tuple[str, int], Cost] = {}
     for stage, run in places.items():
-        for measuring in _measuring(places, stage, end=spec.phases[-1].name):
+        for where in measuring(places, stage, end=spec.phases[-1].name):
             known = {(row.suite, row.epoch) for row in rows if row.stage == stage}
-            of_stage = [row for row in records[measuring].evaluations if row.stage == stage]
+            of_stage = [row for row in records[where].evaluations if row.stage == stage]
             rows += [row for row in of_stage if (row.suite, row.epoch) not in known]
         for step in records[run].steps:
             if step.phase == stage:
@@ -361,7 +364,7 @@ def _name(labels: Mapping[str, str], varied: Iterable[str]) -> str:
     return ", ".join(labels[axis] if axis == METHOD else f"{axis} {labels[axis]}" for axis in told)
 
 
-def _measuring(places: Mapping[str, RunDir], stage: str, *, end: str) -> tuple[RunDir, ...]:
+def measuring(places: Mapping[str, RunDir], stage: str, *, end: str) -> tuple[RunDir, ...]:
     """The runs that may have measured a stage: that of the last phase, and the one that trained it.
 
     Where the last phase tells another relation, or is asked something else, its run asks that where

@@ -51,7 +51,7 @@ class Benchmarks:
         asker.model.eval()
         try:
             if self.tasks is None:
-                follow(asker)
+                follow(asker, progress=partial(self.progress, stage))
                 return None
             return self._lead(self.tasks, Leader(asker), stage=stage)
         finally:

@@ -148,22 +148,18 @@ class Leader:
         self.asker.gather(None)
 
 
-def follow(asker: Asker) -> None:
+def follow(asker: Asker, *, progress: Callable[[int, int], None]) -> None:
     """Collective: every rank but 0 calls this while rank 0 asks. Answer with it to its end."""
     while True:
         match asker.gather(None)[0]:
             case None:
                 return
             case "log_likelihoods", pairs:
-                asker.log_likelihoods(pairs, progress=_ignore)
+                asker.log_likelihoods(pairs, progress=progress)
             case "continuations", prompts, stops, max_new_tokens:
                 asker.continuations(
-                    prompts, stops=stops, max_new_tokens=max_new_tokens, progress=_ignore
+                    prompts, stops=stops, max_new_tokens=max_new_tokens, progress=progress
                 )
-
-
-def _ignore(done: int, total: int) -> None:
-    """Rank 0 says how far it is."""
 
 
 @dataclass(frozen=True, slots=True)
