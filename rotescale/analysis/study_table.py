@@ -13,7 +13,7 @@ from rotescale.errors import DataError
 from rotescale.records import EvaluationRow, Records, read_records
 from rotescale.spec import ExperimentSpec
 from rotescale.storage import write_atomic
-from rotescale.study.plan import Plan, questions_of
+from rotescale.study.plan import Node, Plan, questions_of
 from rotescale.study.runner import StudyDir
 from rotescale.study.spec import METHOD, StudySpec
 
@@ -69,10 +69,10 @@ def study_rows(study: StudySpec, plan: Plan, folder: StudyDir) -> list[dict[str,
         cost = sum((costs[one] for one in lineage), Cost())
         place = {"run": name, METHOD: cell.labels[METHOD]}
         place |= {AXIS + axis.name: cell.labels.get(axis.name, "") for axis in study.axes}
-        own = any(row.stage == "base" for one in lineage for row in evaluations[one])
-        base = [] if own else bases(cell.spec)
+        base = bases(cell.spec, lineage)
+        trained = [row for one in lineage for row in evaluations[one] if row.stage != "base"]
         found: dict[tuple[str | int | None, ...], EvaluationRow] = {}
-        for row in (*base, *(row for one in lineage for row in evaluations[one])):
+        for row in (*base, *trained):
             # What a run measures again where it begins is told as it asks it at its end.
             found[row.key] = row
         for row in found.values():
@@ -91,12 +91,19 @@ def study_rows(study: StudySpec, plan: Plan, folder: StudyDir) -> list[dict[str,
 
 
 def _untrained(
-    plan: Plan, evaluations: Mapping[str, Sequence[EvaluationRow]], spec: ExperimentSpec
+    plan: Plan,
+    evaluations: Mapping[str, Sequence[EvaluationRow]],
+    spec: ExperimentSpec,
+    lineage: Sequence[str],
 ) -> list[EvaluationRow]:
-    """What another run measured before any phase: the first of those that ask the same, if any."""
+    """What was measured before any phase: by a run that asks the same, best one of the lineage."""
     alike = [n for n in plan.nodes if n.spec.prefix_digest(0) == spec.prefix_digest(0)]
     wanted = questions_of(spec.evaluation)
-    for node in sorted(alike, key=lambda n: questions_of(n.spec.evaluation) != wanted):
+
+    def distance(node: Node) -> tuple[bool, bool]:
+        return questions_of(node.spec.evaluation) != wanted, node.name not in lineage
+
+    for node in sorted(alike, key=distance):
         found = [row for row in evaluations[node.name] if row.stage == "base"]
         if found:
             return found

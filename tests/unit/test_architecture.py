@@ -42,8 +42,8 @@ LAYERS = [
     {"study", "ray_nodes", "ray_session"},
     {"driver", "ray_probe", "analysis"},
     {"injection"},
-    {"facts_cli", "checkpoint_cli", "study_cli", "representations_cli", "report_cli"},
-    {"inject_cli", "easyedit_cli"},
+    {"facts_cli", "checkpoint_cli", "study_cli", "report_cli"},
+    {"inject_cli", "easyedit_cli", "representations_cli"},
     {"cli"},
 ]
 LAUNCHER_MAY_IMPORT = {
