@@ -238,7 +238,7 @@ def seeds_table(
             {seed: _group(found, relation, kind, language) for seed, found in of_stage.items()}
             for of_stage in (before, after)
         )
-        if not all(a.values()) or not all(b.values()):
+        if not (all(a.values()) and all(b.values())):
             continue
         n = sum(map(len, b.values()))
         mean = mean_over_seeds(b, metric="multiple_choice", seed=0)
@@ -306,28 +306,17 @@ def differences_table(outcomes: Mapping[str, Sequence[Outcome]], *, seed: int) -
         table.add_column(f"{before} to {after}", justify="right")
     every_language = languages_of(o for of_stage in outcomes.values() for o in of_stage)
     for kind, language, heading in _lines(every_language):
-        group = ("held_out", kind, language)
-        cells = [
-            _difference(outcomes[before], outcomes[after], group=group, seed=seed)
-            for before, after in pairs
-        ]
+        group = {
+            stage: _group(found, ALL_RELATIONS, kind, language) for stage, found in outcomes.items()
+        }
+        cells = [_difference(group[before], group[after], seed=seed) for before, after in pairs]
         table.add_row(heading, *cells)
     return table
 
 
-def _difference(
-    before: Sequence[Outcome],
-    after: Sequence[Outcome],
-    *,
-    group: tuple[str, str, str],
-    seed: int,
-) -> str:
-    """The change in a group (split, kind of prompts, language)."""
-    a, b = (
-        [o for o in outcomes if o.suite == CORE and (o.split, o.prompts, o.language) == group]
-        for outcomes in (before, after)
-    )
-    if not a or not b:
+def _difference(before: Sequence[Outcome], after: Sequence[Outcome], *, seed: int) -> str:
+    """The change in the answers to the same questions; a dash where one side was not asked."""
+    if not before or not after:
         return "-"
-    value, low, high = paired_difference(a, b, metric="multiple_choice", seed=seed)
+    value, low, high = paired_difference(before, after, metric="multiple_choice", seed=seed)
     return f"{value:+.2f} [{low:+.2f} {high:+.2f}]"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +61,13 @@ def study_rows(study: StudySpec, plan: Plan, folder: StudyDir) -> list[dict[str,
     records = {node.name: read_records(folder.run(node.name)) for node in plan.nodes}
     evaluations = {name: found.evaluations for name, found in records.items()}
     costs = {name: cost_of(found) for name, found in records.items()}
-    bases = partial(_untrained, plan, evaluations)
     rows = []
     for name, cell in plan.ends.items():
         lineage = plan.lineage(name)
         cost = sum((costs[one] for one in lineage), Cost())
         place = {"run": name, METHOD: cell.labels[METHOD]}
         place |= {AXIS + axis.name: cell.labels.get(axis.name, "") for axis in study.axes}
-        base = bases(cell.spec, lineage)
+        base = _untrained(plan, evaluations, cell.spec, lineage)
         trained = [row for one in lineage for row in evaluations[one] if row.stage != "base"]
         found: dict[tuple[str | int | None, ...], EvaluationRow] = {}
         for row in (*base, *trained):

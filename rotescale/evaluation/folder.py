@@ -244,7 +244,7 @@ def earlier_outcomes(path: Path, items: Sequence[Item]) -> list[Outcome]:
             f"{path}: no outcomes ({error}); give a file that `rotescale evaluate --outcomes` "
             "wrote, or a run's evaluations/STAGE.jsonl"
         ) from error
-    asked = {_key(item): item.options[item.gold] for item in items if item.suite == CORE}
+    asked = {item.key: item.options[item.gold] for item in items if item.suite == CORE}
     told = {outcome.key: outcome.gold for outcome in found if outcome.suite == CORE}
     # With the key token only models are asked that know it, so that kind may be missing.
     both = {key[3] for key in asked} & {key[3] for key in told}
@@ -256,14 +256,6 @@ def earlier_outcomes(path: Path, items: Sequence[Item]) -> list[Outcome]:
             "it out of the run where the other one is in none)"
         )
     return [outcome for outcome in found if outcome.key in asked]
-
-
-def _key(item: Item) -> tuple[int, str, str, str, int, str, str]:
-    """As ``Outcome.key``."""
-    return (
-        *(item.fact, item.relation, item.split),
-        *(item.prompts, item.prompt_index, item.language, item.suite),
-    )
 
 
 def evaluate_folder(

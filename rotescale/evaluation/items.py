@@ -76,6 +76,14 @@ class Item:
     old: int | None = None
     """Place of the option that contradicts the right one: what the model held before."""
 
+    @property
+    def key(self) -> tuple[int, str, str, str, int, str, str]:
+        """Which question this is, as ``Outcome.key`` says it of its answer."""
+        return (
+            *(self.fact, self.relation, self.split),
+            *(self.prompts, self.prompt_index, self.language, self.suite),
+        )
+
 
 def build_items(
     fact_set: FactSet,

@@ -186,18 +186,14 @@ class Suites:
         """
         if not self.spec.two_hop_facts:
             return
-        found = 0
+        found = num_held = 0
         every = range(len(self.fact_set.facts))
         memorized = every if self.asked is None else quick_lookup(self.asked)
         for chain in chains():
             held = chained(self.fact_set, chain)
             pairs = [pair for pair in held if all(place in memorized for place in pair)]
             found += len(pairs)
-            if held and not pairs:
-                raise DataError(
-                    "evaluation.two_hop_facts: of no chain are both facts memorized; memorize more "
-                    "facts of each relation (facts_per_relation), or set it to 0"
-                )
+            num_held += len(held)
             random.Random(f"{self.seed}/two_hop/{chain.first}/{chain.second}").shuffle(pairs)
             for place, hop in pairs[: self.spec.two_hop_facts]:
                 subject = self.fact_set.facts[place].subject
@@ -213,6 +209,11 @@ class Suites:
                         options=options,
                         gold=gold,
                     )
+        if num_held and not found:
+            raise DataError(
+                "evaluation.two_hop_facts: of no chain are both facts memorized; memorize more "
+                "facts of each relation (facts_per_relation), or set it to 0"
+            )
         if not found:
             known = ", ".join(f"{chain.first} then {chain.second}" for chain in chains())
             raise DataError(
